@@ -1,0 +1,26 @@
+#include "kernels_cpu/kernel_table.h"
+
+namespace thermocline::cpu {
+
+KernelTable make_kernel_table(const CpuFeatures& cpu, Isa max_isa) {
+  KernelTable table = scalar::table();
+  if (cpu.avx2 && max_isa >= Isa::avx2) avx2::fill(table);
+  if (cpu.avx512 && max_isa >= Isa::avx512) avx512::fill(table);
+  return table;
+}
+
+GemmKind gemm_kind(const PackedShape& shape) {
+  switch (shape.format) {
+    case WeightFormat::mxfp4: return shape.scale == ScaleFormat::e8m0_rows ? GemmKind::mxfp4_e8m0 : GemmKind::mxfp4_f32;
+    case WeightFormat::fp8: return GemmKind::fp8_f32;
+    case WeightFormat::bf16: return GemmKind::bf16;
+  }
+  return GemmKind::bf16;
+}
+
+std::string KernelTable::to_string() const {
+  return "kernels: " + std::string(isa_name(isa)) + (bf16_inputs ? ", bf16 inputs" : ", f32 inputs") + ", " +
+         std::to_string(max_tokens) + " tokens a tile call";
+}
+
+}  // namespace thermocline::cpu

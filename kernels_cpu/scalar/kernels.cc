@@ -1,0 +1,105 @@
+// Micro-kernels in plain C++: they run everywhere, and the fp32 numerics are defined by them.
+#include "kernels_cpu/kernel_table.h"
+#include "runtime/base/number_formats.h"
+
+namespace thermocline::cpu::scalar {
+namespace {
+
+// A tile is decoded once and used by every token of the call; sums run over k in order, one scale at a time.
+template <WeightFormat format, ScaleFormat scale>
+void gemm(const RowGroup& w, const void* x_void, int64_t x_stride, int m, float* y) {
+  const float* x = static_cast<const float*>(x_void);
+  for (int64_t i = 0; i < m * kTileRows; ++i) y[i] = 0;
+  float values[kTileRows * kTileCols];
+  for (int64_t tile = 0; tile < w.k_tiles; ++tile) {
+    decode_tile(format, w.tiles + tile * tile_bytes(format), values);
+    float scales[kTileRows];
+    for (int64_t r = 0; r < kTileRows; ++r) scales[r] = tile_scale(scale, w, tile, r);
+    for (int token = 0; token < m; ++token) {
+      float sums[kTileRows] = {};
+      const float* xt = x + token * x_stride + tile * kTileCols;
+      for (int64_t k = 0; k < kTileCols; ++k)
+        for (int64_t r = 0; r < kTileRows; ++r) sums[r] += values[k * kTileRows + r] * xt[k];
+      for (int64_t r = 0; r < kTileRows; ++r) y[token * kTileRows + r] += sums[r] * scales[r];
+    }
+  }
+}
+
+float element(const float* row, int64_t i) { return row[i]; }
+float element(const bf16* row, int64_t i) { return bf16_to_float(row[i]); }
+
+template <class T>
+void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
+                      float* scores, int64_t scores_stride) {
+  for (int head = 0; head < heads; ++head) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T* row = static_cast<const T*>(rows[i]);
+      float sum = 0;
+      for (int64_t d = 0; d < c; ++d) sum += q[head * q_stride + d] * element(row, d);
+      scores[head * scores_stride + i] = sum * scale;
+    }
+  }
+}
+
+template <class T>
+void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c, float* out,
+                      int64_t out_stride) {
+  for (int head = 0; head < heads; ++head) {
+    float* o = out + head * out_stride;
+    for (int64_t d = 0; d < c; ++d) o[d] = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const T* row = static_cast<const T*>(rows[i]);
+      const float weight = p[head * p_stride + i];
+      for (int64_t d = 0; d < c; ++d) o[d] += weight * element(row, d);
+    }
+  }
+}
+
+// Eight partial sums: closer to the exact sum than one long chain, and what a vector unit does anyway.
+float dot(const float* a, const float* b, int64_t n) {
+  float sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int lane = 0; lane < 8; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  for (; i < n; ++i) sums[i % 8] += a[i] * b[i];
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
+float sum_squares(const float* x, int64_t n) { return dot(x, x, n); }
+
+void gemv_f32(const float* w, const float* x, int64_t n, int64_t k, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = dot(w + i * k, x, k);
+}
+
+double peak_flops(int64_t rounds) {
+  float sums[16] = {};
+  volatile float seed = 1.0f;
+  const float a = seed;
+  for (int64_t round = 0; round < rounds; ++round)
+    for (float& sum : sums) sum = sum * a + a;
+  for (const float sum : sums) seed = seed + sum;
+  return static_cast<double>(rounds) * 16 * 2;
+}
+
+}  // namespace
+
+KernelTable table() {
+  KernelTable table;
+  table.isa = Isa::scalar;
+  table.bf16_inputs = false;
+  table.max_tokens = 64;
+  table.gemm[static_cast<int>(GemmKind::mxfp4_e8m0)] = gemm<WeightFormat::mxfp4, ScaleFormat::e8m0_rows>;
+  table.gemm[static_cast<int>(GemmKind::mxfp4_f32)] = gemm<WeightFormat::mxfp4, ScaleFormat::f32_rows>;
+  table.gemm[static_cast<int>(GemmKind::fp8_f32)] = gemm<WeightFormat::fp8, ScaleFormat::f32_blocks>;
+  table.gemm[static_cast<int>(GemmKind::bf16)] = gemm<WeightFormat::bf16, ScaleFormat::none>;
+  table.attention_scores_bf16 = attention_scores<bf16>;
+  table.attention_scores_f32 = attention_scores<float>;
+  table.attention_values_bf16 = attention_values<bf16>;
+  table.attention_values_f32 = attention_values<float>;
+  table.sum_squares = sum_squares;
+  table.gemv_f32 = gemv_f32;
+  table.peak_flops = peak_flops;
+  return table;
+}
+
+}  // namespace thermocline::cpu::scalar

@@ -1,0 +1,166 @@
+// `thermocline bench step`: prefill (pp) and decode (tg) speed of a model, each against what this machine bounds it to.
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "runtime/cli/command.h"
+#include "runtime/engine/machine_info.h"
+#include "runtime/hw/memory_bandwidth.h"
+#include "runtime/io/file.h"
+
+namespace thermocline::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct BenchOptions {
+  ModelOptions model;
+  std::vector<int64_t> prefill = {512}, decode = {64};
+  int64_t chunk = 512;
+  int repetitions = 3;
+  std::string json_path;
+};
+
+struct Row {
+  const char* kind;
+  int64_t tokens = 0;
+  std::vector<double> seconds = {};  // one per repetition
+  std::vector<double> shares = {};   // of the bound measured right before that repetition
+  double bytes_per_token = 0;
+  double bound_tokens_per_second = 0;
+};
+
+/// What this machine can do, measured in the same process as what it bounds.
+struct Peaks {
+  double read_bandwidth = 0;  // bytes/s, the largest of the run
+  double flops = 0;           // of the GEMM instruction, all workers
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+double measure_flops(Engine& engine) {
+  constexpr int64_t kRounds = 2'000'000;
+  std::atomic<int64_t> total{0};
+  const auto start = Clock::now();
+  engine.pool().run([&](int) { total += static_cast<int64_t>(engine.kernels().peak_flops(kRounds)); });
+  return static_cast<double>(total) / std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Seconds and weight bytes of one repetition.
+struct Sample {
+  double seconds = 0, bytes = 0;
+};
+
+// Token ids from a fixed generator: routing should see the variety of a text, not one token.
+std::vector<int32_t> random_ids(int64_t count, int64_t vocab) {
+  std::vector<int32_t> ids;
+  uint64_t state = 42;
+  for (int64_t i = 0; i < count; ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    ids.push_back(static_cast<int32_t>((state >> 33) % static_cast<uint64_t>(vocab)));
+  }
+  return ids;
+}
+
+Result<Sample> run_once(Engine& engine, const Row& row) {
+  const bool prefill = std::string_view(row.kind) == "prefill";
+  const std::vector<int32_t> ids = random_ids(row.tokens + 1, engine.geometry().vocab_size);
+  TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine.new_sequence());
+  if (!prefill) TC_RETURN_IF_ERROR(engine.decode(*sequence, ids[0]));
+  Sample sample;
+  const auto start = Clock::now();
+  for (int64_t done = 0; done < row.tokens;) {
+    const int64_t count = prefill ? std::min(engine.options().max_chunk, row.tokens - done) : 1;
+    TC_RETURN_IF_ERROR(engine.prefill(*sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
+    sample.bytes += static_cast<double>(engine.step().weight_bytes());
+    done += count;
+  }
+  sample.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return sample;
+}
+
+// Every repetition measures the peaks again first, and is judged by those: both see the same neighbours.
+Status measure(Engine& engine, const BenchOptions& o, Row& row, Peaks& peaks) {
+  TC_RETURN_IF_ERROR(run_once(engine, row));  // warm-up: page faults, caches
+  std::vector<double> bounds;
+  for (int repetition = 0; repetition < o.repetitions; ++repetition) {
+    TC_ASSIGN(const double bandwidth, measure_read_bandwidth(engine.pool(), uint64_t{256} << 20, 3));
+    const double flops = measure_flops(engine);
+    TC_ASSIGN(const Sample sample, run_once(engine, row));
+    const double tokens = static_cast<double>(row.tokens), macs = static_cast<double>(engine.weights().macs_per_token(engine.geometry()));
+    const double bound_seconds = std::max(sample.bytes / bandwidth, 2 * macs * tokens / flops);
+    row.bytes_per_token = sample.bytes / tokens;
+    row.seconds.push_back(sample.seconds);
+    row.shares.push_back(bound_seconds / sample.seconds);
+    bounds.push_back(tokens / bound_seconds);
+    peaks.read_bandwidth = std::max(peaks.read_bandwidth, bandwidth);
+    peaks.flops = std::max(peaks.flops, flops);
+  }
+  row.bound_tokens_per_second = median(bounds);
+  return {};
+}
+
+double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens) / median(row.seconds); }
+
+void print_table(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks, int threads) {
+  fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n", machine_line(engine, threads), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
+  fmt::print("| {:<9} | {:<7} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<7} | {:-<11}: | {:-<13}: | {:-<11}: | {:-<13}: |\n", "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
+  for (const Row& row : rows)
+    fmt::print("| {:<9} | {:<7} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n", kNumericsNames[static_cast<int>(engine.options().numerics)],
+               (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens), tokens_per_second(row), row.bytes_per_token / 1e6, row.bound_tokens_per_second, 100 * median(row.shares));
+  fmt::print("\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes longer\n", o.repetitions);
+}
+
+Status write_json(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks, int threads) {
+  Json results = Json::array();
+  for (const Row& row : rows)
+    results.push_back({{"kind", row.kind}, {"tokens", row.tokens}, {"tokens_per_second", tokens_per_second(row)}, {"bytes_per_token", row.bytes_per_token},
+                       {"bound_tokens_per_second", row.bound_tokens_per_second}, {"share_of_bound", median(row.shares)}, {"repetitions", row.seconds.size()}});
+  const Json document = {{"model", o.model.model()}, {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
+                         {"machine", machine_json(engine, threads)}, {"build", build_json()}, {"stream_read_bytes_per_second", peaks.read_bandwidth},
+                         {"peak_flops", peaks.flops}, {"peak_resident_bytes", peak_resident_bytes()}, {"results", results}};
+  const std::string text = document.dump(2) + "\n";
+  if (o.json_path != "-") return write_text_file(o.json_path, text);
+  fmt::print("{}", text);
+  return {};
+}
+
+Status bench_step(const BenchOptions& o) {
+  TC_ASSIGN(EngineOptions options, o.model.engine_options());
+  if (o.repetitions < 1 || o.chunk < 1) return invalid("--repetitions and --chunk should be at least 1");
+  options.max_chunk = o.chunk;
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  std::vector<Row> rows;
+  for (const auto& [kind, lengths] : {std::pair("prefill", &o.prefill), std::pair("decode", &o.decode)})
+    for (const int64_t tokens : *lengths) {
+      if (tokens < 0 || tokens + 1 > engine->max_context()) return invalid("a test of " + std::to_string(tokens) + " tokens does not fit the context of " + std::to_string(engine->max_context()));
+      if (tokens > 0) rows.push_back({kind, tokens});
+    }
+  Peaks peaks;
+  for (Row& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, row, peaks));
+  const int threads = engine->pool().size();
+  if (o.json_path != "-") print_table(*engine, o, rows, peaks, threads);
+  return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks, threads);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Outcome& outcome) {
+  auto o = std::make_shared<BenchOptions>();
+  CLI::App* bench = app.add_subcommand("bench", "Benchmarks");
+  bench->require_subcommand(1);
+  CLI::App* command = bench->add_subcommand("step", "Prefill and decode speed of a model");
+  o->model.add_to(*command);
+  command->add_option("--prefill,-p", o->prefill, "Prompt lengths")->delimiter(',')->capture_default_str();
+  command->add_option("--decode,-n", o->decode, "Answer lengths")->delimiter(',')->capture_default_str();
+  command->add_option("--chunk", o->chunk, "Tokens of a prefill step")->capture_default_str();
+  command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the median counts")->capture_default_str();
+  command->add_option("--json", o->json_path, "Also a JSON document: a file, or - for standard output alone");
+  command->callback([o, &outcome] { outcome.exit_code = exit_code_of(bench_step(*o)); });
+}
+
+}  // namespace thermocline::cli

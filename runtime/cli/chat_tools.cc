@@ -1,0 +1,150 @@
+// `thermocline tokenize | detokenize | render | parse`: the text layer, line by line, JSON in and JSON out.
+#include <functional>
+#include <iostream>
+
+#include "runtime/cli/command.h"
+#include "runtime/io/json_document.h"
+#include "runtime/text/chat_encoding.h"
+#include "runtime/text/completion_parser.h"
+#include "runtime/text/detokenizer.h"
+
+namespace thermocline::cli {
+namespace {
+
+using LineFunction = std::function<Result<Json>(const Json& line)>;
+
+// ASCII with \u escapes: some readers break lines at U+2028 or U+0085 too.
+std::string one_line(const Json& json) { return json.dump(-1, ' ', true, Json::error_handler_t::replace); }
+
+// Every line gets a line: the result, or {"error"} naming what is wrong with it. The exit code is 1 if one failed to be
+// read as JSON or lacks its fields; what a parser refuses is a result.
+Status each_line(const LineFunction& function) {
+  Status status;
+  std::string line;
+  for (size_t number = 1; std::getline(std::cin, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    Result<Json> json = parse_json(line);
+    Result<Json> out = json ? function(*json) : Result<Json>(std::move(json).error());
+    if (out) {
+      std::cout << one_line(*out) << '\n';
+      continue;
+    }
+    std::cout << one_line(Json{{"error", out.error().message}}) << '\n';
+    status = Status(std::move(out).error().with("line " + std::to_string(number)));
+  }
+  std::cout.flush();
+  if (!std::cout) return Error{ErrorCode::io, "writing to standard output failed"};
+  return status;
+}
+
+Result<std::string> string_field(const Json& line, const char* name, const std::string& fallback) {
+  if (!line.contains(name) || line[name].is_null()) return fallback;
+  return get_string(line, name);
+}
+
+Result<bool> is_thinking(const Json& line) {
+  TC_ASSIGN(const std::string mode, string_field(line, "thinking_mode", "chat"));
+  if (mode != "chat" && mode != "thinking") return invalid("thinking_mode is '" + mode + "'; chat and thinking are known");
+  return mode == "thinking";
+}
+
+Status tokenize(const std::string& model) {
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(model));
+  return each_line([&](const Json& line) -> Result<Json> {
+    TC_ASSIGN(const std::string text, get_string(line, "text"));
+    TC_ASSIGN(const std::vector<int32_t> ids, tokenizer->encode(text));
+    return Json{{"ids", ids}};
+  });
+}
+
+Status detokenize_lines(const std::string& model) {
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(model));
+  return each_line([&](const Json& line) -> Result<Json> {
+    if (!line.is_object() || !line.contains("ids") || !line["ids"].is_array()) return invalid("field 'ids' is missing or no list");
+    std::vector<int32_t> ids;
+    for (const Json& id : line["ids"]) {
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer->size()) return invalid("ids[" + std::to_string(ids.size()) + "] = " + dump_json(id) + " is outside the vocabulary");
+      ids.push_back(id.get<int32_t>());
+    }
+    TC_ASSIGN(const std::string text, detokenize(*tokenizer, ids));
+    return Json{{"text", text}};
+  });
+}
+
+Status render(const std::string& model) {
+  TC_ASSIGN(const ProseConstants constants, read_prose_constants(model));
+  return each_line([&](const Json& line) -> Result<Json> {
+    if (!line.is_object() || !line.contains("messages")) return invalid("field 'messages' is missing");
+    ChatOptions options;
+    TC_ASSIGN(options.thinking, is_thinking(line));
+    TC_ASSIGN(options.reasoning_effort, string_field(line, "reasoning_effort", ""));
+    if (line.contains("drop_thinking") && !line["drop_thinking"].is_null()) {
+      if (!line["drop_thinking"].is_boolean()) return invalid("field 'drop_thinking' should be true or false");
+      options.drop_thinking = line["drop_thinking"].get<bool>();
+    }
+    TC_ASSIGN(const RenderedPrompt prompt, render_chat(constants, line["messages"], options));
+    return Json{{"text", prompt.text}};
+  });
+}
+
+Json message_of(const ParsedCompletion& parsed) {
+  Json calls = Json::array();
+  for (const ToolCall& call : parsed.tool_calls) calls.push_back({{"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  return {{"role", "assistant"}, {"content", parsed.content}, {"reasoning_content", parsed.reasoning}, {"tool_calls", calls}};
+}
+
+ParsedCompletion parse_leniently(const ProseConstants& constants, const std::string& text, bool thinking) {
+  CompletionStream stream(constants, thinking);
+  ParsedCompletion parsed;
+  const auto take = [&](const std::vector<CompletionStream::Event>& events) {
+    using Kind = CompletionStream::Event::Kind;
+    for (const auto& event : events) {
+      if (event.kind == Kind::reasoning) parsed.reasoning += event.text;
+      if (event.kind == Kind::content) parsed.content += event.text;
+      if (event.kind == Kind::tool_name) parsed.tool_calls.push_back({event.text, ""});
+      if (event.kind == Kind::tool_arguments) parsed.tool_calls[static_cast<size_t>(event.index)].arguments += event.text;
+    }
+  };
+  take(stream.push(text));
+  take(stream.finish());
+  return parsed;
+}
+
+Status parse(const std::string& model, bool lenient) {
+  TC_ASSIGN(const ProseConstants constants, read_prose_constants(model));
+  return each_line([&](const Json& line) -> Result<Json> {
+    TC_ASSIGN(const std::string text, get_string(line, "text"));
+    TC_ASSIGN(const bool thinking, is_thinking(line));
+    if (lenient) return Json{{"parsed", message_of(parse_leniently(constants, text, thinking))}};
+    Result<ParsedCompletion> parsed = parse_completion(constants, text, thinking);
+    if (!parsed) return Json{{"error", parsed.error().message}};
+    return Json{{"parsed", message_of(*parsed)}};
+  });
+}
+
+// A command of this file: --model, and --jsonl, which names the only format there is.
+CLI::App* add(CLI::App& app, Outcome& outcome, const char* name, const char* help, std::function<Status(const std::string&)> run) {
+  struct Options {
+    ModelOptions model;
+    bool jsonl = true;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(name, help);
+  options->model.add_to(*command, false);
+  command->add_flag("--jsonl", options->jsonl, "One JSON object a line on stdin and stdout (the only format)");
+  command->callback([options, run = std::move(run), &outcome] { outcome.exit_code = exit_code_of(run(options->model.model())); });
+  return command;
+}
+
+}  // namespace
+
+void add_chat_tools(CLI::App& app, Outcome& outcome) {
+  add(app, outcome, "tokenize", R"({"text"} -> {"ids"}; special tokens in the text are recognised, none are added)", tokenize);
+  add(app, outcome, "detokenize", R"({"ids"} -> {"text"})", detokenize_lines);
+  add(app, outcome, "render", R"({"messages", "thinking_mode", "reasoning_effort", "drop_thinking"} -> {"text"})", render);
+  auto lenient = std::make_shared<bool>(false);
+  CLI::App* command = add(app, outcome, "parse", R"({"text", "thinking_mode"} -> {"parsed"} or {"error"})", [lenient](const std::string& model) { return parse(model, *lenient); });
+  command->add_flag("--lenient", *lenient, "Accept what a server accepts: missing EOS, truncated calls, stray tags");
+}
+
+}  // namespace thermocline::cli

@@ -1,0 +1,43 @@
+// The subcommands of `thermocline`, one .cc each. A command adds itself to the program; its callback returns the exit
+// code through run_status: 0, 1 for an error, 130 after Ctrl-C.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "runtime/engine/engine.h"
+
+namespace thermocline::cli {
+
+/// The exit code of the command that ran.
+struct Outcome {
+  int exit_code = 0;
+};
+
+void add_run(CLI::App& app, Outcome& outcome);
+void add_serve(CLI::App& app, Outcome& outcome);
+void add_bench(CLI::App& app, Outcome& outcome);
+void add_synth(CLI::App& app, Outcome& outcome);
+void add_logits(CLI::App& app, Outcome& outcome);
+void add_perplexity(CLI::App& app, Outcome& outcome);
+void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
+
+/// Flags of every command that loads a model: --model, --numerics, --threads, --max-isa, --topology, --max-model-len,
+/// --direct-io.
+class ModelOptions {
+ public:
+  void add_to(CLI::App& command, bool weights = true);
+  /// Errors: invalid_argument for a name that is none.
+  Result<EngineOptions> engine_options() const;
+  const std::string& model() const { return model_; }
+
+ private:
+  std::string model_, numerics_ = "published", max_isa_ = "amx", topology_;
+  int threads_ = 0;
+  int64_t max_model_len_ = 0;
+  bool direct_io_ = false;
+};
+
+/// Prints `error: ...` on stderr and gives the exit code: 0 for success, 130 when cancelled, 1 otherwise.
+int exit_code_of(const Status& status);
+
+}  // namespace thermocline::cli

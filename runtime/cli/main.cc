@@ -1,0 +1,29 @@
+// thermocline: DeepSeek-V4-class mixture-of-experts models on one box.
+#include <fmt/format.h>
+
+#include "runtime/base/log.h"
+#include "runtime/cli/command.h"
+
+int main(int argc, char** argv) {
+  using namespace thermocline;
+  CLI::App app{"Serves DeepSeek-V4-class mixture-of-experts models on one box."};
+  app.set_version_flag("--version", TC_VERSION);
+  app.require_subcommand(1);
+  std::string log_level = "info";
+  app.add_option("--log-level", log_level, "error, warn, info or debug")->capture_default_str();
+  cli::Outcome outcome;
+  app.parse_complete_callback([&] { init_log(log_level); });
+  cli::add_run(app, outcome);
+  cli::add_serve(app, outcome);
+  cli::add_bench(app, outcome);
+  cli::add_synth(app, outcome);
+  cli::add_logits(app, outcome);
+  cli::add_perplexity(app, outcome);
+  cli::add_chat_tools(app, outcome);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return outcome.exit_code;
+}

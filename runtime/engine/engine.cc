@@ -1,0 +1,71 @@
+#include "runtime/engine/engine.h"
+
+#include <algorithm>
+
+#include "runtime/base/log.h"
+#include "runtime/model/deepseek_v4/config.h"
+
+namespace thermocline {
+namespace {
+
+Status settle_context(const ModelGeometry& geometry, EngineOptions& options) {
+  const int64_t limit = geometry.max_position_embeddings;
+  if (options.max_context == 0) options.max_context = std::min(limit, EngineOptions::kDefaultContext);
+  if (options.max_context < 1 || options.max_context > limit)
+    return invalid("a context of " + std::to_string(options.max_context) + " tokens is outside 1.." + std::to_string(limit) + ", the model's limit");
+  options.max_chunk = std::clamp<int64_t>(options.max_chunk, 1, options.max_context);
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
+  std::unique_ptr<Engine> engine(new Engine());
+  engine->options_ = options;
+  EngineOptions& o = engine->options_;
+  TC_ASSIGN(engine->geometry_, deepseek_v4::read_config(o.model));
+  TC_RETURN_IF_ERROR(settle_context(engine->geometry_, o));
+  TC_ASSIGN(engine->topology_, read_topology(o.topology));
+  if (!engine->topology_.note.empty()) spdlog::warn("{}", engine->topology_.note);
+  if (o.threads < 0 || o.threads > 4096) return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
+  engine->cpu_ = detect_cpu_features();
+  engine->table_ = o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
+  spdlog::debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
+  TC_ASSIGN(engine->weights_, deepseek_v4::load_weights(o.model, engine->geometry_, {o.direct_io ? ReadMode::direct : ReadMode::buffered, o.mtp, o.quiet, o.threads}));
+  engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
+  KvOptions kv;
+  kv.bf16_rows = rounding_of(o.numerics).results;
+  kv.mtp = o.mtp;
+  kv.max_tokens = o.max_context * o.max_sequences;
+  kv.max_sequences = o.max_sequences;
+  kv.max_chunk = o.max_chunk;
+  TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, kv));
+  TC_ASSIGN(engine->step_, DeepseekV4Step::create(engine->geometry_, *engine->weights_, {*engine->pool_, engine->table_}, o.numerics, {o.max_chunk, o.max_logit_rows, o.max_context, o.mtp}));
+  return engine;
+}
+
+Result<std::unique_ptr<Sequence>> Engine::new_sequence() {
+  TC_ASSIGN(std::unique_ptr<SequenceKv> kv, kv_->new_sequence());
+  return std::make_unique<Sequence>(std::move(kv));
+}
+
+Status Engine::prefill(Sequence& sequence, std::span<const int32_t> ids, const std::atomic<bool>* cancel) {
+  const int64_t begin = sequence.length(), end = begin + static_cast<int64_t>(ids.size());
+  for (const int64_t chunk_end : sched::chunk_prefill(begin, end, options_.max_chunk)) {
+    if (cancel && *cancel) return Error{ErrorCode::cancelled, "cancelled"};
+    sched::Batch batch;
+    const int64_t pos = sequence.length();
+    batch.add(0, pos, ids.data() + (pos - begin), chunk_end - pos);
+    if (chunk_end == end) batch.logit_rows.push_back(static_cast<int32_t>(batch.size()) - 1);
+    SequenceKv* const kv = sequence.kv();
+    TC_RETURN_IF_ERROR(step_->run(batch, std::span(&kv, 1)));
+  }
+  return {};
+}
+
+std::span<const float> Engine::logits() const {
+  const TensorView<const float, 2> logits = step_->logits();
+  return {logits.row(logits.shape[0] - 1), static_cast<size_t>(geometry_.vocab_size)};
+}
+
+}  // namespace thermocline

@@ -1,0 +1,476 @@
+#include "runtime/exec/deepseek_v4_step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels_cpu/attention.h"
+#include "kernels_cpu/ref/ops.h"
+#include "runtime/base/number_formats.h"
+
+namespace thermocline {
+namespace ref = cpu::ref;
+using cpu::PackedMatrix;
+using deepseek_v4::CompressorWeights;
+using deepseek_v4::HcWeights;
+using sched::Segment;
+
+namespace {
+
+constexpr int64_t kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 64 dims
+
+}  // namespace
+
+DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options)
+    : g_(geometry), w_(weights), cpu_(cpu), round_(rounding_of(numerics)), options_(options) {
+  frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
+  frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len, g_.beta_fast, g_.beta_slow);
+}
+
+Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+                                                               Numerics numerics, const ExecOptions& options) {
+  std::unique_ptr<DeepseekV4Step> step(new DeepseekV4Step(geometry, weights, cpu, numerics, options));
+  TC_ASSIGN(step->b_, StepBuffers::allocate(geometry, options, cpu.pool.size()));
+  return step;
+}
+
+Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids) {
+  TC_RETURN_IF_ERROR(check(batch, sequences));
+  sequences_ = sequences;
+  tokens_ = batch.size();
+  weight_bytes_ = w_.dense_bytes(g_);
+  for (const Segment& segment : batch.segments) TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
+  embed(batch.token_ids);
+  rope_tables(batch.segments);
+  for (int i = 0; i < g_.n_layers; ++i) {
+    layer(i, w_.layers[i], b_.streams.data(), batch.token_ids, batch.segments);
+    if (observer_) observer_(i, {b_.streams.data(), {tokens_, g_.hc_mult, g_.dim}});
+  }
+  logit_rows_ = head(b_.streams.data(), batch.logit_rows, w_.hc_head, w_.norm, b_.logits.data());
+  mtp_rows_ = 0;
+  if (!next_ids.empty() && !w_.mtp.empty()) mtp(next_ids, batch.logit_rows, batch.segments);
+  for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
+  return {};
+}
+
+Status DeepseekV4Step::check(const sched::Batch& batch, std::span<SequenceKv* const> sequences) const {
+  TC_CHECK(batch.size() <= options_.max_tokens, "a batch of " + std::to_string(batch.size()) + " tokens");
+  TC_CHECK(static_cast<int64_t>(batch.logit_rows.size()) <= std::min(options_.max_tokens, options_.max_logit_rows));
+  for (const int32_t id : batch.token_ids)
+    if (id < 0 || id >= g_.vocab_size) return invalid("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(g_.vocab_size));
+  for (const Segment& segment : batch.segments) {
+    TC_CHECK_EQ(segment.first_pos, sequences[segment.sequence]->length());
+    if (segment.first_pos + segment.num_tokens > options_.max_context)
+      return invalid("the context is full: " + std::to_string(segment.first_pos + segment.num_tokens) + " tokens, " + std::to_string(options_.max_context) + " allowed");
+  }
+  return {};
+}
+
+template <class Fn>
+void DeepseekV4Step::for_tokens(const Segments& segments, const Fn& fn) {
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int worker) {
+    for (const Segment& segment : segments) {
+      const int64_t first = std::max(begin, segment.first_token), last = std::min(end, segment.first_token + segment.num_tokens);
+      for (int64_t token = first; token < last; ++token) fn(token, segment.first_pos + token - segment.first_token, *sequences_[segment.sequence], worker);
+    }
+  });
+}
+
+void DeepseekV4Step::gemm(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) {
+  cpu::gemm(cpu_, w, x, b_.gemm, y, w.n, round && round_.results);
+}
+
+// Every stream starts as the token's embedding.
+void DeepseekV4Step::embed(std::span<const int32_t> ids) {
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
+    for (int64_t token = begin; token < end; ++token) {
+      float* streams = &b_.streams[token * g_.hc_mult * g_.dim];
+      const bf16* row = w_.embed + static_cast<int64_t>(ids[token]) * g_.dim;
+      for (int64_t d = 0; d < g_.dim; ++d) streams[d] = bf16_to_float(row[d]);
+      for (int s = 1; s < g_.hc_mult; ++s) std::copy_n(streams, g_.dim, streams + s * g_.dim);
+    }
+  });
+}
+
+void DeepseekV4Step::rope_tables(const Segments& segments) {
+  const int64_t pairs = g_.rope_head_dim / 2;
+  for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv&, int) {
+    for (int table = 0; table < 2; ++table) ref::rope_angles(frequencies_[table], pos, &b_.cos[table][token * pairs], &b_.sin[table][token * pairs]);
+  });
+}
+
+void DeepseekV4Step::layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids, const Segments& segments) {
+  hc_read(w.hc_attn, streams, w.attn_norm);  // b.x, b.post, b.comb
+  attention(index, w, segments);             // b.y
+  hc_write(streams);
+  hc_read(w.hc_ffn, streams, w.ffn_norm);
+  moe(w, ids);                               // b.y
+  hc_write(streams);
+}
+
+// Mixes S streams to one and norms it. The mixing weights are a small f32 GEMM over the flattened streams.
+void DeepseekV4Step::hc_read(const HcWeights& hc, const float* streams, const float* norm) {
+  const int64_t width = g_.hc_mult * g_.dim, outputs = g_.hc_outputs();
+  const int s = g_.hc_mult;
+  cpu_.pool.split(tokens_ * outputs, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end;) {
+      const int64_t token = i / outputs, first = i % outputs, count = std::min(outputs - first, end - i);
+      cpu_.table.gemv_f32(hc.fn + first * width, streams + token * width, count, width, &b_.mixes[i]);
+      i += count;
+    }
+  });
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
+    for (int64_t token = begin; token < end; ++token) {
+      const float* in = streams + token * width;
+      float* mixes = &b_.mixes[token * outputs];
+      const float scale = 1.0f / std::sqrt(cpu_.table.sum_squares(in, width) / static_cast<float>(width) + g_.norm_eps);
+      for (int64_t n = 0; n < outputs; ++n) mixes[n] *= scale;
+      ref::hc_split(mixes, hc.scale, hc.base, s, g_.hc_sinkhorn_iters, g_.hc_eps, &b_.pre[token * s], &b_.post[token * s], &b_.comb[token * s * s]);
+      float* x = &b_.x[token * g_.dim];
+      ref::hc_read(in, &b_.pre[token * s], s, g_.dim, round_.results, x);
+      cpu::rms_norm(cpu_.table, x, norm, g_.dim, g_.norm_eps, round_.results, x);
+    }
+  });
+}
+
+void DeepseekV4Step::hc_write(float* streams) {
+  const int s = g_.hc_mult;
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
+    for (int64_t token = begin; token < end; ++token)
+      ref::hc_write(streams + token * s * g_.dim, &b_.y[token * g_.dim], &b_.post[token * s], &b_.comb[token * s * s], s, g_.dim, round_.results);
+  });
+}
+
+void DeepseekV4Step::attention(int index, const LayerWeights& w, const Segments& segments) {
+  const bool compressed = g_.kind(index) != LayerKind::swa;
+  const TensorView<const float, 2> x(b_.x.data(), {tokens_, g_.dim});
+  cpu::prepare(cpu_, x, round_.linear_inputs, b_.gemm, b_.input);
+  gemm(w.wq_a, b_.input, b_.qr.data(), true);
+  gemm(w.wkv, b_.input, b_.kv.data(), true);
+  store_raw_rows(index, w, segments);
+  if (compressed) {
+    cpu::prepare(cpu_, x, false, b_.gemm, b_.plain_input);  // compressors and index weights take x as it is
+    compress(index, w, segments);
+  }
+  project_queries(index, w);
+  if (compressed && g_.kind(index) == LayerKind::csa) index_select(index, w, segments);
+  attend(index, w, segments);
+  project_output(w);
+}
+
+void DeepseekV4Step::store_row(const float* row, int64_t n, std::byte* out) const {
+  if (!round_.results) {
+    std::memcpy(out, row, static_cast<size_t>(n) * sizeof(float));
+    return;
+  }
+  bf16* target = reinterpret_cast<bf16*>(out);
+  for (int64_t i = 0; i < n; ++i) target[i] = float_to_bf16(row[i]);
+}
+
+void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segments& segments) {
+  const int table = g_.compress_ratios[index] > 0;
+  const int64_t pairs = g_.rope_head_dim / 2, nope = g_.nope_head_dim();
+  for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int) {
+    float* row = &b_.kv[token * g_.head_dim];
+    cpu::rms_norm(cpu_.table, row, w.kv_norm, g_.head_dim, g_.norm_eps, round_.results, row);
+    ref::rope(row + nope, &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false, round_.results);
+    if (round_.cached_rows) ref::fake_fp8(row, nope, kCachedBlock);
+    store_row(row, g_.head_dim, kv.raw_row(index, pos));
+    float* qr = &b_.qr[token * g_.q_lora_rank];
+    cpu::rms_norm(cpu_.table, qr, w.q_norm, g_.q_lora_rank, g_.norm_eps, round_.results, qr);
+  });
+}
+
+void DeepseekV4Step::project_queries(int index, const LayerWeights& w) {
+  const int table = g_.compress_ratios[index] > 0;
+  const int64_t pairs = g_.rope_head_dim / 2, c = g_.head_dim;
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.qr.data(), {tokens_, g_.q_lora_rank}), round_.linear_inputs, b_.gemm, b_.input);
+  gemm(w.wq_b, b_.input, b_.q.data(), true);
+  cpu_.pool.split(tokens_ * g_.n_heads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i / g_.n_heads;
+      float* q = &b_.q[i * c];
+      ref::head_norm(q, c, g_.norm_eps, round_.results);
+      ref::rope(q + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false, round_.results);
+    }
+  });
+}
+
+void DeepseekV4Step::compress(int index, const LayerWeights& w, const Segments& segments) {
+  const bool csa = g_.kind(index) == LayerKind::csa;
+  const auto project = [&](const CompressorWeights& c, float* a, float* z) {
+    const int64_t width = c.wkv.n;
+    gemm(c.wkv, b_.plain_input, a, false);  // float32 results: the pooling is in float32
+    gemm(c.wgate, b_.plain_input, z, false);
+    for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv&, int) {
+      const float* ape = c.ape + pos % g_.compress_ratios[index] * width;
+      for (int64_t d = 0; d < width; ++d) z[token * width + d] += ape[d];
+    });
+  };
+  project(w.compressor, b_.a.data(), b_.z.data());
+  if (csa) project(w.index_compressor, b_.index_a.data(), b_.index_z.data());
+  for (const Segment& segment : segments) {
+    compress_rows(index, segment, w.compressor, false);
+    if (csa) compress_rows(index, segment, w.index_compressor, true);
+    // The last tokens go to the ring: rows of later steps pool them.
+    const KvLayout::Ring& ring = sequences_[segment.sequence]->layout().ring(index);
+    for (int64_t i = std::max<int64_t>(0, segment.num_tokens - ring.slots); i < segment.num_tokens; ++i) {
+      const int64_t token = segment.first_token + i;
+      float* slot = sequences_[segment.sequence]->ring_slot(index, segment.first_pos + i);
+      slot = std::copy_n(&b_.a[token * ring.width], ring.width, slot);
+      slot = std::copy_n(&b_.z[token * ring.width], ring.width, slot);
+      slot = std::copy_n(b_.index_a.data() + token * ring.index_width, ring.index_width, slot);
+      std::copy_n(b_.index_z.data() + token * ring.index_width, ring.index_width, slot);
+    }
+  }
+}
+
+// Emits every row whose window this segment completes. Tokens before the segment come from the ring, its own from the
+// projections; with overlapping windows the previous window gives its first half of the channels, this one its second.
+void DeepseekV4Step::compress_rows(int index, const Segment& segment, const CompressorWeights& w, bool indexer) {
+  const int ratio = g_.compress_ratios[index];
+  SequenceKv& kv = *sequences_[segment.sequence];
+  const KvLayout::Ring& ring = kv.layout().ring(index);
+  const int64_t width = indexer ? ring.index_width : ring.width, row_width = indexer ? g_.index_head_dim : g_.head_dim;
+  const bool overlap = width != row_width;
+  const float* a_chunk = indexer ? b_.index_a.data() : b_.a.data();
+  const float* z_chunk = indexer ? b_.index_z.data() : b_.z.data();
+  const int64_t first_row = segment.first_pos / ratio, last_row = (segment.first_pos + segment.num_tokens) / ratio;
+  const int64_t pairs = g_.rope_head_dim / 2;
+  cpu_.pool.split(last_row - first_row, [&](int64_t begin, int64_t end, int worker) {
+    const float** a = &b_.window[worker * 2 * b_.window_entries];
+    const float** z = a + b_.window_entries;
+    for (int64_t r = first_row + begin; r < first_row + end; ++r) {
+      int64_t entries = 0;
+      for (int64_t pos = std::max<int64_t>(0, overlap ? (r - 1) * ratio : r * ratio); pos < (r + 1) * ratio; ++pos) {
+        const int64_t half = overlap && pos >= r * ratio ? row_width : 0;
+        if (pos >= segment.first_pos) {
+          const int64_t token = segment.first_token + pos - segment.first_pos;
+          a[entries] = a_chunk + token * width + half;
+          z[entries] = z_chunk + token * width + half;
+        } else {
+          const float* slot = kv.ring_slot(index, pos) + (indexer ? 2 * ring.width : 0);
+          a[entries] = slot + half;
+          z[entries] = slot + width + half;
+        }
+        ++entries;
+      }
+      float* row = &b_.row[worker * b_.row_floats];
+      float* angles = row + row_width;
+      ref::compress_window(a, z, entries, row_width, row);
+      if (round_.results) ref::round_to_bf16(row, row_width);
+      cpu::rms_norm(cpu_.table, row, w.norm, row_width, g_.norm_eps, round_.results, row);
+      ref::rope_angles(frequencies_[1], r * ratio, angles, angles + pairs);
+      ref::rope(row + row_width - 2 * pairs, angles, angles + pairs, pairs, false, round_.results);
+      if (indexer && round_.cached_rows) {
+        ref::hadamard(row, row_width);
+        ref::round_to_bf16(row, row_width);
+        ref::fake_fp4(row, row_width);
+      } else if (round_.cached_rows) {
+        ref::fake_fp8(row, g_.nope_head_dim(), kCachedBlock);
+      }
+      store_row(row, row_width, indexer ? kv.index_row(index, r) : kv.compressed_row(index, r));
+    }
+  });
+}
+
+// Each token of a CSA layer picks the index_topk compressed rows it attends to.
+void DeepseekV4Step::index_select(int index, const LayerWeights& w, const Segments& segments) {
+  const int64_t c = g_.index_head_dim, pairs = g_.rope_head_dim / 2;
+  const int ratio = g_.compress_ratios[index];
+  int64_t most = 0;
+  for (const Segment& segment : segments) most = std::max(most, (segment.first_pos + segment.num_tokens) / ratio);
+  if (most <= g_.index_topk) {  // every token sees all its rows: nothing to score
+    for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv&, int) {
+      const int32_t visible = static_cast<int32_t>((pos + 1) / ratio);
+      b_.selected_count[token] = visible;
+      for (int32_t r = 0; r < visible; ++r) b_.selected[token * g_.index_topk + r] = r;
+    });
+    return;
+  }
+  gemm(w.index_wq_b, b_.input, b_.index_q.data(), true);  // b.input still holds qr
+  gemm(w.index_weights_proj, b_.plain_input, b_.index_g.data(), true);
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
+  cpu_.pool.split(tokens_ * g_.index_n_heads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i / g_.index_n_heads;
+      float* q = &b_.index_q[i * c];
+      ref::rope(q + c - 2 * pairs, &b_.cos[1][token * pairs], &b_.sin[1][token * pairs], pairs, false, round_.results);
+      if (round_.cached_rows) {
+        ref::hadamard(q, c);
+        ref::round_to_bf16(q, c);
+        ref::fake_fp4(q, c);
+      }
+      b_.index_g[i] *= scale;
+      if (round_.results) b_.index_g[i] = round_bf16(b_.index_g[i]);
+    }
+  });
+  const int64_t stride = options_.max_context / 4 + 1;
+  const auto choose = [&](int64_t token, int64_t visible, const float* scores, int worker) {
+    const int64_t count = std::min(visible, g_.index_topk);
+    b_.selected_count[token] = static_cast<int32_t>(count);
+    ref::select_topk(scores, visible, count, &b_.index_order[worker * stride], &b_.selected[token * g_.index_topk]);
+  };
+  if (tokens_ >= cpu_.pool.size()) {
+    for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int worker) {
+      float* scores = &b_.index_scores[worker * stride];
+      score_keys(index, kv, token, 0, (pos + 1) / ratio, worker, scores);
+      choose(token, (pos + 1) / ratio, scores, worker);
+    });
+  } else {  // fewer tokens than workers: the keys of each token are split instead
+    for (const Segment& segment : segments) {
+      for (int64_t i = 0; i < segment.num_tokens; ++i) {
+        const int64_t visible = (segment.first_pos + i + 1) / ratio;
+        float* scores = b_.index_scores.data();
+        cpu_.pool.split(visible, [&](int64_t begin, int64_t end, int worker) {
+          score_keys(index, *sequences_[segment.sequence], segment.first_token + i, begin, end, worker, scores + begin);
+        });
+        choose(segment.first_token + i, visible, scores, 0);
+      }
+    }
+  }
+}
+
+void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker, float* scores) {
+  constexpr int64_t kBlock = StepBuffers::kIndexBlock;
+  const void** keys = &b_.rows[worker * std::max(b_.max_rows, kBlock)];
+  float* dots = &b_.index_dots[worker * g_.index_n_heads * kBlock];
+  for (int64_t r = begin; r < end; r += kBlock) {
+    const int64_t count = std::min(kBlock, end - r);
+    for (int64_t i = 0; i < count; ++i) keys[i] = kv.index_row(index, r + i);
+    cpu::index_scores(cpu_.table, &b_.index_q[token * g_.index_n_heads * g_.index_head_dim], g_.index_n_heads, keys, count, g_.index_head_dim, round_.results,
+                      &b_.index_g[token * g_.index_n_heads], round_.results, dots, scores + r - begin);
+  }
+}
+
+// Raw rows of the window, then compressed rows, each in rising order; the inverse RoPE by the query's own position.
+void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& segments) {
+  const LayerKind kind = g_.kind(index);
+  const int table = kind != LayerKind::swa;
+  const int64_t c = g_.head_dim, pairs = g_.rope_head_dim / 2;
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
+  const int64_t blocks = (g_.n_heads + StepBuffers::kHeadBlock - 1) / StepBuffers::kHeadBlock;
+  const int64_t heads_per_block = tokens_ * blocks >= cpu_.pool.size() ? StepBuffers::kHeadBlock : 1;
+  const int64_t units = (g_.n_heads + heads_per_block - 1) / heads_per_block;
+  const auto segment_of = [&](int64_t token) {
+    size_t i = 0;
+    while (token >= segments[i].first_token + segments[i].num_tokens) ++i;
+    return segments[i];
+  };
+  cpu_.pool.split(tokens_ * units, [&](int64_t begin, int64_t end, int worker) {
+    const void** rows = &b_.rows[worker * std::max(b_.max_rows, StepBuffers::kIndexBlock)];
+    int64_t listed = -1, count = 0;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t token = unit / units, head = unit % units * heads_per_block;
+      if (token != listed) {
+        const Segment segment = segment_of(token);
+        const SequenceKv& kv = *sequences_[segment.sequence];
+        const int64_t pos = segment.first_pos + token - segment.first_token;
+        count = 0;
+        for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p) rows[count++] = kv.raw_row(index, p);
+        if (kind == LayerKind::csa)
+          for (int32_t i = 0; i < b_.selected_count[token]; ++i) rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
+        if (kind == LayerKind::hca)
+          for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r) rows[count++] = kv.compressed_row(index, r);
+        listed = token;
+      }
+      const int heads = static_cast<int>(std::min<int64_t>(heads_per_block, g_.n_heads - head));
+      const int64_t at = (token * g_.n_heads + head) * c;
+      cpu::attention(cpu_.table, &b_.q[at], heads, rows, count, c, round_.results, scale, w.attn_sink + head, round_.results,
+                     &b_.attention[worker * StepBuffers::kHeadBlock * b_.max_rows], &b_.o[at]);
+      for (int h = 0; h < heads; ++h)
+        ref::rope(&b_.o[at + h * c + g_.nope_head_dim()], &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, true, round_.results);
+    }
+  });
+}
+
+// Grouped low-rank output projection. wo_a takes its input as it is (the official code keeps it in bf16).
+void DeepseekV4Step::project_output(const LayerWeights& w) {
+  const int64_t groups = g_.o_groups, group_width = g_.n_heads * g_.head_dim / groups, rank = g_.o_lora_rank;
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.o.data(), {tokens_ * groups, group_width}), false, b_.gemm, b_.plain_input);
+  for (int64_t group = 0; group < groups; ++group)
+    cpu::gemm(cpu_, w.wo_a.slice(group * rank, rank), b_.plain_input, b_.gemm, b_.u.data() + group * rank, groups * rank, round_.results, group, groups);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.u.data(), {tokens_, groups * rank}), round_.linear_inputs, b_.gemm, b_.input);
+  gemm(w.wo_b, b_.input, b_.y.data(), true);
+}
+
+void DeepseekV4Step::moe(const LayerWeights& w, std::span<const int32_t> ids) {
+  const TensorView<const float, 2> x(b_.x.data(), {tokens_, g_.dim});
+  const int64_t experts = g_.n_routed_experts, k = g_.n_activated_experts;
+  cpu::prepare(cpu_, x, false, b_.gemm, b_.plain_input);
+  gemm(w.gate, b_.plain_input, b_.scores.data(), false);  // the router stays in float32
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
+    for (int64_t token = begin; token < end; ++token) {
+      float* scores = &b_.scores[token * experts];
+      int32_t* chosen = &b_.expert_ids[token * k];
+      for (int64_t e = 0; e < experts; ++e) scores[e] = ref::sqrt_softplus(scores[e]);
+      if (w.tid2eid) {
+        std::copy_n(w.tid2eid + ids[token] * k, k, chosen);
+        ref::route_given(scores, chosen, static_cast<int>(k), g_.route_scale, &b_.expert_weights[token * k]);
+      } else {
+        ref::route(scores, w.gate_bias, static_cast<int>(experts), static_cast<int>(k), g_.route_scale, chosen, &b_.expert_weights[token * k]);
+      }
+    }
+  });
+  weight_bytes_ += static_cast<uint64_t>(cpu::distinct_experts({b_.expert_ids.data(), {tokens_, k}}, b_.moe)) * w.experts[0].bytes();
+  if (round_.linear_inputs) cpu::prepare(cpu_, x, true, b_.gemm, b_.input);
+  cpu::moe(cpu_, w.experts, w.shared_expert, round_.linear_inputs ? b_.input : b_.plain_input, {b_.expert_ids.data(), {tokens_, k}}, {b_.expert_weights.data(), {tokens_, k}},
+           {g_.swiglu_limit, round_.results, round_.linear_inputs}, b_.gemm, b_.moe, b_.y.data());
+}
+
+// Collapses the streams of the wanted tokens, norms them and multiplies by the vocabulary.
+int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows, const HcWeights& hc, const float* norm, float* logits) {
+  const int64_t width = g_.hc_mult * g_.dim, count = static_cast<int64_t>(rows.size());
+  if (count == 0) return 0;
+  cpu_.pool.split(count, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* in = streams + rows[i] * width;
+      float* mix = &b_.mixes[i * g_.hc_outputs()];
+      cpu_.table.gemv_f32(hc.fn, in, g_.hc_mult, width, mix);
+      const float scale = 1.0f / std::sqrt(cpu_.table.sum_squares(in, width) / static_cast<float>(width) + g_.norm_eps);
+      for (int s = 0; s < g_.hc_mult; ++s) mix[s] = 1.0f / (1.0f + std::exp(-(mix[s] * scale * hc.scale[0] + hc.base[s]))) + g_.hc_eps;
+      float* hidden = &b_.hidden[i * g_.dim];
+      ref::hc_read(in, mix, g_.hc_mult, g_.dim, round_.results, hidden);
+      cpu::rms_norm(cpu_.table, hidden, norm, g_.dim, g_.norm_eps, round_.results, hidden);
+    }
+  });
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.hidden.data(), {count, g_.dim}), false, b_.gemm, b_.head_input);
+  gemm(w_.head, b_.head_input, logits, false);
+  return count;
+}
+
+// The MTP block on every token whose successor is known: one whole layer on streams made of the main model's streams and
+// the next token's embedding.
+void DeepseekV4Step::mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments) {
+  const deepseek_v4::MtpWeights& w = w_.mtp[0];
+  const int64_t s = g_.hc_mult, d = g_.dim;
+  std::vector<int32_t> ids(next_ids.begin(), next_ids.end()), known;
+  for (int32_t& id : ids) id = std::max(id, 0);  // a token without a successor is computed and never read
+  for (const int32_t row : rows)
+    if (next_ids[row] >= 0) known.push_back(row);
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
+    for (int64_t token = begin; token < end; ++token) {
+      float* e = &b_.x[token * d];
+      const bf16* embedding = w_.embed + static_cast<int64_t>(ids[token]) * d;
+      for (int64_t i = 0; i < d; ++i) e[i] = bf16_to_float(embedding[i]);
+      cpu::rms_norm(cpu_.table, e, w.enorm, d, g_.norm_eps, round_.results, e);
+      for (int64_t j = token * s; j < (token + 1) * s; ++j) cpu::rms_norm(cpu_.table, &b_.streams[j * d], w.hnorm, d, g_.norm_eps, round_.results, &b_.streams[j * d]);
+    }
+  });
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.x.data(), {tokens_, d}), round_.linear_inputs, b_.gemm, b_.input);
+  gemm(w.e_proj, b_.input, b_.y.data(), true);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.streams.data(), {tokens_ * s, d}), round_.linear_inputs, b_.gemm, b_.input);
+  gemm(w.h_proj, b_.input, b_.mtp_streams.data(), true);
+  cpu_.pool.split(tokens_ * s, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* z = &b_.mtp_streams[i * d];
+      const float* e = &b_.y[i / s * d];
+      for (int64_t j = 0; j < d; ++j) z[j] += e[j];
+      if (round_.results) ref::round_to_bf16(z, d);
+    }
+  });
+  layer(g_.n_layers, w.layer, b_.mtp_streams.data(), ids, segments);
+  mtp_rows_ = head(b_.mtp_streams.data(), known, w.hc_head, w.norm, b_.mtp_logits.data());
+}
+
+}  // namespace thermocline

@@ -1,0 +1,87 @@
+// The forward pass of DeepSeek-V4 over a Batch: embedding, layers, head, MTP block. Source: spec sections 3 and 4.
+// One thread drives it; the workers of the pool compute. A token's logits depend on its own sequence only, whatever
+// else is in the batch and however the prompt was split.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "kernels_cpu/cpu_context.h"
+#include "runtime/exec/numerics.h"
+#include "runtime/exec/step_buffers.h"
+#include "runtime/kv/kv_cache.h"
+#include "runtime/model/deepseek_v4/weights.h"
+#include "scheduler/batch/batch.h"
+
+namespace thermocline {
+
+class DeepseekV4Step {
+ public:
+  /// Called after every layer with the residual streams [tokens, S, D]: for tests and probes.
+  using Observer = std::function<void(int layer, TensorView<const float, 3> streams)>;
+
+  /// The geometry, weights and context outlive the object. Errors: out_of_memory.
+  static Result<std::unique_ptr<DeepseekV4Step>> create(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+                                                        Numerics numerics, const ExecOptions& options);
+
+  /// Computes one step and stores its rows. sequences[segment.sequence] must be segment.first_pos tokens long.
+  ///   next_ids  [tokens] the token after each one, or -1: where given, the MTP block runs on those tokens
+  /// Errors: out_of_memory (no KV pages: nothing was stored), invalid_argument (a token id outside the vocabulary).
+  Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids = {});
+
+  /// Logits of batch.logit_rows, [rows, V], valid until the next run.
+  TensorView<const float, 2> logits() const { return {b_.logits.data(), {logit_rows_, g_.vocab_size}}; }
+  /// MTP logits of those logit_rows that have a next token, [rows, V]: row t predicts the token at t + 2.
+  TensorView<const float, 2> mtp_logits() const { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
+
+  /// Weight bytes the last run read: dense weights once, each distinct expert of a layer once.
+  uint64_t weight_bytes() const { return weight_bytes_; }
+
+  void set_observer(Observer observer) { observer_ = std::move(observer); }
+  const ExecOptions& options() const { return options_; }
+
+ private:
+  using LayerWeights = deepseek_v4::LayerWeights;
+  using Segments = std::vector<sched::Segment>;
+
+  DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options);
+
+  Status check(const sched::Batch& batch, std::span<SequenceKv* const> sequences) const;
+  void embed(std::span<const int32_t> ids);
+  void rope_tables(const Segments& segments);
+  void layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids, const Segments& segments);
+  void hc_read(const deepseek_v4::HcWeights& hc, const float* streams, const float* norm);
+  void hc_write(float* streams);
+  void attention(int index, const LayerWeights& w, const Segments& segments);
+  void project_queries(int index, const LayerWeights& w);
+  void store_raw_rows(int index, const LayerWeights& w, const Segments& segments);
+  void compress(int index, const LayerWeights& w, const Segments& segments);
+  void compress_rows(int index, const sched::Segment& segment, const deepseek_v4::CompressorWeights& w, bool indexer);
+  void index_select(int index, const LayerWeights& w, const Segments& segments);
+  void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker, float* scores);
+  void attend(int index, const LayerWeights& w, const Segments& segments);
+  void project_output(const LayerWeights& w);
+  void moe(const LayerWeights& w, std::span<const int32_t> ids);
+  int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm, float* logits);
+  void mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments);
+
+  void gemm(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round);
+  void store_row(const float* row, int64_t n, std::byte* out) const;
+  template <class Fn>
+  void for_tokens(const Segments& segments, const Fn& fn);
+
+  const ModelGeometry& g_;
+  const deepseek_v4::Weights& w_;
+  const cpu::CpuContext cpu_;
+  const Rounding round_;
+  const ExecOptions options_;
+  std::vector<float> frequencies_[2];  // 0 window layers, 1 compressed layers
+  StepBuffers b_;
+  int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
+  uint64_t weight_bytes_ = 0;
+  std::span<SequenceKv* const> sequences_;
+  Observer observer_;
+};
+
+}  // namespace thermocline

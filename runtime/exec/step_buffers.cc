@@ -1,0 +1,69 @@
+#include "runtime/exec/step_buffers.h"
+
+#include <algorithm>
+
+namespace thermocline {
+
+Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOptions& options, int workers) {
+  StepBuffers b;
+  const int64_t m = options.max_tokens, s = g.hc_mult, heads = static_cast<int64_t>(g.n_heads) * g.head_dim;
+  const int64_t groups = static_cast<int64_t>(g.o_groups) * g.o_lora_rank, logit_rows = std::min(m, options.max_logit_rows);
+  TC_ASSIGN(b.streams, HostArray<float>::allocate(m * s * g.dim));
+  TC_ASSIGN(b.mtp_streams, HostArray<float>::allocate(options.mtp ? m * s * g.dim : 0));
+  TC_ASSIGN(b.x, HostArray<float>::allocate(m * g.dim));
+  TC_ASSIGN(b.y, HostArray<float>::allocate(m * g.dim));
+  TC_ASSIGN(b.mixes, HostArray<float>::allocate(m * g.hc_outputs()));
+  TC_ASSIGN(b.pre, HostArray<float>::allocate(m * s));
+  TC_ASSIGN(b.post, HostArray<float>::allocate(m * s));
+  TC_ASSIGN(b.comb, HostArray<float>::allocate(m * s * s));
+  for (int table = 0; table < 2; ++table) {
+    TC_ASSIGN(b.cos[table], HostArray<float>::allocate(m * g.rope_head_dim / 2));
+    TC_ASSIGN(b.sin[table], HostArray<float>::allocate(m * g.rope_head_dim / 2));
+  }
+  TC_ASSIGN(b.qr, HostArray<float>::allocate(m * g.q_lora_rank));
+  TC_ASSIGN(b.q, HostArray<float>::allocate(m * heads));
+  TC_ASSIGN(b.o, HostArray<float>::allocate(m * heads));
+  TC_ASSIGN(b.kv, HostArray<float>::allocate(m * g.head_dim));
+  TC_ASSIGN(b.u, HostArray<float>::allocate(m * groups));
+  TC_ASSIGN(b.a, HostArray<float>::allocate(m * 2 * g.head_dim));
+  TC_ASSIGN(b.z, HostArray<float>::allocate(m * 2 * g.head_dim));
+  TC_ASSIGN(b.index_a, HostArray<float>::allocate(m * 2 * g.index_head_dim));
+  TC_ASSIGN(b.index_z, HostArray<float>::allocate(m * 2 * g.index_head_dim));
+  TC_ASSIGN(b.index_q, HostArray<float>::allocate(m * g.index_n_heads * g.index_head_dim));
+  TC_ASSIGN(b.index_g, HostArray<float>::allocate(m * g.index_n_heads));
+  TC_ASSIGN(b.selected, HostArray<int32_t>::allocate(m * g.index_topk));
+  TC_ASSIGN(b.selected_count, HostArray<int32_t>::allocate(m));
+  TC_ASSIGN(b.scores, HostArray<float>::allocate(m * g.n_routed_experts));
+  TC_ASSIGN(b.expert_ids, HostArray<int32_t>::allocate(m * g.n_activated_experts));
+  TC_ASSIGN(b.expert_weights, HostArray<float>::allocate(m * g.n_activated_experts));
+  TC_ASSIGN(b.hidden, HostArray<float>::allocate(logit_rows * g.dim));
+  TC_ASSIGN(b.logits, HostArray<float>::allocate(logit_rows * g.vocab_size));
+  TC_ASSIGN(b.mtp_logits, HostArray<float>::allocate(options.mtp ? logit_rows * g.vocab_size : 0));
+
+  const int64_t widest = std::max({g.dim, heads, groups, g.q_lora_rank, g.moe_inter_dim});
+  // The MTP block projects all S streams at once; wo_a sees one row per token and group.
+  TC_ASSIGN(b.input, cpu::GemmInput::allocate(m * s, std::max({g.dim, groups, g.q_lora_rank})));
+  TC_ASSIGN(b.plain_input, cpu::GemmInput::allocate(m * g.o_groups, std::max(heads / g.o_groups, g.dim)));
+  TC_ASSIGN(b.head_input, cpu::GemmInput::allocate(logit_rows, g.dim));
+  TC_ASSIGN(b.gemm, cpu::GemmScratch::allocate(workers, m * s, widest));
+  TC_ASSIGN(b.moe, cpu::MoeWorkspace::allocate(m, g.n_activated_experts, g.n_routed_experts, g.dim, g.moe_inter_dim));
+
+  int64_t compressed = 0;
+  for (int i = 0; i < g.n_layers; ++i) {
+    if (g.kind(i) == LayerKind::csa) compressed = std::max(compressed, std::min(g.index_topk, options.max_context / 4));
+    if (g.kind(i) == LayerKind::hca) compressed = std::max(compressed, options.max_context / g.compress_ratios[i]);
+  }
+  b.max_rows = std::min(g.window_size, options.max_context) + compressed;
+  b.row_floats = std::max({g.head_dim, g.index_head_dim, g.rope_head_dim}) * 2;
+  TC_ASSIGN(b.rows, HostArray<const void*>::allocate(workers * std::max(b.max_rows, kIndexBlock)));
+  TC_ASSIGN(b.attention, HostArray<float>::allocate(workers * kHeadBlock * b.max_rows));
+  TC_ASSIGN(b.index_dots, HostArray<float>::allocate(workers * g.index_n_heads * kIndexBlock));
+  TC_ASSIGN(b.index_scores, HostArray<float>::allocate(workers * (options.max_context / 4 + 1)));
+  TC_ASSIGN(b.index_order, HostArray<int32_t>::allocate(workers * (options.max_context / 4 + 1)));
+  for (int i = 0; i < g.n_layers; ++i) b.window_entries = std::max<int64_t>(b.window_entries, 2 * g.compress_ratios[i]);
+  TC_ASSIGN(b.window, HostArray<const float*>::allocate(workers * 2 * b.window_entries));
+  TC_ASSIGN(b.row, HostArray<float>::allocate(workers * b.row_floats));
+  return b;
+}
+
+}  // namespace thermocline

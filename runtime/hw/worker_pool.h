@@ -1,0 +1,68 @@
+// WorkerPool: the threads that compute a step. One pinned worker per core, those of a NUMA node side by side, work split
+// statically, so a worker meets the same weight rows every step. Workers spin within a step and park between steps.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "runtime/hw/topology.h"
+
+namespace thermocline {
+
+class WorkerPool {
+ public:
+  /// `threads` workers (0: topology.default_threads()), the caller of run() being worker 0. Workers 1.. are pinned to
+  /// their cores unless the topology is synthetic or the system refuses.
+  explicit WorkerPool(const Topology& topology, int threads = 0);
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  int size() const { return static_cast<int>(nodes_.size()); }
+  /// The NUMA node (index into Topology::nodes) worker w belongs to.
+  int node_of(int worker) const { return nodes_[worker]; }
+
+  /// Calls fn(worker) once on every worker and returns when all are done. One caller at a time; fn takes no lock,
+  /// throws nothing and never calls run() itself.
+  template <class Fn>
+  void run(const Fn& fn) {
+    static_assert(std::is_invocable_v<const Fn&, int>);
+    dispatch([](const void* context, int worker) { (*static_cast<const Fn*>(context))(worker); }, &fn);
+  }
+
+  /// Splits [0, count) into one contiguous range per worker and calls fn(begin, end, worker) for those not empty.
+  template <class Fn>
+  void split(int64_t count, const Fn& fn) {
+    if (count <= 0) return;
+    if (count == 1 || size() == 1) return fn(int64_t{0}, count, 0);
+    run([&](int worker) {
+      const int64_t begin = count * worker / size(), end = count * (worker + 1) / size();
+      if (begin < end) fn(begin, end, worker);
+    });
+  }
+
+ private:
+  using Task = void (*)(const void* context, int worker);
+
+  void dispatch(Task task, const void* context);
+  void work(int worker, int os_cpu);
+
+  std::vector<int> nodes_;  // worker -> node index
+  std::vector<std::thread> threads_;
+  Task task_ = nullptr;
+  const void* context_ = nullptr;
+  alignas(64) std::atomic<uint64_t> epoch_{0};    // one more per run(); workers wait for it to move
+  alignas(64) std::atomic<int> unfinished_{0};
+  alignas(64) std::atomic<int> parked_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+}  // namespace thermocline

@@ -1,0 +1,130 @@
+// The KV cache: pages of 256 tokens over all layers, read through block tables, in two pools.
+//   window pages      raw rows of every layer; a sequence keeps those its sliding window still reaches
+//   compressed pages  CSA rows, their index keys and HCA rows; a sequence keeps all of them
+// What is not a row, the compressors' projections of the last few tokens, lies in a ring per sequence, by position.
+// Rows are final (normed, rotated, rounded), so a page means the same wherever it is. One thread owns the cache.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "runtime/base/result.h"
+#include "runtime/hw/numa_buffer.h"
+#include "runtime/model/model_geometry.h"
+
+namespace thermocline {
+
+inline constexpr int64_t kPageTokens = 256;
+
+struct KvOptions {
+  bool bf16_rows = true;       // else f32, for the fp32 numerics
+  bool mtp = false;            // keep raw rows of the MTP layers too
+  int64_t max_tokens = 4096;   // of all sequences together
+  int max_sequences = 1;
+  int64_t max_chunk = 512;     // tokens of one step
+};
+
+/// Where each layer's rows lie inside a page, in bytes.
+class KvLayout {
+ public:
+  KvLayout(const ModelGeometry& geometry, const KvOptions& options);
+
+  int64_t window_page_bytes() const { return window_page_bytes_; }
+  int64_t compressed_page_bytes() const { return compressed_page_bytes_; }
+  int64_t row_bytes() const { return row_bytes_; }
+  int64_t index_row_bytes() const { return index_row_bytes_; }
+  /// Compressed rows a page holds for a layer: those of 256 tokens, rounded up.
+  int64_t rows_per_page(int layer) const { return layers_[layer].rows_per_page; }
+  int64_t window_offset(int layer) const { return layer * kPageTokens * row_bytes_; }
+  int64_t compressed_offset(int layer) const { return layers_[layer].compressed; }
+  int64_t index_offset(int layer) const { return layers_[layer].index; }
+
+  /// The compressor ring of a layer: `slots` tokens of [a | z] floats, attention first, then the indexer's.
+  struct Ring {
+    int64_t offset = 0, slots = 0, width = 0, index_width = 0;  // floats; widths of a and of z each
+    int64_t slot_floats() const { return 2 * (width + index_width); }
+  };
+  const Ring& ring(int layer) const { return layers_[layer].ring; }
+  int64_t ring_floats() const { return ring_floats_; }
+
+ private:
+  struct Layer {
+    int64_t rows_per_page = 0, compressed = 0, index = 0;
+    Ring ring;
+  };
+  std::vector<Layer> layers_;
+  int64_t row_bytes_ = 0, index_row_bytes_ = 0, window_page_bytes_ = 0, compressed_page_bytes_ = 0, ring_floats_ = 0;
+};
+
+/// Uniform pages in one mapping, handed out by number.
+class PagePool {
+ public:
+  static Result<PagePool> allocate(int64_t pages, int64_t page_bytes);
+  int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  int32_t take();
+  void give_back(int32_t page) { free_.push_back(page); }
+  std::byte* page(int32_t number) const { return buffer_.data() + number * page_bytes_; }
+
+ private:
+  NumaBuffer buffer_;
+  int64_t page_bytes_ = 0;
+  std::vector<int32_t> free_;
+};
+
+class KvCache;
+
+/// What a sequence keeps: its length, its block tables, its compressor rings. Frees its pages when destroyed.
+class SequenceKv {
+ public:
+  ~SequenceKv();
+  SequenceKv(const SequenceKv&) = delete;
+  SequenceKv& operator=(const SequenceKv&) = delete;
+
+  /// Tokens whose rows are stored.
+  int64_t length() const { return length_; }
+  const KvLayout& layout() const;
+  /// Makes room for tokens length() .. length() + count. Errors: out_of_memory, and nothing changed.
+  Status reserve(int64_t count);
+  /// The reserved tokens are stored; window pages no later token can see go back.
+  void commit(int64_t count);
+
+  std::byte* raw_row(int layer, int64_t pos) const;
+  std::byte* compressed_row(int layer, int64_t row) const;
+  std::byte* index_row(int layer, int64_t row) const;
+  /// The ring slot of a position: a [width], z [width], index a [index_width], index z [index_width].
+  float* ring_slot(int layer, int64_t pos) const;
+
+ private:
+  friend class KvCache;
+  explicit SequenceKv(KvCache& cache) : cache_(cache) {}
+
+  KvCache& cache_;
+  int64_t length_ = 0;
+  int64_t first_window_page_ = 0;        // logical number of window_pages_[0]
+  std::vector<int32_t> window_pages_;    // logical page -> page of the pool
+  std::vector<int32_t> compressed_pages_;
+  HostArray<float> rings_;
+};
+
+class KvCache {
+ public:
+  /// Errors: out_of_memory.
+  static Result<std::unique_ptr<KvCache>> create(const ModelGeometry& geometry, const KvOptions& options);
+  Result<std::unique_ptr<SequenceKv>> new_sequence();
+
+  const KvLayout& layout() const { return layout_; }
+  const KvOptions& options() const { return options_; }
+
+ private:
+  friend class SequenceKv;
+  KvCache(const ModelGeometry& geometry, const KvOptions& options)
+      : options_(options), window_size_(geometry.window_size), layout_(geometry, options) {}
+
+  const KvOptions options_;
+  const int64_t window_size_;
+  const KvLayout layout_;
+  PagePool window_, compressed_;
+};
+
+}  // namespace thermocline

@@ -1,0 +1,416 @@
+#include "runtime/model/deepseek_v4/weights.h"
+
+#include <oneapi/tbb/parallel_for.h>
+#include <oneapi/tbb/task_arena.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+
+#include "runtime/base/number_formats.h"
+#include "runtime/hw/topology.h"
+#include "runtime/io/progress.h"
+#include "runtime/model/deepseek_v4/tensor_visitor.h"
+
+namespace thermocline::deepseek_v4 {
+namespace {
+
+using cpu::kTileRows;
+using cpu::PackedShape;
+using cpu::ScaleFormat;
+using cpu::WeightFormat;
+
+constexpr int64_t kSourceChunkBytes = 8 << 20;  // source bytes a loading thread holds at a time
+
+uint64_t align_up(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+Error tensor_error(const Checkpoint& checkpoint, const TensorInfo& tensor, const std::string& text) {
+  return corrupt(checkpoint.where(tensor) + ": " + text);
+}
+
+std::string position(const TensorInfo& tensor, uint64_t byte) { return " at byte " + std::to_string(tensor.begin + byte) + " of the file"; }
+
+/// One tensor (with its scales) on its way into the arena. Chunks of row groups can be loaded in any order.
+struct PackJob {
+  const TensorInfo* weight = nullptr;
+  const TensorInfo* scale = nullptr;
+  PackedMatrix* matrix = nullptr;
+  uint64_t offset = 0;  // in the arena; scales follow the tiles
+};
+
+struct CopyJob {
+  enum class Kind { floats, ids, bf16_rows } kind = Kind::floats;
+  const TensorInfo* source = nullptr;
+  const void** target = nullptr;
+  uint64_t offset = 0;
+  int64_t id_limit = 0;  // ids: below this
+};
+
+/// First pass: finds every tensor, checks dtype and shape, gives it a place in the arena.
+class Binder {
+ public:
+  Binder(const Checkpoint& checkpoint, const ModelGeometry& geometry) : checkpoint_(checkpoint), g_(geometry) {}
+
+  Status linear(const std::string& name, Stored, int64_t n, int64_t k, PackedMatrix& matrix) {
+    TC_ASSIGN(const TensorInfo* weight, find(name + ".weight"));
+    PackedShape shape;
+    shape.n = n;
+    shape.k = k;
+    std::vector<int64_t> stored = {n, k};
+    switch (weight->dtype) {
+      case DType::bf16: shape.format = WeightFormat::bf16; break;
+      case DType::f8_e4m3: shape.format = WeightFormat::fp8; break;
+      case DType::i8:
+        shape.format = WeightFormat::mxfp4;
+        if (k % 32 != 0) return tensor_error(checkpoint_, *weight, "FP4 weights need a multiple of 32 columns, not " + std::to_string(k));
+        stored[1] = k / 2;
+        break;
+      default: return tensor_error(checkpoint_, *weight, "dtype " + std::string(dtype_name(weight->dtype)) + " is none of BF16, F8_E4M3, I8 (packed FP4)");
+    }
+    TC_RETURN_IF_ERROR(check_shape(*weight, stored));
+    const TensorInfo* scale = nullptr;
+    if (shape.format != WeightFormat::bf16) {
+      TC_ASSIGN(scale, bind_scale(name + ".scale", shape));
+    }
+    static_cast<PackedShape&>(matrix) = shape;
+    packs_.push_back({weight, scale, &matrix, arena_bytes_});
+    arena_bytes_ += align_up(static_cast<uint64_t>(shape.tile_plane_bytes())) + align_up(static_cast<uint64_t>(shape.scale_plane_bytes()));
+    source_bytes_ += weight->bytes + (scale ? scale->bytes : 0);
+    return {};
+  }
+
+  Status floats(const std::string& name, DType, const std::vector<int64_t>& shape, const float*& out) {
+    TC_ASSIGN(const TensorInfo* tensor, find(name));
+    if (tensor->dtype != DType::f32 && tensor->dtype != DType::bf16 && tensor->dtype != DType::f16)
+      return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is none of F32, BF16, F16");
+    return copy(CopyJob::Kind::floats, *tensor, shape, reinterpret_cast<const void**>(&out), 4, 0);
+  }
+
+  Status ids(const std::string& name, const std::vector<int64_t>& shape, const int32_t*& out) {
+    TC_ASSIGN(const TensorInfo* tensor, find(name));
+    if (tensor->dtype != DType::i64 && tensor->dtype != DType::i32)
+      return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is neither I64 nor I32");
+    return copy(CopyJob::Kind::ids, *tensor, shape, reinterpret_cast<const void**>(&out), 4, g_.n_routed_experts);
+  }
+
+  Status rows(const std::string& name, const std::vector<int64_t>& shape, const uint16_t*& out) {
+    TC_ASSIGN(const TensorInfo* tensor, find(name));
+    if (tensor->dtype != DType::bf16) return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is not BF16");
+    return copy(CopyJob::Kind::bf16_rows, *tensor, shape, reinterpret_cast<const void**>(&out), 2, 0);
+  }
+
+  const std::vector<PackJob>& packs() const { return packs_; }
+  const std::vector<CopyJob>& copies() const { return copies_; }
+  uint64_t arena_bytes() const { return arena_bytes_; }
+  uint64_t source_bytes() const { return source_bytes_; }
+
+ private:
+  Result<const TensorInfo*> find(const std::string& name) {
+    if (const TensorInfo* tensor = checkpoint_.find(name)) return tensor;
+    return corrupt(checkpoint_.folder().string() + ": tensor '" + name + "' is missing");
+  }
+
+  Status check_shape(const TensorInfo& tensor, const std::vector<int64_t>& expected) {
+    if (tensor.shape == expected) return {};
+    TensorInfo wanted;
+    wanted.shape = expected;
+    return tensor_error(checkpoint_, tensor, "shape " + tensor.shape_text() + " should be " + wanted.shape_text() + " by config.json");
+  }
+
+  // Branches on what is stored: E8M0 or F32, per row and 32 columns (FP4) or per block (FP8).
+  Result<const TensorInfo*> bind_scale(const std::string& name, PackedShape& shape) {
+    TC_ASSIGN(const TensorInfo* scale, find(name));
+    if (scale->dtype != DType::f8_e8m0 && scale->dtype != DType::f32)
+      return tensor_error(checkpoint_, *scale, "dtype " + std::string(dtype_name(scale->dtype)) + " is neither F8_E8M0 nor F32");
+    if (shape.format == WeightFormat::mxfp4) {
+      shape.scale = scale->dtype == DType::f32 ? ScaleFormat::f32_rows : ScaleFormat::e8m0_rows;
+      TC_RETURN_IF_ERROR(check_shape(*scale, {shape.n, shape.k / 32}));
+    } else {
+      shape.scale = ScaleFormat::f32_blocks;
+      shape.scale_tiles = g_.weight_block_cols / 32;
+      TC_RETURN_IF_ERROR(check_shape(*scale, {(shape.n + g_.weight_block_rows - 1) / g_.weight_block_rows, (shape.k + g_.weight_block_cols - 1) / g_.weight_block_cols}));
+    }
+    return scale;
+  }
+
+  Status copy(CopyJob::Kind kind, const TensorInfo& tensor, const std::vector<int64_t>& shape, const void** target, int64_t element, int64_t id_limit) {
+    TC_RETURN_IF_ERROR(check_shape(tensor, shape));
+    copies_.push_back({kind, &tensor, target, arena_bytes_, id_limit});
+    arena_bytes_ += align_up(static_cast<uint64_t>(tensor.elements() * element));
+    source_bytes_ += tensor.bytes;
+    return {};
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelGeometry& g_;
+  std::vector<PackJob> packs_;
+  std::vector<CopyJob> copies_;
+  uint64_t arena_bytes_ = 0, source_bytes_ = 0;
+};
+
+// The index of the first code that stands for NaN or infinity, or -1.
+int64_t first_not_finite(WeightFormat format, const std::byte* bytes, int64_t count) {
+  bool found = false;
+  const auto bad = [&](int64_t i) {
+    if (format == WeightFormat::fp8) return (static_cast<uint8_t>(bytes[i]) & 0x7f) == 0x7f;
+    return (static_cast<uint8_t>(bytes[i + 1]) & 0x7f) == 0x7f && (static_cast<uint8_t>(bytes[i]) & 0x80) != 0;
+  };
+  if (format == WeightFormat::mxfp4) return -1;
+  const int64_t step = format == WeightFormat::fp8 ? 1 : 2;
+  for (int64_t i = 0; i + step <= count; i += step) found |= bad(i);
+  if (!found) return -1;
+  for (int64_t i = 0; i + step <= count; i += step)
+    if (bad(i)) return i;
+  return -1;
+}
+
+/// Second pass: reads, checks and packs one chunk.
+class ChunkLoader {
+ public:
+  ChunkLoader(const Checkpoint& checkpoint, const ModelGeometry& geometry, std::byte* arena, Progress& progress)
+      : checkpoint_(checkpoint), g_(geometry), arena_(arena), progress_(progress) {}
+
+  static int64_t groups_per_chunk(const PackJob& job) {
+    const int64_t row_bytes = static_cast<int64_t>(job.weight->bytes) / job.matrix->n;
+    return std::max<int64_t>(1, kSourceChunkBytes / std::max<int64_t>(1, row_bytes * kTileRows));
+  }
+
+  Status pack(const PackJob& job, int64_t first_group) const {
+    const PackedMatrix& m = *job.matrix;
+    const int64_t row_bytes = static_cast<int64_t>(job.weight->bytes) / m.n;
+    const int64_t last_group = std::min(m.row_groups(), first_group + groups_per_chunk(job));
+    const int64_t first_row = first_group * kTileRows, rows = std::min(m.n, last_group * kTileRows) - first_row;
+    std::vector<std::byte> source(static_cast<size_t>(rows * row_bytes));
+    TC_RETURN_IF_ERROR(checkpoint_.read(*job.weight, static_cast<uint64_t>(first_row * row_bytes), source));
+    if (const int64_t at = first_not_finite(m.format, source.data(), rows * row_bytes); at >= 0)
+      return tensor_error(checkpoint_, *job.weight, "a weight is not finite" + position(*job.weight, static_cast<uint64_t>(first_row * row_bytes + at)));
+    for (int64_t group = first_group; group < last_group; ++group) {
+      const int64_t row = group * kTileRows;
+      cpu::pack_row_group(m, source.data() + (row - first_row) * row_bytes, row_bytes, std::min(kTileRows, m.n - row), const_cast<uint8_t*>(m.tiles) + group * m.group_tile_bytes());
+    }
+    progress_.add(source.size());
+    return job.scale ? load_scales(job, first_group, last_group) : Status();
+  }
+
+  Status copy(const CopyJob& job) const {
+    const TensorInfo& tensor = *job.source;
+    const int64_t element = dtype_bytes(tensor.dtype), count = tensor.elements(), per_chunk = kSourceChunkBytes / element;
+    std::vector<std::byte> source;
+    for (int64_t begin = 0; begin < count; begin += per_chunk) {
+      const int64_t n = std::min(per_chunk, count - begin);
+      source.resize(static_cast<size_t>(n * element));
+      TC_RETURN_IF_ERROR(checkpoint_.read(tensor, static_cast<uint64_t>(begin * element), source));
+      TC_RETURN_IF_ERROR(convert(job, source.data(), begin, n));
+      progress_.add(source.size());
+    }
+    return {};
+  }
+
+ private:
+  Status load_scales(const PackJob& job, int64_t first_group, int64_t last_group) const {
+    const PackedMatrix& m = *job.matrix;
+    const TensorInfo& scale = *job.scale;
+    const int64_t element = dtype_bytes(scale.dtype), cols = scale.shape[1];
+    const int64_t rows_per_scale = m.scale == ScaleFormat::f32_blocks ? g_.weight_block_rows : 1;
+    const int64_t first = first_group * kTileRows / rows_per_scale;
+    const int64_t last = std::min<int64_t>(scale.shape[0], (last_group * kTileRows + rows_per_scale - 1) / rows_per_scale);
+    std::vector<std::byte> source(static_cast<size_t>((last - first) * cols * element));
+    TC_RETURN_IF_ERROR(checkpoint_.read(scale, static_cast<uint64_t>(first * cols * element), source));
+    for (int64_t i = 0; i < (last - first) * cols; ++i)
+      if (!std::isfinite(scale_value(scale, source.data(), i)))
+        return tensor_error(checkpoint_, scale, "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
+    for (int64_t group = first_group; group < last_group; ++group) {
+      uint8_t* plane = const_cast<uint8_t*>(m.scales) + group * m.group_scale_bytes();
+      for (int64_t r = 0; r < (m.scale == ScaleFormat::f32_blocks ? 1 : std::min(kTileRows, m.n - group * kTileRows)); ++r) {
+        const int64_t row = (group * kTileRows + r) / rows_per_scale - first;
+        for (int64_t col = 0; col < cols; ++col) {
+          const int64_t i = row * cols + col;
+          if (m.scale == ScaleFormat::e8m0_rows) plane[col * 16 + r] = static_cast<uint8_t>(source[static_cast<size_t>(i)]);
+          else if (m.scale == ScaleFormat::f32_rows) reinterpret_cast<float*>(plane)[col * 16 + r] = scale_value(scale, source.data(), i);
+          else reinterpret_cast<float*>(plane)[col] = scale_value(scale, source.data(), i);
+        }
+      }
+    }
+    progress_.add(static_cast<uint64_t>((last_group - first_group) * kTileRows / rows_per_scale * cols * element));
+    return {};
+  }
+
+  static float scale_value(const TensorInfo& scale, const std::byte* source, int64_t i) {
+    if (scale.dtype == DType::f8_e8m0) return e8m0_to_float(static_cast<uint8_t>(source[i]));
+    float value;
+    std::memcpy(&value, source + i * 4, 4);
+    return value;
+  }
+
+  Status convert(const CopyJob& job, const std::byte* source, int64_t begin, int64_t n) const {
+    const TensorInfo& tensor = *job.source;
+    std::byte* target = arena_ + job.offset;
+    const int64_t element = dtype_bytes(tensor.dtype);
+    for (int64_t i = 0; i < n; ++i) {
+      const std::byte* in = source + i * element;
+      bool good = true;
+      if (job.kind == CopyJob::Kind::ids) {
+        int64_t id = 0;
+        if (tensor.dtype == DType::i64) std::memcpy(&id, in, 8);
+        else { int32_t narrow; std::memcpy(&narrow, in, 4); id = narrow; }
+        good = id >= 0 && id < job.id_limit;
+        reinterpret_cast<int32_t*>(target)[begin + i] = static_cast<int32_t>(id);
+        if (!good) return tensor_error(checkpoint_, tensor, "expert id " + std::to_string(id) + " is outside 0.." + std::to_string(job.id_limit - 1) + position(tensor, static_cast<uint64_t>((begin + i) * element)));
+        continue;
+      }
+      uint32_t bits = 0;
+      std::memcpy(&bits, in, static_cast<size_t>(element));
+      const float value = tensor.dtype == DType::f32 ? std::bit_cast<float>(bits) : tensor.dtype == DType::bf16 ? bf16_to_float(static_cast<bf16>(bits)) : f16_to_float(static_cast<uint16_t>(bits));
+      if (!std::isfinite(value)) return tensor_error(checkpoint_, tensor, "a value is not finite" + position(tensor, static_cast<uint64_t>((begin + i) * element)));
+      if (job.kind == CopyJob::Kind::bf16_rows) reinterpret_cast<uint16_t*>(target)[begin + i] = static_cast<uint16_t>(bits);
+      else reinterpret_cast<float*>(target)[begin + i] = value;
+    }
+    return {};
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelGeometry& g_;
+  std::byte* const arena_;
+  Progress& progress_;
+};
+
+Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
+  struct Task {
+    const PackJob* pack;
+    const CopyJob* copy;
+    int64_t first_group;
+  };
+  std::vector<Task> tasks;
+  for (const PackJob& job : binder.packs())
+    for (int64_t group = 0; group < job.matrix->row_groups(); group += ChunkLoader::groups_per_chunk(job)) tasks.push_back({&job, nullptr, group});
+  for (const CopyJob& job : binder.copies()) tasks.push_back({nullptr, &job, 0});
+  std::mutex mutex;
+  std::atomic<bool> failed{false};
+  Status first_error;
+  tbb::task_arena arena(threads > 0 ? threads : tbb::task_arena::automatic);
+  arena.execute([&] {
+    tbb::parallel_for(size_t{0}, tasks.size(), [&](size_t i) {
+      if (failed) return;
+      Status status = tasks[i].pack ? loader.pack(*tasks[i].pack, tasks[i].first_group) : loader.copy(*tasks[i].copy);
+      if (status.ok()) return;
+      const std::lock_guard lock(mutex);
+      if (!failed.exchange(true)) first_error = std::move(status);
+    });
+  });
+  return first_error;
+}
+
+/// Records what a writer has to write.
+class TensorLister {
+ public:
+  explicit TensorLister(const ModelGeometry& geometry) : g_(geometry) {}
+  std::vector<TensorInfo> tensors;
+
+  Status linear(const std::string& name, Stored stored, int64_t n, int64_t k, PackedMatrix&) {
+    const int64_t rows = g_.weight_block_rows, cols = g_.weight_block_cols;
+    if (stored == Stored::bf16) return add(name + ".weight", DType::bf16, {n, k});
+    if (stored == Stored::fp4) {
+      TC_RETURN_IF_ERROR(add(name + ".weight", DType::i8, {n, k / 2}));
+      return add(name + ".scale", DType::f8_e8m0, {n, k / 32});
+    }
+    TC_RETURN_IF_ERROR(add(name + ".weight", DType::f8_e4m3, {n, k}));
+    return add(name + ".scale", DType::f8_e8m0, {(n + rows - 1) / rows, (k + cols - 1) / cols});
+  }
+  Status floats(const std::string& name, DType dtype, const std::vector<int64_t>& shape, const float*&) { return add(name, dtype, shape); }
+  Status ids(const std::string& name, const std::vector<int64_t>& shape, const int32_t*&) { return add(name, DType::i64, shape); }
+  Status rows(const std::string& name, const std::vector<int64_t>& shape, const uint16_t*&) { return add(name, DType::bf16, shape); }
+
+ private:
+  Status add(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
+    TensorInfo tensor;
+    tensor.name = name;
+    tensor.dtype = dtype;
+    tensor.shape = shape;
+    tensor.bytes = static_cast<uint64_t>(tensor.elements() * dtype_bytes(dtype));
+    tensors.push_back(std::move(tensor));
+    return {};
+  }
+  const ModelGeometry& g_;
+};
+
+template <class Visitor>
+Status walk(const ModelGeometry& geometry, Visitor& visitor, Weights& weights, bool mtp) {
+  weights.layers.resize(static_cast<size_t>(geometry.n_layers));
+  if (mtp) weights.mtp.resize(static_cast<size_t>(geometry.n_mtp_layers));
+  TensorWalk<Visitor> tensors(geometry, visitor);
+  TC_RETURN_IF_ERROR(tensors.main_model(weights));
+  for (size_t i = 0; i < weights.mtp.size(); ++i) TC_RETURN_IF_ERROR(tensors.mtp_block(static_cast<int>(i), weights.mtp[i]));
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry, const LoadOptions& options) {
+  TC_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(folder, options.read_mode));
+  auto weights = std::make_unique<Weights>();
+  Binder binder(checkpoint, geometry);
+  // DSpark checkpoints keep three draft blocks of another shape under mtp.*: those are not the MTP block.
+  const bool mtp = options.mtp && checkpoint.find("mtp.0.e_proj.weight") != nullptr;
+  TC_RETURN_IF_ERROR(walk(geometry, binder, *weights, mtp));
+  if (binder.arena_bytes() > usable_memory_bytes())
+    return Error{ErrorCode::out_of_memory, "the weights need " + std::to_string(binder.arena_bytes() >> 20) + " MiB of memory, this process may use " + std::to_string(usable_memory_bytes() >> 20) + " MiB"};
+  TC_ASSIGN(weights->arena, NumaBuffer::allocate(binder.arena_bytes()));
+  std::byte* arena = weights->arena.data();
+  for (const PackJob& job : binder.packs()) {
+    job.matrix->tiles = reinterpret_cast<const uint8_t*>(arena + job.offset);
+    job.matrix->scales = job.matrix->tiles + align_up(static_cast<uint64_t>(job.matrix->tile_plane_bytes()));
+  }
+  for (const CopyJob& job : binder.copies()) *job.target = arena + job.offset;
+  Progress progress("loading " + folder.string(), binder.source_bytes(), options.quiet);
+  TC_RETURN_IF_ERROR(run_jobs(binder, ChunkLoader(checkpoint, geometry, arena, progress), options.threads));
+  return weights;
+}
+
+std::vector<TensorInfo> published_tensors(const ModelGeometry& geometry) {
+  TensorLister lister(geometry);
+  Weights unused;
+  const Status status = walk(geometry, lister, unused, true);
+  TC_CHECK(status.ok());
+  return std::move(lister.tensors);
+}
+
+namespace {
+
+template <class Fn>
+void each_dense_matrix(const Weights& w, const Fn& fn) {
+  fn(w.head);
+  for (const LayerWeights& layer : w.layers)
+    for (const PackedMatrix* m : {&layer.wq_a, &layer.wq_b, &layer.wkv, &layer.wo_a, &layer.wo_b, &layer.compressor.wkv, &layer.compressor.wgate,
+                                  &layer.index_compressor.wkv, &layer.index_compressor.wgate, &layer.index_wq_b, &layer.index_weights_proj, &layer.gate,
+                                  &layer.shared_expert.w1, &layer.shared_expert.w2, &layer.shared_expert.w3})
+      fn(*m);
+}
+
+// Elements of the hyper-connections' float32 weights.
+uint64_t hc_elements(const ModelGeometry& g) {
+  return static_cast<uint64_t>((2 * g.hc_outputs() * g.n_layers + g.hc_mult) * g.hc_mult * g.dim);
+}
+
+}  // namespace
+
+uint64_t Weights::dense_bytes(const ModelGeometry& g) const {
+  uint64_t bytes = 4 * hc_elements(g);
+  each_dense_matrix(*this, [&](const PackedMatrix& m) { bytes += static_cast<uint64_t>(m.bytes()); });
+  return bytes;
+}
+
+uint64_t Weights::bytes_per_token(const ModelGeometry& g) const {
+  uint64_t bytes = dense_bytes(g);
+  for (const LayerWeights& layer : layers) bytes += static_cast<uint64_t>(g.n_activated_experts) * layer.experts[0].bytes();
+  return bytes;
+}
+
+uint64_t Weights::macs_per_token(const ModelGeometry& g) const {
+  uint64_t macs = hc_elements(g) + static_cast<uint64_t>(g.n_layers * g.n_activated_experts * 3 * g.dim * g.moe_inter_dim);
+  each_dense_matrix(*this, [&](const PackedMatrix& m) { macs += static_cast<uint64_t>(m.n * m.k); });
+  return macs;
+}
+
+}  // namespace thermocline::deepseek_v4

@@ -1,0 +1,95 @@
+// The weights of a DeepSeek-V4 checkpoint: published tensor names to packed tiles and float vectors, in one arena.
+// Nothing above this folder knows a tensor name. Source: spec section 2.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "kernels_cpu/moe.h"
+#include "runtime/hw/numa_buffer.h"
+#include "runtime/io/safetensors.h"
+#include "runtime/model/model_geometry.h"
+
+namespace thermocline::deepseek_v4 {
+
+using cpu::ExpertWeights;
+using cpu::PackedMatrix;
+
+/// A hyper-connection site: fn [outputs, S D] f32, base [outputs], scale [3] (head: [S, S D], [S], [1]).
+struct HcWeights {
+  const float* fn = nullptr;
+  const float* base = nullptr;
+  const float* scale = nullptr;
+};
+
+struct CompressorWeights {
+  PackedMatrix wkv, wgate;     // [m w, D]
+  const float* ape = nullptr;  // [R, m w]
+  const float* norm = nullptr; // [w]
+};
+
+struct LayerWeights {
+  HcWeights hc_attn, hc_ffn;
+  const float* attn_norm = nullptr;  // [D]
+  const float* ffn_norm = nullptr;   // [D]
+
+  PackedMatrix wq_a, wq_b, wkv, wo_a, wo_b;
+  const float* q_norm = nullptr;     // [Q]
+  const float* kv_norm = nullptr;    // [c]
+  const float* attn_sink = nullptr;  // [H]
+  CompressorWeights compressor;          // ratio > 0
+  CompressorWeights index_compressor;    // ratio 4
+  PackedMatrix index_wq_b, index_weights_proj;
+
+  PackedMatrix gate;                    // [E, D]
+  const float* gate_bias = nullptr;     // [E], learned layers
+  const int32_t* tid2eid = nullptr;     // [V, k], hash layers
+  std::vector<ExpertWeights> experts;   // E
+  ExpertWeights shared_expert;
+};
+
+/// The MTP block of preview checkpoints: a whole layer and what feeds it.
+struct MtpWeights {
+  LayerWeights layer;
+  PackedMatrix e_proj, h_proj;
+  const float* enorm = nullptr;
+  const float* hnorm = nullptr;
+  const float* norm = nullptr;
+  HcWeights hc_head;
+};
+
+struct Weights {
+  const uint16_t* embed = nullptr;  // [V, D] bf16, row-major: only rows are read
+  PackedMatrix head;                // [V, D]
+  const float* norm = nullptr;      // [D]
+  HcWeights hc_head;
+  std::vector<LayerWeights> layers;
+  std::vector<MtpWeights> mtp;      // empty when the checkpoint has none, or a DSpark module instead
+  NumaBuffer arena;                 // what every pointer above points into
+
+  /// Bytes every step reads: all but the embedding table and the routed experts.
+  uint64_t dense_bytes(const ModelGeometry& geometry) const;
+  /// Bytes a decoded token reads at batch 1: the dense ones and k of E experts of every layer (spec 2.2).
+  uint64_t bytes_per_token(const ModelGeometry& geometry) const;
+  /// Multiplications of weights a token costs: every weight of bytes_per_token once.
+  uint64_t macs_per_token(const ModelGeometry& geometry) const;
+};
+
+struct LoadOptions {
+  ReadMode read_mode = ReadMode::buffered;
+  bool mtp = false;    // load the MTP block too
+  bool quiet = false;  // no progress
+  int threads = 0;     // 0: as many as cores
+};
+
+/// Loads and packs. Streams: at any time it holds the final weights, and tens of MiB of source bytes.
+/// Errors: what Checkpoint::open says; corrupt for a missing tensor, a wrong shape or dtype, an expert id out of range,
+/// a NaN scale or weight, each naming file, tensor and offset; out_of_memory, before anything is read.
+Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry, const LoadOptions& options);
+
+/// Every tensor of a checkpoint of this geometry in the published layout and dtypes (FP4 experts, FP8 linears), in the
+/// order of the published table. For `synth`, and for tests of the count.
+std::vector<TensorInfo> published_tensors(const ModelGeometry& geometry);
+
+}  // namespace thermocline::deepseek_v4

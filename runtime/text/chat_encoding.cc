@@ -1,0 +1,310 @@
+#include "runtime/text/chat_encoding.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "runtime/text/python_json.h"
+
+namespace thermocline {
+namespace {
+
+constexpr const char* kUser = "<｜User｜>";
+constexpr const char* kAssistant = "<｜Assistant｜>";
+constexpr const char* kReminder = "<｜latest_reminder｜>";
+constexpr const char* kTasks[] = {"action", "query", "authority", "domain", "title", "read_url"};
+
+struct Block {
+  enum class Kind { text, tool_result } kind = Kind::text;
+  std::string text;
+  std::string call_id;
+};
+
+struct Message {
+  std::string role;
+  std::string content;
+  std::vector<Block> blocks;  // user messages
+  std::string reasoning, task;
+  const Json* tools = nullptr;
+  const Json* response_format = nullptr;
+  const Json* tool_calls = nullptr;
+  bool without_eos = false;
+};
+
+Error at(size_t index, const std::string& field, const std::string& what) {
+  Error error = invalid("messages[" + std::to_string(index) + "]" + (field.empty() ? "" : "." + field) + " " + what);
+  error.field = "messages[" + std::to_string(index) + "]" + (field.empty() ? "" : "." + field);
+  return error;
+}
+
+// A string, null, or a list of parts whose texts are joined by blank lines.
+Result<std::string> text_of(const Json& message, const char* field, size_t index) {
+  if (!message.contains(field) || message[field].is_null()) return std::string();
+  const Json& content = message[field];
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) return at(index, field, "should be a string, null or a list of parts");
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const Json& part = content[i];
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) return at(index, std::string(field) + "[" + std::to_string(i) + "]", "should be an object with a type");
+    const std::string type = part["type"].get<std::string>();
+    if (type == "text" && (!part.contains("text") || !part["text"].is_string())) return at(index, std::string(field) + "[" + std::to_string(i) + "].text", "should be a string");
+    text += (i ? "\n\n" : "") + (type == "text" ? part["text"].get<std::string>() : "[Unsupported " + type + "]");
+  }
+  return text;
+}
+
+Result<Message> read_message(const Json& json, size_t index) {
+  if (!json.is_object()) return at(index, "", "should be an object");
+  if (!json.contains("role") || !json["role"].is_string()) return at(index, "role", "should be a string");
+  Message message;
+  message.role = json["role"].get<std::string>();
+  static constexpr const char* kRoles[] = {"system", "developer", "user", "assistant", "tool", "latest_reminder"};
+  if (std::find(std::begin(kRoles), std::end(kRoles), message.role) == std::end(kRoles))
+    return at(index, "role", "is '" + message.role + "'; system, developer, user, assistant, tool and latest_reminder are known");
+  TC_ASSIGN(message.content, text_of(json, "content", index));
+  const char* const reasoning = json.contains("reasoning_content") || !json.contains("reasoning") ? "reasoning_content" : "reasoning";
+  TC_ASSIGN(message.reasoning, text_of(json, reasoning, index));
+  const auto array = [&](const char* name, const Json*& out) -> Status {
+    if (!json.contains(name) || json[name].is_null()) return {};
+    if (!json[name].is_array()) return at(index, name, "should be a list");
+    if (!json[name].empty()) out = &json[name];
+    return {};
+  };
+  TC_RETURN_IF_ERROR(array("tools", message.tools));
+  TC_RETURN_IF_ERROR(array("tool_calls", message.tool_calls));
+  if (json.contains("response_format") && !json["response_format"].is_null()) message.response_format = &json["response_format"];
+  if (json.contains("wo_eos")) message.without_eos = json["wo_eos"] == true;
+  if (json.contains("task") && !json["task"].is_null()) {
+    if (!json["task"].is_string()) return at(index, "task", "should be a string");
+    message.task = json["task"].get<std::string>();
+    if (std::find(std::begin(kTasks), std::end(kTasks), message.task) == std::end(kTasks)) return at(index, "task", "is '" + message.task + "', which is unknown");
+  }
+  if (message.role == "user") message.blocks.push_back({Block::Kind::text, message.content, ""});
+  if (message.role == "tool") {
+    if (json.contains("tool_call_id") && !json["tool_call_id"].is_string()) return at(index, "tool_call_id", "should be a string");
+    message.blocks.push_back({Block::Kind::tool_result, message.content, json.contains("tool_call_id") ? json["tool_call_id"].get<std::string>() : ""});
+  }
+  return message;
+}
+
+// Tool results join the user message before them, or start one; user messages in a row become one (a task of a message
+// that joins is lost, as in the official code).
+std::vector<Message> merge_messages(std::vector<Message> messages) {
+  std::vector<Message> merged;
+  for (Message& message : messages) {
+    const bool after_user = !merged.empty() && merged.back().role == "user";
+    const bool joins = after_user && (message.role == "tool" || (message.role == "user" && merged.back().task.empty()));
+    if (message.role == "tool") message.role = "user";
+    if (joins) merged.back().blocks.insert(merged.back().blocks.end(), message.blocks.begin(), message.blocks.end());
+    else merged.push_back(std::move(message));
+  }
+  return merged;
+}
+
+// Tool results of one user message take the order of the calls they answer; other blocks keep their places.
+void sort_tool_results(std::vector<Message>& messages) {
+  std::vector<std::string> order;
+  for (Message& message : messages) {
+    if (message.role == "assistant" && message.tool_calls) {
+      order.clear();
+      for (const Json& call : *message.tool_calls) order.push_back(call.is_object() && call.contains("id") && call["id"].is_string() ? call["id"].get<std::string>() : "");
+    }
+    if (message.role != "user" || order.empty()) continue;
+    std::vector<Block> results;
+    for (const Block& block : message.blocks)
+      if (block.kind == Block::Kind::tool_result) results.push_back(block);
+    const auto rank = [&](const Block& block) {
+      const auto it = std::find(order.begin(), order.end(), block.call_id);
+      return it == order.end() ? 0 : it - order.begin();
+    };
+    std::stable_sort(results.begin(), results.end(), [&](const Block& a, const Block& b) { return rank(a) < rank(b); });
+    size_t next = 0;
+    for (Block& block : message.blocks)
+      if (block.kind == Block::Kind::tool_result) block = results[next++];
+  }
+}
+
+int64_t last_user_index(const std::vector<Message>& messages) {
+  for (size_t i = messages.size(); i-- > 0;)
+    if (messages[i].role == "user" || messages[i].role == "developer") return static_cast<int64_t>(i);
+  return -1;
+}
+
+// Thinking of turns before the last question is not shown again.
+void drop_old_thinking(std::vector<Message>& messages) {
+  const int64_t last = last_user_index(messages);
+  std::vector<Message> kept;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    Message& message = messages[i];
+    if (static_cast<int64_t>(i) < last) {
+      if (message.role == "developer") continue;
+      if (message.role == "assistant") message.reasoning.clear();
+    }
+    kept.push_back(std::move(message));
+  }
+  messages = std::move(kept);
+}
+
+/// Writes the prompt. Text of users and tools goes through `literal`.
+class Renderer {
+ public:
+  Renderer(const ProseConstants& constants, const ChatOptions& options) : c_(constants), o_(options) {}
+
+  Result<RenderedPrompt> render(std::vector<Message> messages) {
+    messages = merge_messages(std::move(messages));
+    sort_tool_results(messages);
+    bool drop = o_.drop_thinking;
+    for (const Message& message : messages) drop &= message.tools == nullptr;
+    if (o_.thinking && drop) drop_old_thinking(messages);
+    const int64_t last_user = last_user_index(messages);
+    prompt_.text = c_.bos;
+    if (o_.thinking) prompt_.text += o_.reasoning_effort == "max" ? c_.effort_max : o_.reasoning_effort == "high" ? c_.effort_high : "";
+    for (size_t i = 0; i < messages.size(); ++i) {
+      const bool think = o_.thinking && (!drop || static_cast<int64_t>(i) > last_user);
+      TC_RETURN_IF_ERROR(body(messages, i, think));
+      transition(messages, i, o_.thinking && (!drop || static_cast<int64_t>(i) >= last_user));
+    }
+    return std::move(prompt_);
+  }
+
+ private:
+  void literal(const std::string& text) {
+    if (!text.empty()) prompt_.literal.push_back({prompt_.text.size(), prompt_.text.size() + text.size()});
+    prompt_.text += text;
+  }
+
+  Status body(const std::vector<Message>& messages, size_t i, bool think) {
+    const Message& m = messages[i];
+    if (m.role == "system") {
+      literal(m.content);
+      return blocks_of_prose(m);
+    }
+    if (m.role == "developer") {
+      prompt_.text += kUser;
+      literal(m.content);
+      return blocks_of_prose(m);
+    }
+    if (m.role == "latest_reminder") {
+      prompt_.text += kReminder;
+      literal(m.content);
+      return {};
+    }
+    if (m.role == "user") {
+      prompt_.text += kUser;
+      for (size_t b = 0; b < m.blocks.size(); ++b) {
+        if (b > 0) prompt_.text += "\n\n";
+        const bool result = m.blocks[b].kind == Block::Kind::tool_result;
+        if (result) prompt_.text += "<tool_result>";
+        literal(m.blocks[b].text);
+        if (result) prompt_.text += "</tool_result>";
+      }
+      return {};
+    }
+    if (think && (i == 0 || messages[i - 1].task.empty())) {
+      literal(m.reasoning);
+      prompt_.text += c_.thinking_end;
+    }
+    literal(m.content);
+    if (m.tool_calls) TC_RETURN_IF_ERROR(tool_calls(*m.tool_calls, i));
+    if (!m.without_eos) prompt_.text += c_.eos;
+    return {};
+  }
+
+  Status blocks_of_prose(const Message& m) {
+    if (m.tools) {
+      std::string schemas;
+      for (size_t t = 0; t < m.tools->size(); ++t) {
+        const Json& tool = (*m.tools)[t];
+        if (!tool.is_object() || !tool.contains("function") || !tool["function"].is_object()) {
+          Error error = invalid("tools[" + std::to_string(t) + "].function should be an object");
+          error.field = "tools[" + std::to_string(t) + "].function";
+          return error;
+        }
+        schemas += (t ? "\n" : "") + python_dumps(tool["function"]);
+      }
+      TC_ASSIGN(const std::string text, fill_template(c_.tools_template, {{"tool_schemas", schemas}, {"dsml_token", c_.dsml_token},
+                                                      {"thinking_start_token", c_.thinking_start}, {"thinking_end_token", c_.thinking_end}}));
+      prompt_.text += "\n\n" + text;
+    }
+    if (m.response_format) {
+      TC_ASSIGN(const std::string text, fill_template(c_.response_format_template, {{"schema", python_dumps(*m.response_format)}}));
+      prompt_.text += "\n\n" + text;
+    }
+    return {};
+  }
+
+  Status tool_calls(const Json& calls, size_t index) {
+    const std::string& dsml = c_.dsml_token;
+    prompt_.text += "\n\n<" + dsml + "tool_calls>\n";
+    for (size_t k = 0; k < calls.size(); ++k) {
+      const std::string field = "tool_calls[" + std::to_string(k) + "].function";
+      const Json* function = calls[k].is_object() && calls[k].contains("function") ? &calls[k]["function"] : nullptr;
+      if (!function || !function->is_object()) return at(index, field, "should be an object");
+      if (!function->contains("name") || !(*function)["name"].is_string()) return at(index, field + ".name", "should be a string");
+      prompt_.text += std::string(k ? "\n" : "") + "<" + dsml + "invoke name=\"";
+      literal((*function)["name"].get<std::string>());
+      prompt_.text += "\">\n";
+      const std::vector<PythonMember> members = arguments(*function);
+      for (size_t p = 0; p < members.size(); ++p) {
+        prompt_.text += std::string(p ? "\n" : "") + "<" + dsml + "parameter name=\"";
+        literal(members[p].key);
+        prompt_.text += std::string("\" string=\"") + (members[p].is_string ? "true" : "false") + "\">";
+        literal(members[p].value);
+        prompt_.text += "</" + dsml + "parameter>";
+      }
+      prompt_.text += "\n</" + dsml + "invoke>";
+    }
+    prompt_.text += "\n</" + dsml + "tool_calls>";
+    return {};
+  }
+
+  // Arguments come as JSON text; what does not parse to an object is sent whole, as one parameter.
+  static std::vector<PythonMember> arguments(const Json& function) {
+    const Json none = Json::object();
+    const Json& value = function.contains("arguments") ? function["arguments"] : none;
+    const std::string text = value.is_string() ? value.get<std::string>() : dump_json(value);
+    Result<std::vector<PythonMember>> members = python_members(text);
+    if (members) return std::move(*members);
+    return {{"arguments", text, true}};
+  }
+
+  void transition(const std::vector<Message>& messages, size_t i, bool think) {
+    const bool last = i + 1 == messages.size();
+    if (!last && messages[i + 1].role != "assistant" && messages[i + 1].role != "latest_reminder") return;
+    const Message& m = messages[i];
+    if (m.task == "action") {
+      prompt_.text += std::string(kAssistant) + (o_.thinking ? c_.thinking_start : c_.thinking_end) + "<｜action｜>";
+    } else if (!m.task.empty()) {
+      prompt_.text += "<｜" + m.task + "｜>";
+    } else if (m.role == "user" || m.role == "developer") {
+      prompt_.text += kAssistant + (think ? c_.thinking_start : c_.thinking_end);
+    }
+  }
+
+  const ProseConstants& c_;
+  const ChatOptions& o_;
+  RenderedPrompt prompt_;
+};
+
+}  // namespace
+
+Result<RenderedPrompt> render_chat(const ProseConstants& constants, const Json& messages, const ChatOptions& options) {
+  if (!messages.is_array() || messages.empty()) {
+    Error error = invalid("messages should be a list with at least one message");
+    error.field = "messages";
+    return error;
+  }
+  if (!options.reasoning_effort.empty() && options.reasoning_effort != "low" && options.reasoning_effort != "high" && options.reasoning_effort != "max") {
+    Error error = invalid("reasoning_effort is '" + options.reasoning_effort + "'; low, high and max are known");
+    error.field = "reasoning_effort";
+    return error;
+  }
+  std::vector<Message> read;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    TC_ASSIGN(Message message, read_message(messages[i], i));
+    read.push_back(std::move(message));
+  }
+  return Renderer(constants, options).render(std::move(read));
+}
+
+}  // namespace thermocline

@@ -1,0 +1,48 @@
+# Shared by demo.sh and test.sh: installs what is missing, builds in release. Sourced, not run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+BUILD_PACKAGES="g++ cmake ninja-build pkg-config libboost1.81-dev libcli11-dev libfmt-dev libhwloc-dev libmimalloc-dev
+                libpcre2-dev libspdlog-dev libtbb-dev libutf8proc-dev nlohmann-json3-dev"
+TEST_PACKAGES="libbenchmark-dev libgtest-dev python3 python3-venv"
+
+# install_packages NAME...: apt-get for those that are not there; nothing at all when all are.
+install_packages() {
+  local missing=() name
+  for name in "$@"; do
+    dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q 'install ok installed' || missing+=("$name")
+  done
+  if [ ${#missing[@]} -eq 0 ]; then
+    say "packages: all ${#} are installed"
+    return
+  fi
+  say "packages: installing ${missing[*]}"
+  local root=()
+  if [ "$(id -u)" -ne 0 ]; then root=(sudo); fi
+  "${root[@]}" apt-get update -q
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+
+# make_venv: .venv with the Python packages of the tests, made once and again when the list changes.
+make_venv() {
+  local stamp=.venv/requirements.txt
+  if cmp -s tests/requirements.txt "$stamp"; then
+    say "python: .venv is up to date"
+    return
+  fi
+  say "python: installing the packages of tests/requirements.txt into .venv"
+  python3 -m venv .venv
+  .venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
+  cp tests/requirements.txt "$stamp"
+}
+
+# build PRESET TARGET... with cmake options in CMAKE_OPTIONS.
+build() {
+  local preset=$1
+  shift
+  say "build: preset $preset, targets: $*"
+  cmake --preset "$preset" ${CMAKE_OPTIONS:-} --log-level=NOTICE
+  cmake --build --preset "$preset" --target "$@"
+}
