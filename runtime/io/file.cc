@@ -55,6 +55,7 @@ Result<InputFile> InputFile::open(const std::filesystem::path& path, ReadMode mo
   if (file.fd_ < 0) file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file.fd_ < 0) return os_error(path, "opening");
   TC_ASSIGN(file.size_, regular_file_size(file.fd_, path));
+  if (!file.direct_) posix_fadvise(file.fd_, 0, 0, POSIX_FADV_SEQUENTIAL);  // wider read-ahead
   return file;
 }
 

@@ -1,5 +1,7 @@
 #include "runtime/model/deepseek_v4/weights.h"
 
+#include <oneapi/tbb/enumerable_thread_specific.h>
+#include <oneapi/tbb/global_control.h>
 #include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 
@@ -166,6 +168,19 @@ int64_t first_not_finite(WeightFormat format, const std::byte* bytes, int64_t co
   return -1;
 }
 
+/// Source bytes of one loading thread, kept from chunk to chunk: fresh pages would cost as much as the read.
+class SourceBuffer {
+ public:
+  std::span<std::byte> take(int64_t bytes) {
+    if (static_cast<size_t>(bytes) > size_) bytes_ = std::make_unique_for_overwrite<std::byte[]>(size_ = static_cast<size_t>(bytes));
+    return {bytes_.get(), static_cast<size_t>(bytes)};
+  }
+
+ private:
+  std::unique_ptr<std::byte[]> bytes_;
+  size_t size_ = 0;
+};
+
 /// Second pass: reads, checks and packs one chunk.
 class ChunkLoader {
  public:
@@ -177,12 +192,12 @@ class ChunkLoader {
     return std::max<int64_t>(1, kSourceChunkBytes / std::max<int64_t>(1, row_bytes * kTileRows));
   }
 
-  Status pack(const PackJob& job, int64_t first_group) const {
+  Status pack(const PackJob& job, int64_t first_group, SourceBuffer& buffer) const {
     const PackedMatrix& m = *job.matrix;
     const int64_t row_bytes = static_cast<int64_t>(job.weight->bytes) / m.n;
     const int64_t last_group = std::min(m.row_groups(), first_group + groups_per_chunk(job));
     const int64_t first_row = first_group * kTileRows, rows = std::min(m.n, last_group * kTileRows) - first_row;
-    std::vector<std::byte> source(static_cast<size_t>(rows * row_bytes));
+    const std::span<std::byte> source = buffer.take(rows * row_bytes);
     TC_RETURN_IF_ERROR(checkpoint_.read(*job.weight, static_cast<uint64_t>(first_row * row_bytes), source));
     if (const int64_t at = first_not_finite(m.format, source.data(), rows * row_bytes); at >= 0)
       return tensor_error(checkpoint_, *job.weight, "a weight is not finite" + position(*job.weight, static_cast<uint64_t>(first_row * row_bytes + at)));
@@ -191,16 +206,15 @@ class ChunkLoader {
       cpu::pack_row_group(m, source.data() + (row - first_row) * row_bytes, row_bytes, std::min(kTileRows, m.n - row), const_cast<uint8_t*>(m.tiles) + group * m.group_tile_bytes());
     }
     progress_.add(source.size());
-    return job.scale ? load_scales(job, first_group, last_group) : Status();
+    return job.scale ? load_scales(job, first_group, last_group, buffer) : Status();
   }
 
-  Status copy(const CopyJob& job) const {
+  Status copy(const CopyJob& job, SourceBuffer& buffer) const {
     const TensorInfo& tensor = *job.source;
     const int64_t element = dtype_bytes(tensor.dtype), count = tensor.elements(), per_chunk = kSourceChunkBytes / element;
-    std::vector<std::byte> source;
     for (int64_t begin = 0; begin < count; begin += per_chunk) {
       const int64_t n = std::min(per_chunk, count - begin);
-      source.resize(static_cast<size_t>(n * element));
+      const std::span<std::byte> source = buffer.take(n * element);
       TC_RETURN_IF_ERROR(checkpoint_.read(tensor, static_cast<uint64_t>(begin * element), source));
       TC_RETURN_IF_ERROR(convert(job, source.data(), begin, n));
       progress_.add(source.size());
@@ -209,14 +223,14 @@ class ChunkLoader {
   }
 
  private:
-  Status load_scales(const PackJob& job, int64_t first_group, int64_t last_group) const {
+  Status load_scales(const PackJob& job, int64_t first_group, int64_t last_group, SourceBuffer& buffer) const {
     const PackedMatrix& m = *job.matrix;
     const TensorInfo& scale = *job.scale;
     const int64_t element = dtype_bytes(scale.dtype), cols = scale.shape[1];
     const int64_t rows_per_scale = m.scale == ScaleFormat::f32_blocks ? g_.weight_block_rows : 1;
     const int64_t first = first_group * kTileRows / rows_per_scale;
     const int64_t last = std::min<int64_t>(scale.shape[0], (last_group * kTileRows + rows_per_scale - 1) / rows_per_scale);
-    std::vector<std::byte> source(static_cast<size_t>((last - first) * cols * element));
+    const std::span<std::byte> source = buffer.take((last - first) * cols * element);
     TC_RETURN_IF_ERROR(checkpoint_.read(scale, static_cast<uint64_t>(first * cols * element), source));
     for (int64_t i = 0; i < (last - first) * cols; ++i)
       if (!std::isfinite(scale_value(scale, source.data(), i)))
@@ -289,11 +303,15 @@ Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
   std::mutex mutex;
   std::atomic<bool> failed{false};
   Status first_error;
-  tbb::task_arena arena(threads > 0 ? threads : tbb::task_arena::automatic);
+  // Twice the cores: while some threads wait for the disk, others pack.
+  const int workers = 2 * (threads > 0 ? threads : tbb::this_task_arena::max_concurrency());
+  const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(workers));
+  tbb::task_arena arena(workers);
+  tbb::enumerable_thread_specific<SourceBuffer> buffers;
   arena.execute([&] {
     tbb::parallel_for(size_t{0}, tasks.size(), [&](size_t i) {
       if (failed) return;
-      Status status = tasks[i].pack ? loader.pack(*tasks[i].pack, tasks[i].first_group) : loader.copy(*tasks[i].copy);
+      Status status = tasks[i].pack ? loader.pack(*tasks[i].pack, tasks[i].first_group, buffers.local()) : loader.copy(*tasks[i].copy, buffers.local());
       if (status.ok()) return;
       const std::lock_guard lock(mutex);
       if (!failed.exchange(true)) first_error = std::move(status);

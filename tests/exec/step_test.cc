@@ -1,0 +1,201 @@
+// The forward pass against the published model code: golden logits at every position, for every chunking, instruction
+// set, thread count and batch.
+#include "tests/support/models.h"
+
+namespace thermocline {
+namespace {
+
+constexpr double kFp32Tolerance = 2e-3;
+
+class TinyModel : public ::testing::TestWithParam<const char*> {
+ protected:
+  const std::filesystem::path folder_ = test::golden(GetParam());
+  const test::TensorFile golden_{folder_ / "golden.safetensors"};
+};
+
+TEST_P(TinyModel, Fp32LogitsAndMtpMatchAtEveryPosition) {
+  const auto engine = test::open_engine({.folder = folder_, .numerics = Numerics::fp32, .mtp = true});
+  const std::vector<int32_t> ids = golden_.ids("ids");
+  const std::vector<float> logits = golden_.floats("logits"), mtp = golden_.floats("mtp_logits");
+  const test::RunLogits whole = test::run_logits(*engine, ids, 512, -1, true);
+  ASSERT_EQ(whole.logits.size(), logits.size());
+  EXPECT_LT(test::max_difference(whole.logits, logits, logits.size()), kFp32Tolerance);
+  ASSERT_GE(whole.mtp.size(), mtp.size());
+  EXPECT_LT(test::max_difference(whole.mtp, mtp, mtp.size()), kFp32Tolerance);
+}
+
+TEST_P(TinyModel, StreamsAfterEveryLayerMatch) {
+  const auto engine = test::open_engine({.folder = folder_, .numerics = Numerics::fp32});
+  std::vector<int32_t> ids = golden_.ids("ids");
+  ids.resize(48);
+  int layers = 0;
+  engine->step().set_observer([&](int layer, TensorView<const float, 3> streams) {
+    const std::vector<float> expected = golden_.floats("layers." + std::to_string(layer) + ".output");
+    ASSERT_EQ(static_cast<int64_t>(expected.size()), streams.size());
+    EXPECT_LT(test::max_difference(std::vector<float>(streams.data, streams.data + streams.size()), expected, expected.size()), kFp32Tolerance) << layer;
+    ++layers;
+  });
+  test::run_logits(*engine, ids, 512);
+  EXPECT_EQ(layers, engine->geometry().n_layers);
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, ::testing::Values("tiny-csa", "tiny-flash", "tiny-pro"),
+                         [](const auto& test) { return std::string(test.param).replace(4, 1, "_"); });
+
+/// Chunkings and decoding from anywhere give the same bits, within one numerics and instruction set.
+struct Path {
+  const char* model;
+  Numerics numerics;
+  Isa isa;
+};
+
+class Chunking : public ::testing::TestWithParam<Path> {};
+
+TEST_P(Chunking, AnySplitGivesTheSameBits) {
+  const Path path = GetParam();
+  const bool demo = std::string_view(path.model) == "demo";
+  const std::filesystem::path folder = demo ? test::demo_model() : test::golden(path.model);
+  const auto engine = test::open_engine({.folder = folder, .numerics = path.numerics, .isa = path.isa});
+  std::vector<int32_t> ids = test::TensorFile(demo ? test::golden("demo/golden.safetensors") : folder / "golden.safetensors").ids("ids");
+#ifdef TC_SANITIZED
+  ids.resize(140);
+#else
+  if (ids.size() > 300) ids.resize(300);
+#endif
+  const std::vector<float> whole = test::run_logits(*engine, ids, static_cast<int64_t>(ids.size())).logits;
+  for (const int64_t chunk : {1, 3, 4, 127, 128}) EXPECT_EQ(test::run_logits(*engine, ids, chunk).logits, whole) << "chunk " << chunk;
+  for (const int64_t from : {5, 63, 130}) EXPECT_EQ(test::run_logits(*engine, ids, 50, from).logits, whole) << "decode from " << from;
+}
+
+std::vector<Path> paths() {
+  std::vector<Path> list;
+  for (const char* model : {"tiny-csa", "tiny-pro", "demo"}) {
+    list.push_back({model, Numerics::fp32, Isa::scalar});
+    for (const Isa isa : test::isas())
+      for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({model, numerics, isa});
+  }
+  return list;
+}
+
+std::string path_name(const ::testing::TestParamInfo<Path>& info) {
+  std::string name = std::string(info.param.model) + "_" + std::string(kNumericsNames[static_cast<int>(info.param.numerics)]) + "_" + std::string(isa_name(info.param.isa));
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, Chunking, ::testing::ValuesIn(paths()), path_name);
+
+/// The demo model against recorded logits, within the bounds the recording came with.
+class DemoModel : public ::testing::TestWithParam<Path> {};
+
+TEST_P(DemoModel, KlAndTop1AreWithinTheBounds) {
+  const Path path = GetParam();
+  const std::string name(kNumericsNames[static_cast<int>(path.numerics)]);
+  const test::TensorFile golden(test::golden("demo/golden.safetensors"));
+  const Json bounds = parse_json(read_text_file(test::golden("demo/golden.json")).value()).value()["bounds"][name];
+  const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = path.numerics, .isa = path.isa});
+  const std::vector<float> expected = golden.floats("logits_" + name), actual = test::run_logits(*engine, golden.ids("ids"), 512).logits;
+  const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size), tokens = expected.size() / vocab;
+  double kl = 0, same = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    const float *p = &expected[t * vocab], *q = &actual[t * vocab];
+    double p_sum = 0, q_sum = 0, p_max = *std::max_element(p, p + vocab), q_max = *std::max_element(q, q + vocab);
+    for (size_t i = 0; i < vocab; ++i) p_sum += std::exp(p[i] - p_max), q_sum += std::exp(q[i] - q_max);
+    for (size_t i = 0; i < vocab; ++i) {
+      const double log_p = p[i] - p_max - std::log(p_sum), log_q = q[i] - q_max - std::log(q_sum);
+      kl += std::exp(log_p) * (log_p - log_q) / static_cast<double>(tokens);
+    }
+    same += std::max_element(p, p + vocab) - p == std::max_element(q, q + vocab) - q;
+  }
+  EXPECT_LE(kl, bounds["mean_kl"].get<double>());
+  EXPECT_GE(same / static_cast<double>(tokens), bounds["top1_agreement"].get<double>());
+}
+
+std::vector<Path> demo_paths() {
+  std::vector<Path> list;
+  for (const Isa isa : test::isas())
+    for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({"demo", numerics, isa});
+  return list;
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, DemoModel, ::testing::ValuesIn(demo_paths()), path_name);
+
+TEST(DemoFp32, LogitsMatch) {
+  const test::TensorFile golden(test::golden("demo/golden.safetensors"));
+  const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = Numerics::fp32});
+  const std::vector<float> expected = golden.floats("logits_fp32");
+  EXPECT_LT(test::max_difference(test::run_logits(*engine, golden.ids("ids"), 512).logits, expected, expected.size()), kFp32Tolerance);
+}
+
+/// A token's logits are the same bits alone, in a batch of several sequences, and for any number of threads and nodes.
+class Invariance : public ::testing::TestWithParam<Numerics> {};
+
+TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
+  const std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
+  const auto alone = test::open_engine({.folder = test::demo_model(), .numerics = GetParam(), .threads = 1});
+  const int64_t vocab = alone->geometry().vocab_size;
+  const std::vector<std::vector<int32_t>> prompts = {{ids.begin(), ids.begin() + 150}, {ids.begin() + 3, ids.begin() + 140}, {ids.begin() + 40, ids.begin() + 45}, {ids.begin() + 7, ids.begin() + 100}};
+  std::vector<std::vector<float>> expected;
+  for (const auto& prompt : prompts) expected.push_back(test::run_logits(*alone, prompt, 512).logits);
+
+  for (const auto& [threads, topology] : {std::pair(2, ""), std::pair(3, "node:2 core:2 pu:1"), std::pair(4, "node:4 core:1 pu:1")}) {
+    const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = GetParam(), .threads = threads, .sequences = 4, .topology = topology});
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    std::vector<SequenceKv*> kv;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      sequences.push_back(engine->new_sequence().value());
+      kv.push_back(sequences.back()->kv());
+    }
+    // Every step takes another number of tokens from each sequence that has some left.
+    std::mt19937 random(static_cast<unsigned>(threads));
+    bool more = true;
+    while (more) {
+      sched::Batch batch;
+      std::vector<std::pair<size_t, int64_t>> rows;
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        const int64_t pos = sequences[i]->length(), left = static_cast<int64_t>(prompts[i].size()) - pos;
+        const int64_t count = std::min<int64_t>(left, static_cast<int64_t>(random() % 30));
+        if (count == 0) continue;
+        for (int64_t j = 0; j < count; ++j) {
+          batch.logit_rows.push_back(static_cast<int32_t>(batch.size() + j));
+          rows.emplace_back(i, pos + j);
+        }
+        batch.add(static_cast<int>(i), pos, prompts[i].data() + pos, count);
+      }
+      const Status status = batch.size() > 0 ? engine->step().run(batch, kv) : Status();
+      ASSERT_TRUE(status.ok());
+      for (size_t row = 0; row < rows.size(); ++row) {
+        const auto& [i, pos] = rows[row];
+        const float* got = engine->step().logits().row(static_cast<int64_t>(row));
+        ASSERT_EQ(std::memcmp(got, &expected[i][static_cast<size_t>(pos * vocab)], static_cast<size_t>(vocab) * 4), 0) << "sequence " << i << " position " << pos << ", " << threads << " threads";
+      }
+      more = false;
+      for (size_t i = 0; i < prompts.size(); ++i) more |= sequences[i]->length() < static_cast<int64_t>(prompts[i].size());
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Numerics, Invariance, ::testing::Values(Numerics::published, Numerics::bf16, Numerics::fp32),
+                         [](const auto& test) { return std::string(kNumericsNames[static_cast<int>(test.param)]); });
+
+TEST(Step, ErrorsLeaveTheSequenceAsItWas) {
+  const auto engine = test::open_engine({.folder = test::demo_model()});
+  auto sequence = engine->new_sequence().value();
+  const std::vector<int32_t> good = {0, 5, 9};
+  ASSERT_TRUE(engine->prefill(*sequence, good).ok());
+  const std::vector<int32_t> bad = {5, 4096};
+  const Status status = engine->prefill(*sequence, bad);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code, ErrorCode::invalid_argument);
+  EXPECT_NE(status.error().message.find("4096"), std::string::npos);
+  EXPECT_EQ(sequence->length(), 3);
+  const std::vector<int32_t> many(1022, 7);
+  EXPECT_FALSE(engine->prefill(*sequence, many).ok()) << "past the context";
+  std::atomic<bool> cancel{true};
+  const Status cancelled = engine->prefill(*sequence, good, &cancel);
+  ASSERT_FALSE(cancelled.ok());
+  EXPECT_EQ(cancelled.error().code, ErrorCode::cancelled);
+}
+
+}  // namespace
+}  // namespace thermocline
