@@ -47,11 +47,13 @@ void prepare_row(const KernelTable& table, const float* x, int64_t k, bool quant
   }
 }
 
-void prepare(const CpuContext& cpu, TensorView<const float, 2> x, bool quantise, const GemmScratch& scratch, GemmInput& input) {
+void prepare(const CpuContext& cpu, TensorView<const float, 2> x, bool quantise, const GemmScratch& scratch,
+             GemmInput& input) {
   const int64_t rows = x.shape[0], k = x.shape[1];
   input.reshape(cpu.table, rows, k);
   cpu.pool.split(rows, [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t i = begin; i < end; ++i) prepare_row(cpu.table, x.row(i), k, quantise, scratch.row(worker), input.row(i));
+    for (int64_t i = begin; i < end; ++i)
+      prepare_row(cpu.table, x.row(i), k, quantise, scratch.row(worker), input.row(i));
   });
 }
 
@@ -64,8 +66,8 @@ Result<GemmScratch> GemmScratch::allocate(int workers, int64_t max_rows, int64_t
   return scratch;
 }
 
-void gemm_row_group(const KernelTable& table, const PackedMatrix& w, int64_t group, const std::byte* x, int64_t row_bytes, int64_t count,
-                    uint8_t* expanded, float* y) {
+void gemm_row_group(const KernelTable& table, const PackedMatrix& w, int64_t group, const std::byte* x,
+                    int64_t row_bytes, int64_t count, uint8_t* expanded, float* y) {
   const int kind = static_cast<int>(gemm_kind(w));
   const int64_t x_stride = row_bytes / (table.bf16_inputs ? 2 : 4);
   RowGroup rows = w.row_group(group);
@@ -81,8 +83,8 @@ void gemm_row_group(const KernelTable& table, const PackedMatrix& w, int64_t gro
   }
 }
 
-void gemm(const CpuContext& cpu, const PackedMatrix& w, const GemmInput& x, const GemmScratch& scratch, float* y, int64_t y_stride, bool round,
-          int64_t first, int64_t step) {
+void gemm(const CpuContext& cpu, const PackedMatrix& w, const GemmInput& x, const GemmScratch& scratch, float* y,
+          int64_t y_stride, bool round, int64_t first, int64_t step) {
   TC_CHECK_EQ(w.k, x.k());
   const int64_t count = (x.rows() - first + step - 1) / step;
   cpu.pool.split(w.row_groups(), [&](int64_t begin, int64_t end, int worker) {

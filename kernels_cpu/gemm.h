@@ -1,5 +1,6 @@
-// GEMM over packed weights: activations are laid out once for the micro-kernels, then row groups are split over workers.
-// Every output is computed by one worker over all of K, so results depend on neither the thread count nor on M.
+// GEMM over packed weights: activations are laid out once for the micro-kernels, then row groups are split over
+// workers. Every output is computed by one worker over all of K, so results depend on neither the thread count nor on
+// M.
 #pragma once
 
 #include "kernels_cpu/cpu_context.h"
@@ -32,11 +33,10 @@ class GemmInput {
 /// linear first: e4m3 per 128 elements. `scratch` holds k floats.
 void prepare_row(const KernelTable& table, const float* x, int64_t k, bool quantise, float* scratch, std::byte* row);
 
-
 /// Row groups [group, group + 1) of w against `count` rows of x; y [count, 16]. Picks direct or expanded micro-kernels.
 ///   expanded  k_tiles * 1024 bytes of scratch for this worker
-void gemm_row_group(const KernelTable& table, const PackedMatrix& w, int64_t group, const std::byte* x, int64_t row_bytes, int64_t count,
-                    uint8_t* expanded, float* y);
+void gemm_row_group(const KernelTable& table, const PackedMatrix& w, int64_t group, const std::byte* x,
+                    int64_t row_bytes, int64_t count, uint8_t* expanded, float* y);
 
 /// Per-worker scratch of the GEMM drivers: expanded tiles of one row group, two output tiles, one activation row.
 class GemmScratch {
@@ -53,13 +53,14 @@ class GemmScratch {
 };
 
 /// Lays out x [rows, k] in `input`, rows split over the workers.
-void prepare(const CpuContext& cpu, TensorView<const float, 2> x, bool quantise, const GemmScratch& scratch, GemmInput& input);
+void prepare(const CpuContext& cpu, TensorView<const float, 2> x, bool quantise, const GemmScratch& scratch,
+             GemmInput& input);
 
 /// y[row, n] = sum_k w[n, k] x[row, k] for rows first, first + step, ... of the prepared input.
 ///   y      [count, y_stride]  f32 out, row i from input row first + i * step
 ///   round  results are rounded to bf16, as a published linear stores them
 /// Traffic: w.bytes() once per max_tokens rows (once in all where tiles are expanded).
-void gemm(const CpuContext& cpu, const PackedMatrix& w, const GemmInput& x, const GemmScratch& scratch, float* y, int64_t y_stride, bool round,
-          int64_t first = 0, int64_t step = 1);
+void gemm(const CpuContext& cpu, const PackedMatrix& w, const GemmInput& x, const GemmScratch& scratch, float* y,
+          int64_t y_stride, bool round, int64_t first = 0, int64_t step = 1);
 
 }  // namespace thermocline::cpu

@@ -11,9 +11,12 @@ KernelTable make_kernel_table(const CpuFeatures& cpu, Isa max_isa) {
 
 GemmKind gemm_kind(const PackedShape& shape) {
   switch (shape.format) {
-    case WeightFormat::mxfp4: return shape.scale == ScaleFormat::e8m0_rows ? GemmKind::mxfp4_e8m0 : GemmKind::mxfp4_f32;
-    case WeightFormat::fp8: return GemmKind::fp8_f32;
-    case WeightFormat::bf16: return GemmKind::bf16;
+    case WeightFormat::mxfp4:
+      return shape.scale == ScaleFormat::e8m0_rows ? GemmKind::mxfp4_e8m0 : GemmKind::mxfp4_f32;
+    case WeightFormat::fp8:
+      return GemmKind::fp8_f32;
+    case WeightFormat::bf16:
+      return GemmKind::bf16;
   }
   return GemmKind::bf16;
 }

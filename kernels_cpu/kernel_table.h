@@ -1,5 +1,6 @@
-// The micro-kernels of every family as one table of function pointers, filled once at start-up with the best version the
-// CPU runs. A micro-kernel computes one tile on plain pointers; threads, gathering and tails are its family's driver.
+// The micro-kernels of every family as one table of function pointers, filled once at start-up with the best version
+// the CPU runs. A micro-kernel computes one tile on plain pointers; threads, gathering and tails are its family's
+// driver.
 //
 // This header is included by units built with AVX flags: it holds plain data and no inline function.
 #pragma once
@@ -27,11 +28,11 @@ using GemmTile = void (*)(const RowGroup& w, const void* x, int64_t x_stride, in
 using ExpandTiles = void (*)(const uint8_t* tiles, int64_t k_tiles, uint8_t* bf16_tiles);
 
 /// scores[head][i] = scale * dot(q[head], row i) for `heads` heads and n rows of c elements.
-using AttentionScores = void (*)(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c,
-                                 float scale, float* scores, int64_t scores_stride);
+using AttentionScores = void (*)(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n,
+                                 int64_t c, float scale, float* scores, int64_t scores_stride);
 /// out[head] = sum_i p[head][i] * row i.
-using AttentionValues = void (*)(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c,
-                                 float* out, int64_t out_stride);
+using AttentionValues = void (*)(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n,
+                                 int64_t c, float* out, int64_t out_stride);
 
 struct KernelTable {
   Isa isa = Isa::scalar;

@@ -7,7 +7,8 @@
 
 namespace thermocline::cpu {
 
-Result<MoeWorkspace> MoeWorkspace::allocate(int64_t max_tokens, int top_k, int experts, int64_t dim, int64_t inter_dim) {
+Result<MoeWorkspace> MoeWorkspace::allocate(int64_t max_tokens, int top_k, int experts, int64_t dim,
+                                            int64_t inter_dim) {
   const int64_t pairs = max_tokens * (top_k + 1);
   MoeWorkspace w;
   TC_ASSIGN(w.x_, GemmInput::allocate(pairs, dim));
@@ -25,10 +26,19 @@ Result<MoeWorkspace> MoeWorkspace::allocate(int64_t max_tokens, int top_k, int e
 /// One call of moe(): the phases in the order the data moves.
 class MoeLayer {
  public:
-  MoeLayer(const CpuContext& cpu, const GemmInput& x, const MoeOptions& options, const GemmScratch& scratch, MoeWorkspace& w, int64_t top_k)
-      : cpu_(cpu), x_(x), options_(options), scratch_(scratch), w_(w), tokens_(x.rows()), top_k_(top_k), pairs_(tokens_ * (top_k + 1)) {}
+  MoeLayer(const CpuContext& cpu, const GemmInput& x, const MoeOptions& options, const GemmScratch& scratch,
+           MoeWorkspace& w, int64_t top_k)
+      : cpu_(cpu),
+        x_(x),
+        options_(options),
+        scratch_(scratch),
+        w_(w),
+        tokens_(x.rows()),
+        top_k_(top_k),
+        pairs_(tokens_ * (top_k + 1)) {}
 
-  void group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights& shared, TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights);
+  void group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights& shared,
+                       TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights);
   void gather();
   void gate_and_up();
   void down();
@@ -47,8 +57,8 @@ class MoeLayer {
 };
 
 // A counting sort of (token, expert) pairs. Scanning tokens in order keeps a token's pairs reachable in expert order.
-void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights& shared, TensorView<const int32_t, 2> ids,
-                               TensorView<const float, 2> weights) {
+void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights& shared,
+                               TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights) {
   std::vector<int32_t>& begin = w_.expert_begin_;
   std::fill(begin.begin(), begin.end(), 0);
   for (int64_t i = 0; i < tokens_ * top_k_; ++i) ++begin[static_cast<size_t>(ids.data[i]) + 1];
@@ -76,12 +86,13 @@ void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const Exp
 void MoeLayer::gather() {
   w_.x_.reshape(cpu_.table, pairs_, x_.k());
   cpu_.pool.split(pairs_, [&](int64_t begin, int64_t end, int) {
-    for (int64_t pair = begin; pair < end; ++pair) std::memcpy(w_.x_.row(pair), x_.row(w_.pair_token_[pair]), static_cast<size_t>(x_.row_bytes()));
+    for (int64_t pair = begin; pair < end; ++pair)
+      std::memcpy(w_.x_.row(pair), x_.row(w_.pair_token_[pair]), static_cast<size_t>(x_.row_bytes()));
   });
 }
 
-// Calls fn(active, group, worker) for every row group of matrix `which` of every active expert, split so that each worker
-// gets the same share of the work: weight bytes read plus multiplications.
+// Calls fn(active, group, worker) for every row group of matrix `which` of every active expert, split so that each
+// worker gets the same share of the work: weight bytes read plus multiplications.
 template <class Fn>
 void MoeLayer::for_row_groups(PackedMatrix ExpertWeights::*which, const Fn& fn) {
   const auto matrix = [&](const MoeWorkspace::Active& active) -> const PackedMatrix& { return active.weights->*which; };
@@ -110,14 +121,17 @@ void MoeLayer::gate_and_up() {
     float* g = scratch_.tile(worker);
     float* u = g + active.count * kTileRows;
     const std::byte* x = w_.x_.row(active.first);
-    gemm_row_group(cpu_.table, active.weights->w1, group, x, w_.x_.row_bytes(), active.count, scratch_.expanded(worker), g);
-    gemm_row_group(cpu_.table, active.weights->w3, group, x, w_.x_.row_bytes(), active.count, scratch_.expanded(worker), u);
+    gemm_row_group(cpu_.table, active.weights->w1, group, x, w_.x_.row_bytes(), active.count, scratch_.expanded(worker),
+                   g);
+    gemm_row_group(cpu_.table, active.weights->w3, group, x, w_.x_.row_bytes(), active.count, scratch_.expanded(worker),
+                   u);
     if (options_.round) ref::round_to_bf16(g, 2 * active.count * kTileRows);
     const int64_t n = group * kTileRows, width = std::min(kTileRows, inter_dim - n);
     for (int64_t i = 0; i < active.count; ++i) {
       float* h = &w_.hidden_[(active.first + i) * inter_dim + n];
       const float weight = w_.pair_weight_[active.first + i];
-      for (int64_t r = 0; r < width; ++r) h[r] = weight * ref::swiglu(g[i * kTileRows + r], u[i * kTileRows + r], options_.swiglu_limit);
+      for (int64_t r = 0; r < width; ++r)
+        h[r] = weight * ref::swiglu(g[i * kTileRows + r], u[i * kTileRows + r], options_.swiglu_limit);
       if (options_.round) ref::round_to_bf16(h, width);
     }
   });
@@ -128,10 +142,12 @@ void MoeLayer::down() {
   prepare(cpu_, TensorView<const float, 2>(w_.hidden_.data(), {pairs_, inter_dim}), options_.quantise, scratch_, w_.h_);
   for_row_groups(&ExpertWeights::w2, [&](const MoeWorkspace::Active& active, int64_t group, int worker) {
     float* tile = scratch_.tile(worker);
-    gemm_row_group(cpu_.table, active.weights->w2, group, w_.h_.row(active.first), w_.h_.row_bytes(), active.count, scratch_.expanded(worker), tile);
+    gemm_row_group(cpu_.table, active.weights->w2, group, w_.h_.row(active.first), w_.h_.row_bytes(), active.count,
+                   scratch_.expanded(worker), tile);
     if (options_.round) ref::round_to_bf16(tile, active.count * kTileRows);
     const int64_t n = group * kTileRows, width = std::min(kTileRows, dim - n);
-    for (int64_t i = 0; i < active.count; ++i) std::copy_n(tile + i * kTileRows, width, &w_.y_[(active.first + i) * dim + n]);
+    for (int64_t i = 0; i < active.count; ++i)
+      std::copy_n(tile + i * kTileRows, width, &w_.y_[(active.first + i) * dim + n]);
   });
 }
 
@@ -159,8 +175,8 @@ int64_t distinct_experts(TensorView<const int32_t, 2> ids, MoeWorkspace& workspa
 }
 
 void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const ExpertWeights& shared, const GemmInput& x,
-         TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options, const GemmScratch& scratch,
-         MoeWorkspace& workspace, float* out) {
+         TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
+         const GemmScratch& scratch, MoeWorkspace& workspace, float* out) {
   if (x.rows() == 0) return;
   MoeLayer layer(cpu, x, options, scratch, workspace, ids.shape[1]);
   layer.group_by_expert(experts, shared, ids, weights);

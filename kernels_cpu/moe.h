@@ -49,8 +49,8 @@ struct MoeOptions {
 /// Traffic: bytes of every distinct expert in ids, and of the shared expert, once.
 /// Source: spec section 3.9.
 void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const ExpertWeights& shared, const GemmInput& x,
-         TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options, const GemmScratch& scratch,
-         MoeWorkspace& workspace, float* out);
+         TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
+         const GemmScratch& scratch, MoeWorkspace& workspace, float* out);
 
 /// How many different experts the ids name.
 int64_t distinct_experts(TensorView<const int32_t, 2> ids, MoeWorkspace& workspace);

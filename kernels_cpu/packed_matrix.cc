@@ -49,9 +49,12 @@ void pack_bf16_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_til
 
 }  // namespace
 
-void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row_bytes, int64_t valid_rows, uint8_t* tiles) {
+void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row_bytes, int64_t valid_rows,
+                    uint8_t* tiles) {
   if (valid_rows < kTileRows) std::memset(tiles, 0, static_cast<size_t>(shape.group_tile_bytes()));
-  const auto pack = shape.format == WeightFormat::mxfp4 ? pack_mxfp4_row : shape.format == WeightFormat::fp8 ? pack_fp8_row : pack_bf16_row;
+  const auto pack = shape.format == WeightFormat::mxfp4 ? pack_mxfp4_row
+                    : shape.format == WeightFormat::fp8 ? pack_fp8_row
+                                                        : pack_bf16_row;
   for (int64_t r = 0; r < valid_rows; ++r) pack(rows + r * row_bytes, row_bytes, r, shape.k_tiles(), tiles);
 }
 
@@ -77,10 +80,14 @@ void decode_tile(WeightFormat format, const uint8_t* tile, float* out) {
 
 float tile_scale(ScaleFormat format, const RowGroup& group, int64_t tile, int64_t row) {
   switch (format) {
-    case ScaleFormat::none: return 1.0f;
-    case ScaleFormat::e8m0_rows: return e8m0_to_float(static_cast<const uint8_t*>(group.scales)[tile * 16 + row]);
-    case ScaleFormat::f32_rows: return static_cast<const float*>(group.scales)[tile * 16 + row];
-    case ScaleFormat::f32_blocks: return static_cast<const float*>(group.scales)[tile / group.scale_tiles];
+    case ScaleFormat::none:
+      return 1.0f;
+    case ScaleFormat::e8m0_rows:
+      return e8m0_to_float(static_cast<const uint8_t*>(group.scales)[tile * 16 + row]);
+    case ScaleFormat::f32_rows:
+      return static_cast<const float*>(group.scales)[tile * 16 + row];
+    case ScaleFormat::f32_blocks:
+      return static_cast<const float*>(group.scales)[tile / group.scale_tiles];
   }
   return 1.0f;
 }

@@ -21,13 +21,15 @@ inline constexpr int64_t kTileRows = 16, kTileCols = 32;
 enum class WeightFormat : uint8_t { mxfp4, fp8, bf16 };
 
 enum class ScaleFormat : uint8_t {
-  none,       // bf16
-  e8m0_rows,  // one byte per row and tile: [k_tiles][16] u8 in a row group (mxfp4)
-  f32_rows,   // the same in float32: [k_tiles][16] f32 (mxfp4 of checkpoints with F32 scales)
-  f32_blocks, // one float per `scale_tiles` tiles of a row group: [ceil(k_tiles / scale_tiles)] f32 (fp8)
+  none,        // bf16
+  e8m0_rows,   // one byte per row and tile: [k_tiles][16] u8 in a row group (mxfp4)
+  f32_rows,    // the same in float32: [k_tiles][16] f32 (mxfp4 of checkpoints with F32 scales)
+  f32_blocks,  // one float per `scale_tiles` tiles of a row group: [ceil(k_tiles / scale_tiles)] f32 (fp8)
 };
 
-constexpr int64_t tile_bytes(WeightFormat format) { return format == WeightFormat::mxfp4 ? 256 : format == WeightFormat::fp8 ? 512 : 1024; }
+constexpr int64_t tile_bytes(WeightFormat format) {
+  return format == WeightFormat::mxfp4 ? 256 : format == WeightFormat::fp8 ? 512 : 1024;
+}
 
 /// Shape and format of a packed weight; what its two planes weigh.
 struct PackedShape {
@@ -42,10 +44,14 @@ struct PackedShape {
   int64_t group_tile_bytes() const { return k_tiles() * tile_bytes(format); }
   int64_t group_scale_bytes() const {
     switch (scale) {
-      case ScaleFormat::none: return 0;
-      case ScaleFormat::e8m0_rows: return k_tiles() * 16;
-      case ScaleFormat::f32_rows: return k_tiles() * 64;
-      case ScaleFormat::f32_blocks: return (k_tiles() + scale_tiles - 1) / scale_tiles * 4;
+      case ScaleFormat::none:
+        return 0;
+      case ScaleFormat::e8m0_rows:
+        return k_tiles() * 16;
+      case ScaleFormat::f32_rows:
+        return k_tiles() * 64;
+      case ScaleFormat::f32_blocks:
+        return (k_tiles() + scale_tiles - 1) / scale_tiles * 4;
     }
     return 0;
   }
@@ -85,7 +91,8 @@ struct PackedMatrix : PackedShape {
 ///   rows        `valid_rows` rows, `row_bytes` apart: mxfp4 k/2 bytes (element 2j in the low nibble of byte j), fp8 k
 ///               bytes, bf16 2k bytes
 ///   tiles       group_tile_bytes() bytes  out, padding zeroed
-void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row_bytes, int64_t valid_rows, uint8_t* tiles);
+void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row_bytes, int64_t valid_rows,
+                    uint8_t* tiles);
 
 /// Element [n, k] as the float it stands for, scale included. Slow: for tests and the reference path.
 float packed_element(const PackedMatrix& matrix, int64_t n, int64_t k);

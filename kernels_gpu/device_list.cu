@@ -16,6 +16,8 @@ std::vector<DeviceInfo> list_devices() {
   return devices;
 }
 
-std::string cuda_version() { return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10); }
+std::string cuda_version() {
+  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
 
 }  // namespace thermocline::gpu

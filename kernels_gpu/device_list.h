@@ -8,7 +8,7 @@ namespace thermocline::gpu {
 
 struct DeviceInfo {
   std::string name;
-  int compute_capability = 0;    // 90 for sm_90
+  int compute_capability = 0;  // 90 for sm_90
   unsigned long long memory_bytes = 0;
 };
 

@@ -27,10 +27,12 @@ struct Mxfp4 {
       __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + line * 64 + pass * 32));
       for (int s = 0; s < 4; ++s) {  // columns 8 line + 2 s (low word) and + 1 (high word)
         const __m256 even = _mm256_permutevar8x32_ps(magnitudes, words);
-        use(8 * line + 2 * s, _mm256_xor_ps(even, _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)))));
+        use(8 * line + 2 * s,
+            _mm256_xor_ps(even, _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)))));
         const __m256i high = _mm256_srli_epi32(words, 16);
         const __m256 odd = _mm256_permutevar8x32_ps(magnitudes, high);
-        use(8 * line + 2 * s + 1, _mm256_xor_ps(odd, _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(high, 28)))));
+        use(8 * line + 2 * s + 1,
+            _mm256_xor_ps(odd, _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(high, 28)))));
         words = _mm256_srli_epi32(words, 4);
       }
     }
@@ -45,7 +47,8 @@ struct Fp8 {
   template <class Use>
   static void each(const uint8_t* tile, int pass, const Use& use) {
     for (int line = 0; line < 8; ++line) {
-      const __m256i words = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + line * 64 + pass * 16)));
+      const __m256i words =
+          _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + line * 64 + pass * 16)));
       // s eeee mmm -> the half float s 0eeee mmm0000000, whose bias is 8 higher; subnormals come out right too.
       const __m256i halves = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f)), 7),
                                              _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8));
@@ -86,7 +89,8 @@ __m256 load_x(const float* x) {
 template <class Weight, ScaleFormat scale>
 __m256 load_scale(const RowGroup& w, int64_t tile, int pass) {
   if constexpr (scale == ScaleFormat::e8m0_rows) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + tile * 16 + pass * 8));
+    const __m128i bytes =
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + tile * 16 + pass * 8));
     const __m256i exponents = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23);
     const __m256i zero = _mm256_cmpeq_epi32(exponents, _mm256_setzero_si256());  // byte 0 is 2^-127, a subnormal
     return _mm256_castsi256_ps(_mm256_or_si256(exponents, _mm256_and_si256(zero, _mm256_set1_epi32(0x00400000))));
@@ -123,13 +127,16 @@ void gemm_m(const RowGroup& w, const float* x, int64_t x_stride, float* y) {
         const float* xt = x + tile * kTileCols;
         Weight::each(w.tiles + tile * Weight::kTileBytes, pass, [&](int column, __m256 v) {
           __m256(&chain)[M] = chains[(Weight::kPairs ? column / 2 : column) % 2];
-          for (int token = 0; token < M; ++token) chain[token] = _mm256_fmadd_ps(v, load_x<Weight::kPairs>(xt + token * x_stride + column), chain[token]);
+          for (int token = 0; token < M; ++token)
+            chain[token] = _mm256_fmadd_ps(v, load_x<Weight::kPairs>(xt + token * x_stride + column), chain[token]);
         });
       }
       for (int token = 0; token < M; ++token) {
         const __m256 sum = _mm256_add_ps(chains[0][token], chains[1][token]);
-        if constexpr (scale == ScaleFormat::none) acc[token] = sum;
-        else acc[token] = _mm256_fmadd_ps(sum, load_scale<Weight, scale>(w, first, pass), acc[token]);
+        if constexpr (scale == ScaleFormat::none)
+          acc[token] = sum;
+        else
+          acc[token] = _mm256_fmadd_ps(sum, load_scale<Weight, scale>(w, first, pass), acc[token]);
       }
     }
     for (int token = 0; token < M; ++token) store<Weight>(acc[token], pass, y + token * 16);
@@ -140,14 +147,21 @@ template <class Weight, ScaleFormat scale>
 void gemm(const RowGroup& w, const void* x_void, int64_t x_stride, int m, float* y) {
   const float* x = static_cast<const float*>(x_void);
   switch (m) {
-    case 1: return gemm_m<Weight, scale, 1>(w, x, x_stride, y);
-    case 2: return gemm_m<Weight, scale, 2>(w, x, x_stride, y);
-    case 3: return gemm_m<Weight, scale, 3>(w, x, x_stride, y);
-    default: return gemm_m<Weight, scale, 4>(w, x, x_stride, y);
+    case 1:
+      return gemm_m<Weight, scale, 1>(w, x, x_stride, y);
+    case 2:
+      return gemm_m<Weight, scale, 2>(w, x, x_stride, y);
+    case 3:
+      return gemm_m<Weight, scale, 3>(w, x, x_stride, y);
+    default:
+      return gemm_m<Weight, scale, 4>(w, x, x_stride, y);
   }
 }
 
-__m256 load_bf16(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16)); }
+__m256 load_bf16(const uint16_t* p) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+}
 
 float widen(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
@@ -163,7 +177,8 @@ float reduce(__m256 v) {
 }
 
 template <int H>
-void scores_h(const float* q, int64_t q_stride, const void* const* rows, int64_t n, int64_t c, float scale, float* scores, int64_t stride) {
+void scores_h(const float* q, int64_t q_stride, const void* const* rows, int64_t n, int64_t c, float scale,
+              float* scores, int64_t stride) {
   for (int64_t i = 0; i < n; ++i) {
     const uint16_t* row = static_cast<const uint16_t*>(rows[i]);
     __m256 acc[H];
@@ -181,15 +196,17 @@ void scores_h(const float* q, int64_t q_stride, const void* const* rows, int64_t
   }
 }
 
-void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
-                      float* scores, int64_t stride) {
+void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                      float scale, float* scores, int64_t stride) {
   int h = 0;
-  for (; h + 4 <= heads; h += 4) scores_h<4>(q + h * q_stride, q_stride, rows, n, c, scale, scores + h * stride, stride);
+  for (; h + 4 <= heads; h += 4)
+    scores_h<4>(q + h * q_stride, q_stride, rows, n, c, scale, scores + h * stride, stride);
   for (; h < heads; ++h) scores_h<1>(q + h * q_stride, q_stride, rows, n, c, scale, scores + h * stride, stride);
 }
 
 template <int H, int V>
-void values_block(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t d, float* out, int64_t stride) {
+void values_block(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t d, float* out,
+                  int64_t stride) {
   __m256 acc[H][V];
   for (auto& head : acc)
     for (__m256& a : head) a = _mm256_setzero_ps();
@@ -205,7 +222,8 @@ void values_block(const float* p, int64_t p_stride, const void* const* rows, int
 }
 
 template <int H>
-void values_h(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t c, float* out, int64_t stride) {
+void values_h(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t c, float* out,
+              int64_t stride) {
   int64_t d = 0;
   for (; d + 16 <= c; d += 16) values_block<H, 2>(p, p_stride, rows, n, d, out, stride);
   for (; d + 8 <= c; d += 8) values_block<H, 1>(p, p_stride, rows, n, d, out, stride);
@@ -218,7 +236,8 @@ void values_h(const float* p, int64_t p_stride, const void* const* rows, int64_t
   }
 }
 
-void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c, float* out, int64_t stride) {
+void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                      float* out, int64_t stride) {
   int h = 0;
   for (; h + 4 <= heads; h += 4) values_h<4>(p + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
   for (; h < heads; ++h) values_h<1>(p + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
@@ -228,7 +247,8 @@ float dot(const float* a, const float* b, int64_t n) {
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   int64_t i = 0;
   for (; i + 32 <= n; i += 32)
-    for (int v = 0; v < 4; ++v) sums[v] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + v * 8), _mm256_loadu_ps(b + i + v * 8), sums[v]);
+    for (int v = 0; v < 4; ++v)
+      sums[v] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + v * 8), _mm256_loadu_ps(b + i + v * 8), sums[v]);
   float sum = reduce(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
   for (; i < n; ++i) sum += a[i] * b[i];
   return sum;

@@ -18,8 +18,9 @@ struct Mxfp4Lines {
   static constexpr int kLines = 4, kVectors = 4;
   // The e2m1 values as bf16, twice: vpermw looks at five bits, so bit 4 of the index does not matter.
   const __m512i values = _mm512_broadcast_i64x4(_mm256_setr_epi16(
-      0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, static_cast<short>(0x8000), static_cast<short>(0xbf00), static_cast<short>(0xbf80),
-      static_cast<short>(0xbfc0), static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080), static_cast<short>(0xc0c0)));
+      0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, static_cast<short>(0x8000),
+      static_cast<short>(0xbf00), static_cast<short>(0xbf80), static_cast<short>(0xbfc0), static_cast<short>(0xc000),
+      static_cast<short>(0xc040), static_cast<short>(0xc080), static_cast<short>(0xc0c0)));
   void decode(const uint8_t* line, __m512i* v) const {
     const __m512i words = _mm512_loadu_si512(line);
     v[0] = _mm512_permutexvar_epi16(words, values);
@@ -52,7 +53,7 @@ struct Fp8Lines {
   }
   void decode(const uint8_t* line, __m512i* v) const {
     const __m512i codes = _mm512_loadu_si512(line);
-    const __m512i magnitude = _mm512_permutex2var_epi8(high[0], codes, high[1]);  // bit 7 of an index is ignored
+    const __m512i magnitude = _mm512_permutex2var_epi8(high[0], codes, high[1]);    // bit 7 of an index is ignored
     const __m512i upper = _mm512_ternarylogic_epi32(magnitude, codes, sign, 0xf8);  // magnitude | (codes & sign)
     const __m512i lower = _mm512_permutex2var_epi8(low[0], codes, low[1]);
     v[0] = _mm512_unpacklo_epi8(lower, upper);
@@ -71,7 +72,8 @@ __m512 load_scale(const RowGroup& w, int64_t tile) {
     const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(w.scales) + tile);
     const __m512i exponents = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
     // Byte 0 is 2^-127, a subnormal float.
-    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(exponents, _mm512_testn_epi32_mask(exponents, exponents), _mm512_set1_epi32(0x00400000)));
+    return _mm512_castsi512_ps(
+        _mm512_mask_mov_epi32(exponents, _mm512_testn_epi32_mask(exponents, exponents), _mm512_set1_epi32(0x00400000)));
   } else if constexpr (format == ScaleFormat::f32_rows) {
     return _mm512_loadu_ps(static_cast<const float*>(w.scales) + tile * 16);
   } else {
@@ -115,7 +117,8 @@ void gemm_m(const RowGroup& w, const uint16_t* x, int64_t x_stride, float* y) {
       for (int token = 0; token < M; ++token) acc[token] = _mm512_add_ps(even[token], odd[token]);
     } else {
       const __m512 s = load_scale<scale>(w, first);
-      for (int token = 0; token < M; ++token) acc[token] = _mm512_fmadd_ps(_mm512_add_ps(even[token], odd[token]), s, acc[token]);
+      for (int token = 0; token < M; ++token)
+        acc[token] = _mm512_fmadd_ps(_mm512_add_ps(even[token], odd[token]), s, acc[token]);
     }
   }
   for (int token = 0; token < M; ++token) _mm512_storeu_ps(y + token * 16, acc[token]);
@@ -125,14 +128,22 @@ template <class Lines, ScaleFormat scale>
 void gemm(const RowGroup& w, const void* x_void, int64_t x_stride, int m, float* y) {
   const uint16_t* x = static_cast<const uint16_t*>(x_void);
   switch (m) {
-    case 1: return gemm_m<Lines, scale, 1>(w, x, x_stride, y);
-    case 2: return gemm_m<Lines, scale, 2>(w, x, x_stride, y);
-    case 3: return gemm_m<Lines, scale, 3>(w, x, x_stride, y);
-    case 4: return gemm_m<Lines, scale, 4>(w, x, x_stride, y);
-    case 5: return gemm_m<Lines, scale, 5>(w, x, x_stride, y);
-    case 6: return gemm_m<Lines, scale, 6>(w, x, x_stride, y);
-    case 7: return gemm_m<Lines, scale, 7>(w, x, x_stride, y);
-    default: return gemm_m<Lines, scale, 8>(w, x, x_stride, y);
+    case 1:
+      return gemm_m<Lines, scale, 1>(w, x, x_stride, y);
+    case 2:
+      return gemm_m<Lines, scale, 2>(w, x, x_stride, y);
+    case 3:
+      return gemm_m<Lines, scale, 3>(w, x, x_stride, y);
+    case 4:
+      return gemm_m<Lines, scale, 4>(w, x, x_stride, y);
+    case 5:
+      return gemm_m<Lines, scale, 5>(w, x, x_stride, y);
+    case 6:
+      return gemm_m<Lines, scale, 6>(w, x, x_stride, y);
+    case 7:
+      return gemm_m<Lines, scale, 7>(w, x, x_stride, y);
+    default:
+      return gemm_m<Lines, scale, 8>(w, x, x_stride, y);
   }
 }
 
@@ -153,7 +164,8 @@ __m512 load_bf16(const uint16_t* p, __mmask16 mask) {
 }
 
 template <int H>
-void scores_h(const float* q, int64_t q_stride, const void* const* rows, int64_t n, int64_t c, float scale, float* scores, int64_t stride) {
+void scores_h(const float* q, int64_t q_stride, const void* const* rows, int64_t n, int64_t c, float scale,
+              float* scores, int64_t stride) {
   for (int64_t i = 0; i < n; ++i) {
     const uint16_t* row = static_cast<const uint16_t*>(rows[i]);
     __m512 acc[H];
@@ -161,22 +173,25 @@ void scores_h(const float* q, int64_t q_stride, const void* const* rows, int64_t
     for (int64_t d = 0; d < c; d += 16) {
       const __mmask16 mask = tail_mask(c - d);
       const __m512 r = load_bf16(row + d, mask);
-      for (int h = 0; h < H; ++h) acc[h] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, q + h * q_stride + d), r, acc[h]);
+      for (int h = 0; h < H; ++h)
+        acc[h] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, q + h * q_stride + d), r, acc[h]);
     }
     for (int h = 0; h < H; ++h) scores[h * stride + i] = _mm512_reduce_add_ps(acc[h]) * scale;
   }
 }
 
-void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
-                      float* scores, int64_t stride) {
+void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                      float scale, float* scores, int64_t stride) {
   int h = 0;
-  for (; h + 8 <= heads; h += 8) scores_h<8>(q + h * q_stride, q_stride, rows, n, c, scale, scores + h * stride, stride);
+  for (; h + 8 <= heads; h += 8)
+    scores_h<8>(q + h * q_stride, q_stride, rows, n, c, scale, scores + h * stride, stride);
   for (; h < heads; ++h) scores_h<1>(q + h * q_stride, q_stride, rows, n, c, scale, scores + h * stride, stride);
 }
 
 // H heads x V vectors of 16 dims stay in registers while the rows stream past.
 template <int H, int V>
-void values_block(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t d, __mmask16 mask, float* out, int64_t stride) {
+void values_block(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t d, __mmask16 mask,
+                  float* out, int64_t stride) {
   __m512 acc[H][V];
   for (auto& head : acc)
     for (__m512& a : head) a = _mm512_setzero_ps();
@@ -192,13 +207,15 @@ void values_block(const float* p, int64_t p_stride, const void* const* rows, int
 }
 
 template <int H>
-void values_h(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t c, float* out, int64_t stride) {
+void values_h(const float* p, int64_t p_stride, const void* const* rows, int64_t n, int64_t c, float* out,
+              int64_t stride) {
   int64_t d = 0;
   for (; d + 64 <= c; d += 64) values_block<H, 4>(p, p_stride, rows, n, d, 0xffff, out, stride);
   for (; d < c; d += 16) values_block<H, 1>(p, p_stride, rows, n, d, tail_mask(c - d), out, stride);
 }
 
-void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c, float* out, int64_t stride) {
+void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                      float* out, int64_t stride) {
   int h = 0;
   for (; h + 4 <= heads; h += 4) values_h<4>(p + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
   for (; h < heads; ++h) values_h<1>(p + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
@@ -208,7 +225,8 @@ float dot(const float* a, const float* b, int64_t n) {
   __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
   int64_t i = 0;
   for (; i + 64 <= n; i += 64)
-    for (int v = 0; v < 4; ++v) sums[v] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + v * 16), _mm512_loadu_ps(b + i + v * 16), sums[v]);
+    for (int v = 0; v < 4; ++v)
+      sums[v] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + v * 16), _mm512_loadu_ps(b + i + v * 16), sums[v]);
   for (; i < n; i += 16) {
     const __mmask16 mask = tail_mask(n - i);
     sums[0] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + i), _mm512_maskz_loadu_ps(mask, b + i), sums[0]);

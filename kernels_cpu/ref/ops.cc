@@ -31,7 +31,8 @@ void fake_fp8(float* x, int64_t n, int64_t block) {
     float amax = 1e-4f;
     for (int64_t i = begin; i < end; ++i) amax = std::max(amax, std::fabs(x[i]));
     const float scale = pow2_ceil(amax * (1.0f / 448.0f)), inverse = 1.0f / scale;
-    for (int64_t i = begin; i < end; ++i) x[i] = nearest_e4m3(std::min(448.0f, std::max(-448.0f, x[i] * inverse))) * scale;
+    for (int64_t i = begin; i < end; ++i)
+      x[i] = nearest_e4m3(std::min(448.0f, std::max(-448.0f, x[i] * inverse))) * scale;
   }
 }
 
@@ -88,10 +89,12 @@ void head_norm(float* q, int64_t n, float eps, bool round) {
   for (int64_t i = 0; i < n; ++i) q[i] = round_bf16(q[i] * scale);
 }
 
-std::vector<float> rope_frequencies(int64_t rope_dim, double theta, double factor, int64_t original_seq_len, double beta_fast, double beta_slow) {
+std::vector<float> rope_frequencies(int64_t rope_dim, double theta, double factor, int64_t original_seq_len,
+                                    double beta_fast, double beta_slow) {
   const double dim = static_cast<double>(rope_dim);
   const auto correction = [&](double beta) {
-    return dim * std::log(static_cast<double>(original_seq_len) / (beta * 2 * std::numbers::pi)) / (2 * std::log(theta));
+    return dim * std::log(static_cast<double>(original_seq_len) / (beta * 2 * std::numbers::pi)) /
+           (2 * std::log(theta));
   };
   double low = 0, high = 0;
   if (factor > 1) {
@@ -127,7 +130,8 @@ void rope(float* x, const float* cos, const float* sin, int64_t pairs, bool inve
   }
 }
 
-void hc_split(const float* mixes, const float* scale, const float* base, int hc, int iterations, float eps, float* pre, float* post, float* comb) {
+void hc_split(const float* mixes, const float* scale, const float* base, int hc, int iterations, float eps, float* pre,
+              float* post, float* comb) {
   for (int j = 0; j < hc; ++j) {
     pre[j] = sigmoid(mixes[j] * scale[0] + base[j]) + eps;
     post[j] = 2 * sigmoid(mixes[hc + j] * scale[1] + base[hc + j]);
@@ -198,7 +202,8 @@ void compress_window(const float* const* a, const float* const* z, int64_t n, in
   }
 }
 
-void index_scores(const float* dots, int64_t dots_stride, const float* g, int heads, int64_t n, bool round, float* scores) {
+void index_scores(const float* dots, int64_t dots_stride, const float* g, int heads, int64_t n, bool round,
+                  float* scores) {
   for (int64_t r = 0; r < n; ++r) scores[r] = 0;
   for (int h = 0; h < heads; ++h) {
     const float* dot = dots + h * dots_stride;
@@ -227,7 +232,8 @@ float softmax_with_sink(float* scores, int64_t n, float sink, bool round) {
   return sum + std::exp(sink - max);
 }
 
-void attention(const float* q, const float* const* rows, int64_t n, int64_t c, float scale, float sink, bool round, float* o) {
+void attention(const float* q, const float* const* rows, int64_t n, int64_t c, float scale, float sink, bool round,
+               float* o) {
   std::vector<float> p(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
     float sum = 0;
@@ -244,7 +250,8 @@ void attention(const float* q, const float* const* rows, int64_t n, int64_t c, f
 
 float sqrt_softplus(float x) { return std::sqrt(std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x)))); }
 
-void route(const float* scores, const float* bias, int experts, int top_k, float route_scale, int32_t* ids, float* weights) {
+void route(const float* scores, const float* bias, int experts, int top_k, float route_scale, int32_t* ids,
+           float* weights) {
   const auto biased = [&](int e) { return scores[e] + (bias ? bias[e] : 0.0f); };
   int kept = 0;
   for (int e = 0; e < experts; ++e) {  // insertion into the best so far; an equal score stays behind the lower id

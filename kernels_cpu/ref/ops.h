@@ -44,7 +44,8 @@ void rope(float* x, const float* cos, const float* sin, int64_t pairs, bool inve
 // --- hyper-connections (spec 3.2 - 3.4) ---
 
 /// mixes [(2 + hc) hc] -> pre [hc], post [hc], comb [hc, hc] by `iterations` Sinkhorn rounds.
-void hc_split(const float* mixes, const float* scale, const float* base, int hc, int iterations, float eps, float* pre, float* post, float* comb);
+void hc_split(const float* mixes, const float* scale, const float* base, int hc, int iterations, float eps, float* pre,
+              float* post, float* comb);
 /// x[d] = sum_j pre[j] streams[j, d].
 void hc_read(const float* streams, const float* pre, int hc, int64_t dim, bool round, float* x);
 /// streams[k, d] <- post[k] y[d] + sum_j comb[j, k] streams[j, d].
@@ -56,15 +57,18 @@ void hc_write(float* streams, const float* y, const float* post, const float* co
 void compress_window(const float* const* a, const float* const* z, int64_t n, int64_t width, float* out);
 /// I[r] = sum_h g[h] max(0, q[h] . keys[r]); `round` rounds dots, products and sums to bf16 as the published code does.
 ///   dots [heads, dots_stride]  q . k already computed;  scores [n] out
-void index_scores(const float* dots, int64_t dots_stride, const float* g, int heads, int64_t n, bool round, float* scores);
-/// The indices of the k largest scores, in rising order; among equals the lower index wins. k <= n; order is scratch [n].
+void index_scores(const float* dots, int64_t dots_stride, const float* g, int heads, int64_t n, bool round,
+                  float* scores);
+/// The indices of the k largest scores, in rising order; among equals the lower index wins. k <= n; order is scratch
+/// [n].
 void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out);
 
 // --- attention (spec 3.7) ---
 
 /// One head: softmax over n rows with a sink that has no value; o [c].
 ///   rows [n] pointers to rows of c floats;  round rounds the probabilities and the result to bf16
-void attention(const float* q, const float* const* rows, int64_t n, int64_t c, float scale, float sink, bool round, float* o);
+void attention(const float* q, const float* const* rows, int64_t n, int64_t c, float scale, float sink, bool round,
+               float* o);
 /// scores [n] -> probabilities relative to the maximum, and their sum with the sink. Returns the denominator.
 float softmax_with_sink(float* scores, int64_t n, float sink, bool round);
 
@@ -72,9 +76,10 @@ float softmax_with_sink(float* scores, int64_t n, float sink, bool round);
 
 /// sqrt(softplus(x)).
 float sqrt_softplus(float x);
-/// The top_k experts by score + bias (a tie goes to the lower id); weights are the unbiased scores over their sum, times
-/// route_scale. bias null: scores alone.
-void route(const float* scores, const float* bias, int experts, int top_k, float route_scale, int32_t* ids, float* weights);
+/// The top_k experts by score + bias (a tie goes to the lower id); weights are the unbiased scores over their sum,
+/// times route_scale. bias null: scores alone.
+void route(const float* scores, const float* bias, int experts, int top_k, float route_scale, int32_t* ids,
+           float* weights);
 /// The same weights for experts that are given (hash layers).
 void route_given(const float* scores, const int32_t* ids, int top_k, float route_scale, float* weights);
 /// silu(min(g, limit)) * clamp(u, -limit, limit).

@@ -29,8 +29,8 @@ float element(const float* row, int64_t i) { return row[i]; }
 float element(const bf16* row, int64_t i) { return bf16_to_float(row[i]); }
 
 template <class T>
-void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
-                      float* scores, int64_t scores_stride) {
+void attention_scores(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                      float scale, float* scores, int64_t scores_stride) {
   for (int head = 0; head < heads; ++head) {
     for (int64_t i = 0; i < n; ++i) {
       const T* row = static_cast<const T*>(rows[i]);
@@ -42,8 +42,8 @@ void attention_scores(const float* q, int64_t q_stride, int heads, const void* c
 }
 
 template <class T>
-void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c, float* out,
-                      int64_t out_stride) {
+void attention_values(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                      float* out, int64_t out_stride) {
   for (int head = 0; head < heads; ++head) {
     float* o = out + head * out_stride;
     for (int64_t d = 0; d < c; ++d) o[d] = 0;

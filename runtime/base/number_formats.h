@@ -13,7 +13,9 @@ namespace thermocline {
 
 using bf16 = uint16_t;  // the upper half of an IEEE float32
 
-[[maybe_unused]] static inline float bf16_to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+[[maybe_unused]] static inline float bf16_to_float(bf16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x) << 16);
+}
 
 /// Round to nearest, ties to even; NaN stays NaN.
 [[maybe_unused]] static inline bf16 float_to_bf16(float x) {
@@ -32,7 +34,8 @@ using bf16 = uint16_t;  // the upper half of an IEEE float32
   const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
   const uint32_t exponent = (x >> 10) & 31u, mantissa = x & 1023u;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
+  if (exponent == 0)
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
   return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
 }
 
@@ -53,7 +56,8 @@ using bf16 = uint16_t;  // the upper half of an IEEE float32
   const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
   const uint32_t exponent = (code >> 3) & 15u, mantissa = code & 7u;
   if (exponent == 15 && mantissa == 7) return std::bit_cast<float>(sign | 0x7fc00000u);
-  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-9f));
+  if (exponent == 0)
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-9f));
   return std::bit_cast<float>(sign | ((exponent + 120u) << 23) | (mantissa << 20));
 }
 
@@ -64,26 +68,35 @@ using bf16 = uint16_t;  // the upper half of an IEEE float32
   const float magnitude = std::bit_cast<float>(bits & 0x7fffffffu);
   if (magnitude >= 448.0f) return static_cast<uint8_t>(sign | 0x7e);
   if (magnitude < 0x1p-6f)  // subnormal grid of 2^-9: adding 2^14 leaves it in the last bits, rounded to even
-    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(magnitude + 0x1p14f) - std::bit_cast<uint32_t>(0x1p14f)));
+    return static_cast<uint8_t>(sign |
+                                (std::bit_cast<uint32_t>(magnitude + 0x1p14f) - std::bit_cast<uint32_t>(0x1p14f)));
   const uint32_t rounded = std::bit_cast<uint32_t>(magnitude) + 0x7ffffu + ((bits >> 20) & 1u);
   return static_cast<uint8_t>(sign | ((rounded >> 20) - (120u << 3)));
 }
 
 /// FP4 e2m1: codes 0..7 are 0, 0.5, 1, 1.5, 2, 3, 4, 6; codes 8..15 their negatives.
-inline constexpr float kE2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+inline constexpr float kE2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                    -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
 /// The nearest e2m1 code, ties to the even code; |x| above 6 becomes 6.
 [[maybe_unused]] static inline uint8_t float_to_e2m1(float x) {
   const uint8_t sign = std::signbit(x) ? 8 : 0;
   const float m = std::fabs(x);
   uint8_t code = 7;
-  if (m <= 0.25f) code = 0;
-  else if (m < 0.75f) code = 1;
-  else if (m <= 1.25f) code = 2;
-  else if (m < 1.75f) code = 3;
-  else if (m <= 2.5f) code = 4;
-  else if (m < 3.5f) code = 5;
-  else if (m <= 5.0f) code = 6;
+  if (m <= 0.25f)
+    code = 0;
+  else if (m < 0.75f)
+    code = 1;
+  else if (m <= 1.25f)
+    code = 2;
+  else if (m < 1.75f)
+    code = 3;
+  else if (m <= 2.5f)
+    code = 4;
+  else if (m < 3.5f)
+    code = 5;
+  else if (m <= 5.0f)
+    code = 6;
   return static_cast<uint8_t>(sign | code);
 }
 

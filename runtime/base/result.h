@@ -86,8 +86,8 @@ class [[nodiscard]] Status {
 }  // namespace thermocline
 
 /// Returns the error of a Status or Result from the enclosing function, if it is one.
-#define TC_RETURN_IF_ERROR(expression)                       \
-  do {                                                       \
+#define TC_RETURN_IF_ERROR(expression)                                                  \
+  do {                                                                                  \
     if (auto tc_status = (expression); !tc_status) return std::move(tc_status).error(); \
   } while (false)
 

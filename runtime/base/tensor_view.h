@@ -1,4 +1,5 @@
-// TensorView: a borrowed, row-major, contiguous host tensor. Passed by value; the buffer that owns the bytes outlives it.
+// TensorView: a borrowed, row-major, contiguous host tensor. Passed by value; the buffer that owns the bytes outlives
+// it.
 #pragma once
 
 #include <array>
@@ -18,8 +19,8 @@ struct TensorView {
   TensorView(T* data_, std::array<int64_t, Rank> shape_) : data(data_), shape(shape_) {}
   /// A view of mutable elements is also a view of const ones.
   template <class U>
-    requires(std::is_same_v<const U, T>)
-  TensorView(const TensorView<U, Rank>& other) : data(other.data), shape(other.shape) {}
+  requires(std::is_same_v<const U, T>) TensorView(const TensorView<U, Rank>& other)
+      : data(other.data), shape(other.shape) {}
 
   int64_t size() const {
     int64_t n = 1;

@@ -75,7 +75,8 @@ Result<Sample> run_once(Engine& engine, const Row& row) {
   const auto start = Clock::now();
   for (int64_t done = 0; done < row.tokens;) {
     const int64_t count = prefill ? std::min(engine.options().max_chunk, row.tokens - done) : 1;
-    TC_RETURN_IF_ERROR(engine.prefill(*sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
+    TC_RETURN_IF_ERROR(
+        engine.prefill(*sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
     sample.bytes += static_cast<double>(engine.step().weight_bytes());
     done += count;
   }
@@ -91,7 +92,8 @@ Status measure(Engine& engine, const BenchOptions& o, Row& row, Peaks& peaks) {
     TC_ASSIGN(const double bandwidth, measure_read_bandwidth(engine.pool(), uint64_t{256} << 20, 3));
     const double flops = measure_flops(engine);
     TC_ASSIGN(const Sample sample, run_once(engine, row));
-    const double tokens = static_cast<double>(row.tokens), macs = static_cast<double>(engine.weights().macs_per_token(engine.geometry()));
+    const double tokens = static_cast<double>(row.tokens),
+                 macs = static_cast<double>(engine.weights().macs_per_token(engine.geometry()));
     const double bound_seconds = std::max(sample.bytes / bandwidth, 2 * macs * tokens / flops);
     row.bytes_per_token = sample.bytes / tokens;
     row.seconds.push_back(sample.seconds);
@@ -106,23 +108,44 @@ Status measure(Engine& engine, const BenchOptions& o, Row& row, Peaks& peaks) {
 
 double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens) / median(row.seconds); }
 
-void print_table(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks, int threads) {
-  fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n", machine_line(engine, threads), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
-  fmt::print("| {:<9} | {:<7} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<7} | {:-<11}: | {:-<13}: | {:-<11}: | {:-<13}: |\n", "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
+void print_table(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks,
+                 int threads) {
+  fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
+             machine_line(engine, threads), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
+  fmt::print(
+      "| {:<9} | {:<7} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<7} | {:-<11}: | {:-<13}: | {:-<11}: | "
+      "{:-<13}: |\n",
+      "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
   for (const Row& row : rows)
-    fmt::print("| {:<9} | {:<7} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n", kNumericsNames[static_cast<int>(engine.options().numerics)],
-               (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens), tokens_per_second(row), row.bytes_per_token / 1e6, row.bound_tokens_per_second, 100 * median(row.shares));
-  fmt::print("\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes longer\n", o.repetitions);
+    fmt::print("| {:<9} | {:<7} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
+               kNumericsNames[static_cast<int>(engine.options().numerics)],
+               (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens), tokens_per_second(row),
+               row.bytes_per_token / 1e6, row.bound_tokens_per_second, 100 * median(row.shares));
+  fmt::print(
+      "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
+      "longer\n",
+      o.repetitions);
 }
 
-Status write_json(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks, int threads) {
+Status write_json(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks,
+                  int threads) {
   Json results = Json::array();
   for (const Row& row : rows)
-    results.push_back({{"kind", row.kind}, {"tokens", row.tokens}, {"tokens_per_second", tokens_per_second(row)}, {"bytes_per_token", row.bytes_per_token},
-                       {"bound_tokens_per_second", row.bound_tokens_per_second}, {"share_of_bound", median(row.shares)}, {"repetitions", row.seconds.size()}});
-  const Json document = {{"model", o.model.model()}, {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
-                         {"machine", machine_json(engine, threads)}, {"build", build_json()}, {"stream_read_bytes_per_second", peaks.read_bandwidth},
-                         {"peak_flops", peaks.flops}, {"peak_resident_bytes", peak_resident_bytes()}, {"results", results}};
+    results.push_back({{"kind", row.kind},
+                       {"tokens", row.tokens},
+                       {"tokens_per_second", tokens_per_second(row)},
+                       {"bytes_per_token", row.bytes_per_token},
+                       {"bound_tokens_per_second", row.bound_tokens_per_second},
+                       {"share_of_bound", median(row.shares)},
+                       {"repetitions", row.seconds.size()}});
+  const Json document = {{"model", o.model.model()},
+                         {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
+                         {"machine", machine_json(engine, threads)},
+                         {"build", build_json()},
+                         {"stream_read_bytes_per_second", peaks.read_bandwidth},
+                         {"peak_flops", peaks.flops},
+                         {"peak_resident_bytes", peak_resident_bytes()},
+                         {"results", results}};
   const std::string text = document.dump(2) + "\n";
   if (o.json_path != "-") return write_text_file(o.json_path, text);
   fmt::print("{}", text);
@@ -137,7 +160,9 @@ Status bench_step(const BenchOptions& o) {
   std::vector<Row> rows;
   for (const auto& [kind, lengths] : {std::pair("prefill", &o.prefill), std::pair("decode", &o.decode)})
     for (const int64_t tokens : *lengths) {
-      if (tokens < 0 || tokens + 1 > engine->max_context()) return invalid("a test of " + std::to_string(tokens) + " tokens does not fit the context of " + std::to_string(engine->max_context()));
+      if (tokens < 0 || tokens + 1 > engine->max_context())
+        return invalid("a test of " + std::to_string(tokens) + " tokens does not fit the context of " +
+                       std::to_string(engine->max_context()));
       if (tokens > 0) rows.push_back({kind, tokens});
     }
   Peaks peaks;

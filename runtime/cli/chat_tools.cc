@@ -44,7 +44,8 @@ Result<std::string> string_field(const Json& line, const char* name, const std::
 
 Result<bool> is_thinking(const Json& line) {
   TC_ASSIGN(const std::string mode, string_field(line, "thinking_mode", "chat"));
-  if (mode != "chat" && mode != "thinking") return invalid("thinking_mode is '" + mode + "'; chat and thinking are known");
+  if (mode != "chat" && mode != "thinking")
+    return invalid("thinking_mode is '" + mode + "'; chat and thinking are known");
   return mode == "thinking";
 }
 
@@ -60,10 +61,12 @@ Status tokenize(const std::string& model) {
 Status detokenize_lines(const std::string& model) {
   TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(model));
   return each_line([&](const Json& line) -> Result<Json> {
-    if (!line.is_object() || !line.contains("ids") || !line["ids"].is_array()) return invalid("field 'ids' is missing or no list");
+    if (!line.is_object() || !line.contains("ids") || !line["ids"].is_array())
+      return invalid("field 'ids' is missing or no list");
     std::vector<int32_t> ids;
     for (const Json& id : line["ids"]) {
-      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer->size()) return invalid("ids[" + std::to_string(ids.size()) + "] = " + dump_json(id) + " is outside the vocabulary");
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer->size())
+        return invalid("ids[" + std::to_string(ids.size()) + "] = " + dump_json(id) + " is outside the vocabulary");
       ids.push_back(id.get<int32_t>());
     }
     TC_ASSIGN(const std::string text, detokenize(*tokenizer, ids));
@@ -89,8 +92,12 @@ Status render(const std::string& model) {
 
 Json message_of(const ParsedCompletion& parsed) {
   Json calls = Json::array();
-  for (const ToolCall& call : parsed.tool_calls) calls.push_back({{"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
-  return {{"role", "assistant"}, {"content", parsed.content}, {"reasoning_content", parsed.reasoning}, {"tool_calls", calls}};
+  for (const ToolCall& call : parsed.tool_calls)
+    calls.push_back({{"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  return {{"role", "assistant"},
+          {"content", parsed.content},
+          {"reasoning_content", parsed.reasoning},
+          {"tool_calls", calls}};
 }
 
 ParsedCompletion parse_leniently(const ProseConstants& constants, const std::string& text, bool thinking) {
@@ -102,7 +109,8 @@ ParsedCompletion parse_leniently(const ProseConstants& constants, const std::str
       if (event.kind == Kind::reasoning) parsed.reasoning += event.text;
       if (event.kind == Kind::content) parsed.content += event.text;
       if (event.kind == Kind::tool_name) parsed.tool_calls.push_back({event.text, ""});
-      if (event.kind == Kind::tool_arguments) parsed.tool_calls[static_cast<size_t>(event.index)].arguments += event.text;
+      if (event.kind == Kind::tool_arguments)
+        parsed.tool_calls[static_cast<size_t>(event.index)].arguments += event.text;
     }
   };
   take(stream.push(text));
@@ -123,7 +131,8 @@ Status parse(const std::string& model, bool lenient) {
 }
 
 // A command of this file: --model, and --jsonl, which names the only format there is.
-CLI::App* add(CLI::App& app, Outcome& outcome, const char* name, const char* help, std::function<Status(const std::string&)> run) {
+CLI::App* add(CLI::App& app, Outcome& outcome, const char* name, const char* help,
+              std::function<Status(const std::string&)> run) {
   struct Options {
     ModelOptions model;
     bool jsonl = true;
@@ -132,18 +141,22 @@ CLI::App* add(CLI::App& app, Outcome& outcome, const char* name, const char* hel
   CLI::App* command = app.add_subcommand(name, help);
   options->model.add_to(*command, false);
   command->add_flag("--jsonl", options->jsonl, "One JSON object a line on stdin and stdout (the only format)");
-  command->callback([options, run = std::move(run), &outcome] { outcome.exit_code = exit_code_of(run(options->model.model())); });
+  command->callback(
+      [options, run = std::move(run), &outcome] { outcome.exit_code = exit_code_of(run(options->model.model())); });
   return command;
 }
 
 }  // namespace
 
 void add_chat_tools(CLI::App& app, Outcome& outcome) {
-  add(app, outcome, "tokenize", R"({"text"} -> {"ids"}; special tokens in the text are recognised, none are added)", tokenize);
+  add(app, outcome, "tokenize", R"({"text"} -> {"ids"}; special tokens in the text are recognised, none are added)",
+      tokenize);
   add(app, outcome, "detokenize", R"({"ids"} -> {"text"})", detokenize_lines);
-  add(app, outcome, "render", R"({"messages", "thinking_mode", "reasoning_effort", "drop_thinking"} -> {"text"})", render);
+  add(app, outcome, "render", R"({"messages", "thinking_mode", "reasoning_effort", "drop_thinking"} -> {"text"})",
+      render);
   auto lenient = std::make_shared<bool>(false);
-  CLI::App* command = add(app, outcome, "parse", R"({"text", "thinking_mode"} -> {"parsed"} or {"error"})", [lenient](const std::string& model) { return parse(model, *lenient); });
+  CLI::App* command = add(app, outcome, "parse", R"({"text", "thinking_mode"} -> {"parsed"} or {"error"})",
+                          [lenient](const std::string& model) { return parse(model, *lenient); });
   command->add_flag("--lenient", *lenient, "Accept what a server accepts: missing EOS, truncated calls, stray tags");
 }
 

@@ -49,12 +49,15 @@ Status write_logits(const LogitsOptions& o) {
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
   const int64_t tokens = static_cast<int64_t>(ids.size());
   if (o.chunk < 1) return invalid("--chunk should be at least 1");
-  if (o.decode_from > tokens) return invalid("--decode-from " + std::to_string(o.decode_from) + " is past the " + std::to_string(tokens) + " tokens");
+  if (o.decode_from > tokens)
+    return invalid("--decode-from " + std::to_string(o.decode_from) + " is past the " + std::to_string(tokens) +
+                   " tokens");
   options.max_chunk = options.max_logit_rows = std::min(o.chunk, tokens);
   options.mtp = o.mtp;
   if (options.max_context == 0) options.max_context = tokens;
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
-  if (o.mtp && engine->weights().mtp.empty()) return Error{ErrorCode::not_found, o.model.model() + " has no MTP block (mtp.0.e_proj is missing)"};
+  if (o.mtp && engine->weights().mtp.empty())
+    return Error{ErrorCode::not_found, o.model.model() + " has no MTP block (mtp.0.e_proj is missing)"};
   const int64_t vocab = engine->geometry().vocab_size;
 
   std::vector<TensorInfo> outputs = {declare("logits", tokens, vocab)};
@@ -90,7 +93,8 @@ void add_logits(CLI::App& app, Outcome& outcome) {
   CLI::App* command = app.add_subcommand("logits", "Write the logits of token ids at every position");
   options->model.add_to(*command);
   command->add_option("--ids", options->ids_path, "File of whitespace-separated token ids")->required();
-  command->add_option("--out", options->out_path, "Output file: logits [T, V] F32, with --mtp mtp_logits [T-1, V]")->required();
+  command->add_option("--out", options->out_path, "Output file: logits [T, V] F32, with --mtp mtp_logits [T-1, V]")
+      ->required();
   command->add_option("--chunk", options->chunk, "Tokens per prefill step")->capture_default_str();
   command->add_option("--decode-from", options->decode_from, "Prefill this many tokens, then one at a time");
   command->add_flag("--mtp", options->mtp, "Also the logits of the MTP block");

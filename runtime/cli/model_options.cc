@@ -9,11 +9,18 @@ namespace thermocline::cli {
 void ModelOptions::add_to(CLI::App& command, bool weights) {
   command.add_option("--model", model_, "Folder of a DeepSeek-V4 checkpoint")->required();
   if (!weights) return;
-  command.add_option("--numerics", numerics_, "What is rounded: published, bf16 or fp32 (docs/numerics.md)")->capture_default_str();
-  command.add_option("--threads", threads_, "Worker threads; 0: one per core this process may use")->capture_default_str();
-  command.add_option("--max-isa", max_isa_, "Highest instruction set to use: scalar, avx2, avx512 or amx")->capture_default_str();
-  command.add_option("--max-model-len,--ctx-size", max_model_len_, "Context in tokens; 0: the model's limit, at most 32768")->capture_default_str();
-  command.add_option("--topology", topology_, "An hwloc description such as 'node:2 core:4 pu:1' instead of this machine");
+  command.add_option("--numerics", numerics_, "What is rounded: published, bf16 or fp32 (docs/numerics.md)")
+      ->capture_default_str();
+  command.add_option("--threads", threads_, "Worker threads; 0: one per core this process may use")
+      ->capture_default_str();
+  command.add_option("--max-isa", max_isa_, "Highest instruction set to use: scalar, avx2, avx512 or amx")
+      ->capture_default_str();
+  command
+      .add_option("--max-model-len,--ctx-size", max_model_len_,
+                  "Context in tokens; 0: the model's limit, at most 32768")
+      ->capture_default_str();
+  command.add_option("--topology", topology_,
+                     "An hwloc description such as 'node:2 core:4 pu:1' instead of this machine");
   command.add_flag("--direct-io", direct_io_, "Read the checkpoint with O_DIRECT, past the page cache");
 }
 

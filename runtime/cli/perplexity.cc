@@ -38,7 +38,8 @@ class Reference {
     for (const TensorInfo& tensor : tensors) {
       if (tensor.name != o.reference_tensor) continue;
       if (tensor.dtype != DType::f32 || tensor.shape.size() != 2 || tensor.shape[1] != vocab)
-        return corrupt(o.reference_path + ", tensor '" + tensor.name + "' should be F32 [T, " + std::to_string(vocab) + "], not " + tensor.shape_text());
+        return corrupt(o.reference_path + ", tensor '" + tensor.name + "' should be F32 [T, " + std::to_string(vocab) +
+                       "], not " + tensor.shape_text());
       return Reference(std::move(file), tensor);
     }
     return Error{ErrorCode::not_found, o.reference_path + " holds no tensor '" + o.reference_tensor + "'"};
@@ -46,7 +47,8 @@ class Reference {
   int64_t rows() const { return tensor_.shape[0]; }
   Status read(int64_t row, std::vector<float>& out) const {
     out.resize(static_cast<size_t>(tensor_.shape[1]));
-    return file_.read_at(tensor_.begin + static_cast<uint64_t>(row) * out.size() * 4, std::as_writable_bytes(std::span(out)));
+    return file_.read_at(tensor_.begin + static_cast<uint64_t>(row) * out.size() * 4,
+                         std::as_writable_bytes(std::span(out)));
   }
 
  private:
@@ -60,16 +62,19 @@ struct Sums {
   int64_t predicted = 0, compared = 0, same_top1 = 0;
 };
 
-Status compare(const Reference& reference, int64_t row, const float* logits, const std::vector<double>& ours, Sums& sums) {
+Status compare(const Reference& reference, int64_t row, const float* logits, const std::vector<double>& ours,
+               Sums& sums) {
   std::vector<float> recorded;
   TC_RETURN_IF_ERROR(reference.read(row, recorded));
   const int64_t n = static_cast<int64_t>(recorded.size());
   const std::vector<double> theirs = log_softmax(recorded.data(), n);
   double kl = 0;
-  for (int64_t i = 0; i < n; ++i) kl += std::exp(theirs[static_cast<size_t>(i)]) * (theirs[static_cast<size_t>(i)] - ours[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < n; ++i)
+    kl += std::exp(theirs[static_cast<size_t>(i)]) * (theirs[static_cast<size_t>(i)] - ours[static_cast<size_t>(i)]);
   sums.kl += kl;
   sums.kl_max = std::max(sums.kl_max, kl);
-  sums.same_top1 += std::max_element(logits, logits + n) - logits == std::max_element(recorded.begin(), recorded.end()) - recorded.begin();
+  sums.same_top1 += std::max_element(logits, logits + n) - logits ==
+                    std::max_element(recorded.begin(), recorded.end()) - recorded.begin();
   ++sums.compared;
   return {};
 }
@@ -79,13 +84,18 @@ void report(const PerplexityOptions& o, const Sums& s) {
   const double count = static_cast<double>(std::max<int64_t>(1, s.compared));
   if (o.json) {
     Json json = {{"tokens", s.predicted}, {"perplexity", perplexity}};
-    if (s.compared > 0) json.update(Json{{"compared", s.compared}, {"mean_kl", s.kl / count}, {"max_kl", s.kl_max}, {"top1_agreement", static_cast<double>(s.same_top1) / count}});
+    if (s.compared > 0)
+      json.update(Json{{"compared", s.compared},
+                       {"mean_kl", s.kl / count},
+                       {"max_kl", s.kl_max},
+                       {"top1_agreement", static_cast<double>(s.same_top1) / count}});
     fmt::print("{}\n", dump_json(json));
     return;
   }
   fmt::print("perplexity {:.4f} over {} predicted tokens\n", perplexity, s.predicted);
   if (s.compared > 0)
-    fmt::print("against {}: mean KL {:.3g}, largest {:.3g}, top-1 agreement {:.4f} at {} positions\n", o.reference_path, s.kl / count, s.kl_max, static_cast<double>(s.same_top1) / count, s.compared);
+    fmt::print("against {}: mean KL {:.3g}, largest {:.3g}, top-1 agreement {:.4f} at {} positions\n", o.reference_path,
+               s.kl / count, s.kl_max, static_cast<double>(s.same_top1) / count, s.compared);
 }
 
 Status perplexity(const PerplexityOptions& o) {
@@ -102,8 +112,12 @@ Status perplexity(const PerplexityOptions& o) {
   std::optional<Reference> reference;
   if (!o.reference_path.empty()) {
     TC_ASSIGN(reference, Reference::open(o, vocab));
-    if (reference->rows() > total) return invalid(o.reference_path + " has logits of " + std::to_string(reference->rows()) + " tokens, the text only " + std::to_string(total) + " with its BOS");
-    if (total > engine->max_context()) return invalid("the text has " + std::to_string(total) + " tokens, more than the context of " + std::to_string(engine->max_context()) + ": no recorded run can match it");
+    if (reference->rows() > total)
+      return invalid(o.reference_path + " has logits of " + std::to_string(reference->rows()) +
+                     " tokens, the text only " + std::to_string(total) + " with its BOS");
+    if (total > engine->max_context())
+      return invalid("the text has " + std::to_string(total) + " tokens, more than the context of " +
+                     std::to_string(engine->max_context()) + ": no recorded run can match it");
   }
   Sums sums;
   // A text longer than the context is read in pieces, each with nothing before it but a BOS.
@@ -143,8 +157,10 @@ void add_perplexity(CLI::App& app, Outcome& outcome) {
   CLI::App* command = app.add_subcommand("perplexity", "Perplexity of a text, and KL against a recorded run");
   o->model.add_to(*command);
   command->add_option("--text", o->text_path, "Text file; a BOS is put in front unless it is there")->required();
-  command->add_option("--reference", o->reference_path, "Logits of the same tokens, as `thermocline logits` writes them");
-  command->add_option("--reference-tensor", o->reference_tensor, "Name of the tensor in that file")->capture_default_str();
+  command->add_option("--reference", o->reference_path,
+                      "Logits of the same tokens, as `thermocline logits` writes them");
+  command->add_option("--reference-tensor", o->reference_tensor, "Name of the tensor in that file")
+      ->capture_default_str();
   command->add_flag("--json", o->json, "One JSON object on standard output");
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(perplexity(*o)); });
 }

@@ -67,7 +67,8 @@ class Session {
     const ModelGeometry& g = engine_->geometry();
     GenerationRequest request = o.request;
     TC_ASSIGN(request.prompt, tokenizer_->encode(text));
-    if (request.prompt.empty() || request.prompt[0] != g.bos_token_id) request.prompt.insert(request.prompt.begin(), g.bos_token_id);
+    if (request.prompt.empty() || request.prompt[0] != g.bos_token_id)
+      request.prompt.insert(request.prompt.begin(), g.bos_token_id);
     TC_ASSIGN(const GenerationResult result, answer(request, [](const std::string& piece, int32_t) {
                 std::cout << piece << std::flush;
                 return static_cast<bool>(std::cout);
@@ -115,7 +116,8 @@ class Session {
  private:
   // A prompt that begins with everything the sequence holds continues it; any other starts afresh.
   Result<GenerationResult> answer(const GenerationRequest& request, const TextSink& sink) {
-    const bool continues = sequence_ && history_.size() < request.prompt.size() && std::equal(history_.begin(), history_.end(), request.prompt.begin());
+    const bool continues = sequence_ && history_.size() < request.prompt.size() &&
+                           std::equal(history_.begin(), history_.end(), request.prompt.begin());
     if (!continues) {
       sequence_.reset();
       TC_ASSIGN(sequence_, engine_->new_sequence());
@@ -160,17 +162,23 @@ Status chat(Session& session, const RunOptions& o) {
 
 void print_totals(Session& session) {
   const Totals& t = session.totals();
-  const auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
+  const auto rate = [](int64_t tokens, double seconds) {
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+  };
   const double bytes = static_cast<double>(session.engine().weights().bytes_per_token(session.engine().geometry()));
   const double decode = rate(t.decode_tokens, t.decode_seconds), bandwidth = decode * bytes;
   Result<double> peak = measure_read_bandwidth(session.engine().pool(), uint64_t{256} << 20, 3);
-  fmt::print(stderr, "prefill {} tokens, {:.1f} t/s; decode {} tokens, {:.1f} t/s", t.prefill_tokens, rate(t.prefill_tokens, t.prefill_seconds), t.decode_tokens, decode);
-  if (peak) fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s", bandwidth / 1e9, 100 * bandwidth / *peak, *peak / 1e9);
+  fmt::print(stderr, "prefill {} tokens, {:.1f} t/s; decode {} tokens, {:.1f} t/s", t.prefill_tokens,
+             rate(t.prefill_tokens, t.prefill_seconds), t.decode_tokens, decode);
+  if (peak)
+    fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s", bandwidth / 1e9,
+               100 * bandwidth / *peak, *peak / 1e9);
   fmt::print(stderr, "; {:.0f} MiB of memory at most\n", static_cast<double>(peak_resident_bytes()) / (1 << 20));
 }
 
 Status run(RunOptions& o) {
-  if (o.raw && (o.chat || o.think || !o.system.empty())) return invalid("--raw continues the prompt itself: --chat, --think and --system do not go with it");
+  if (o.raw && (o.chat || o.think || !o.system.empty()))
+    return invalid("--raw continues the prompt itself: --chat, --think and --system do not go with it");
   if (o.seed >= 0) o.request.sampling.seed = static_cast<uint64_t>(o.seed), o.request.sampling.has_seed = true;
   for (const std::string& stop : o.request.stop)
     if (stop.empty()) return invalid("--stop should not be empty");
@@ -186,7 +194,9 @@ Status run(RunOptions& o) {
   sigaction(SIGINT, &action, nullptr);
   TC_ASSIGN(const std::unique_ptr<Session> session, Session::open(o));
   if (g_cancel) return Error{ErrorCode::cancelled, "cancelled"};
-  Status status = o.chat ? chat(*session, o) : o.raw ? session->raw(o, prompt) : session->turn(o, to_valid_utf8(prompt));
+  Status status = o.chat  ? chat(*session, o)
+                  : o.raw ? session->raw(o, prompt)
+                          : session->turn(o, to_valid_utf8(prompt));
   if (!o.quiet && (status.ok() || status.error().code == ErrorCode::cancelled)) print_totals(*session);
   return status;
 }
@@ -204,16 +214,23 @@ void add_run(CLI::App& app, Outcome& outcome) {
   command->add_flag("--think", o->think, "Let the model think first");
   command->add_option("--reasoning-effort", o->effort, "With --think: low, high or max");
   command->add_flag("--raw", o->raw, "Continue the prompt itself, without the chat encoding");
-  command->add_option("--max-tokens,-n", o->request.max_tokens, "Tokens of the answer at most; -1: what the context holds")->capture_default_str();
+  command
+      ->add_option("--max-tokens,-n", o->request.max_tokens, "Tokens of the answer at most; -1: what the context holds")
+      ->capture_default_str();
   command->add_option("--temperature", s.temperature, "0: the most likely token")->capture_default_str();
   command->add_option("--top-p", s.top_p, "Keep the most likely tokens up to this mass")->capture_default_str();
   command->add_option("--top-k", s.top_k, "Keep this many tokens; 0: all")->capture_default_str();
-  command->add_option("--min-p", s.min_p, "Keep tokens with this share of the best one's probability")->capture_default_str();
+  command->add_option("--min-p", s.min_p, "Keep tokens with this share of the best one's probability")
+      ->capture_default_str();
   command->add_option("--seed", o->seed, "Seed of the sampler; -1: a new one every time")->capture_default_str();
-  command->add_option("--repetition-penalty", s.repetition_penalty, "Divisor for tokens seen before")->capture_default_str();
-  command->add_option("--presence-penalty", s.presence_penalty, "Subtracted once for tokens of the answer")->capture_default_str();
-  command->add_option("--frequency-penalty", s.frequency_penalty, "Subtracted for every time a token was in the answer")->capture_default_str();
-  command->add_option("--stop", o->request.stop, "End the answer before this text; may be given again")->allow_extra_args(false);
+  command->add_option("--repetition-penalty", s.repetition_penalty, "Divisor for tokens seen before")
+      ->capture_default_str();
+  command->add_option("--presence-penalty", s.presence_penalty, "Subtracted once for tokens of the answer")
+      ->capture_default_str();
+  command->add_option("--frequency-penalty", s.frequency_penalty, "Subtracted for every time a token was in the answer")
+      ->capture_default_str();
+  command->add_option("--stop", o->request.stop, "End the answer before this text; may be given again")
+      ->allow_extra_args(false);
   command->add_flag("--ignore-eos", o->request.ignore_eos, "Go on after the end-of-sentence token");
   command->add_flag("--quiet,-q", o->quiet, "Print only the answer");
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(run(*o)); });

@@ -34,12 +34,18 @@ Status serve(const ServeOptions& o) {
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   const std::string name = o.served_name.empty() ? default_name(o.model.model()) : o.served_name;
   server::ChatApi api(*engine, *tokenizer, std::move(constants), defaults, {name, o.think});
-  return server::serve_http(o.http, [&](const server::HttpRequest& request) { return api.handle(request); }, [&](uint16_t port) {
-    const std::string url = fmt::format("http://{}:{}", o.http.host.find(':') == std::string::npos ? o.http.host : "[" + o.http.host + "]", port);
-    fmt::print("serving {} on {}\n  context {} tokens; {}\n  curl {}/v1/chat/completions -H 'content-type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
-               name, url, engine->max_context(), machine_line(*engine, engine->pool().size()), url);
-    std::fflush(stdout);
-  }, [&] { api.stop(); });
+  return server::serve_http(
+      o.http, [&](const server::HttpRequest& request) { return api.handle(request); },
+      [&](uint16_t port) {
+        const std::string url = fmt::format(
+            "http://{}:{}", o.http.host.find(':') == std::string::npos ? o.http.host : "[" + o.http.host + "]", port);
+        fmt::print(
+            "serving {} on {}\n  context {} tokens; {}\n  curl {}/v1/chat/completions -H 'content-type: "
+            "application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
+            name, url, engine->max_context(), machine_line(*engine, engine->pool().size()), url);
+        std::fflush(stdout);
+      },
+      [&] { api.stop(); });
 }
 
 }  // namespace

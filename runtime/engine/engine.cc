@@ -12,7 +12,8 @@ Status settle_context(const ModelGeometry& geometry, EngineOptions& options) {
   const int64_t limit = geometry.max_position_embeddings;
   if (options.max_context == 0) options.max_context = std::min(limit, EngineOptions::kDefaultContext);
   if (options.max_context < 1 || options.max_context > limit)
-    return invalid("a context of " + std::to_string(options.max_context) + " tokens is outside 1.." + std::to_string(limit) + ", the model's limit");
+    return invalid("a context of " + std::to_string(options.max_context) + " tokens is outside 1.." +
+                   std::to_string(limit) + ", the model's limit");
   options.max_chunk = std::clamp<int64_t>(options.max_chunk, 1, options.max_context);
   return {};
 }
@@ -27,11 +28,15 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   TC_RETURN_IF_ERROR(settle_context(engine->geometry_, o));
   TC_ASSIGN(engine->topology_, read_topology(o.topology));
   if (!engine->topology_.note.empty()) spdlog::warn("{}", engine->topology_.note);
-  if (o.threads < 0 || o.threads > 4096) return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
+  if (o.threads < 0 || o.threads > 4096)
+    return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
   engine->cpu_ = detect_cpu_features();
-  engine->table_ = o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
+  engine->table_ =
+      o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
   spdlog::debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
-  TC_ASSIGN(engine->weights_, deepseek_v4::load_weights(o.model, engine->geometry_, {o.direct_io ? ReadMode::direct : ReadMode::buffered, o.mtp, o.quiet, o.threads}));
+  TC_ASSIGN(engine->weights_, deepseek_v4::load_weights(
+                                  o.model, engine->geometry_,
+                                  {o.direct_io ? ReadMode::direct : ReadMode::buffered, o.mtp, o.quiet, o.threads}));
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
   KvOptions kv;
   kv.bf16_rows = rounding_of(o.numerics).results;
@@ -40,7 +45,9 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   kv.max_sequences = o.max_sequences;
   kv.max_chunk = o.max_chunk;
   TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, kv));
-  TC_ASSIGN(engine->step_, DeepseekV4Step::create(engine->geometry_, *engine->weights_, {*engine->pool_, engine->table_}, o.numerics, {o.max_chunk, o.max_logit_rows, o.max_context, o.mtp}));
+  TC_ASSIGN(engine->step_,
+            DeepseekV4Step::create(engine->geometry_, *engine->weights_, {*engine->pool_, engine->table_}, o.numerics,
+                                   {o.max_chunk, o.max_logit_rows, o.max_context, o.mtp}));
   return engine;
 }
 

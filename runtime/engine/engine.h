@@ -17,15 +17,15 @@ struct EngineOptions {
   std::filesystem::path model;
   Numerics numerics = Numerics::published;
   Isa max_isa = Isa::amx;
-  int threads = 0;               // 0: one per core this process may use
-  std::string topology;          // an hwloc description instead of this machine's, for tests
-  int64_t max_context = 0;       // 0: the model's own limit, at most kDefaultContext
-  int64_t max_chunk = 512;       // tokens of a prefill step
-  int64_t max_logit_rows = 1;    // tokens of a step whose logits can be asked for
+  int threads = 0;             // 0: one per core this process may use
+  std::string topology;        // an hwloc description instead of this machine's, for tests
+  int64_t max_context = 0;     // 0: the model's own limit, at most kDefaultContext
+  int64_t max_chunk = 512;     // tokens of a prefill step
+  int64_t max_logit_rows = 1;  // tokens of a step whose logits can be asked for
   int max_sequences = 1;
   bool mtp = false;
-  bool direct_io = false;        // read the checkpoint past the page cache
-  bool quiet = false;            // no progress bar
+  bool direct_io = false;  // read the checkpoint past the page cache
+  bool quiet = false;      // no progress bar
 
   static constexpr int64_t kDefaultContext = 32768;
 };

@@ -23,9 +23,12 @@ Status check(const Engine& engine, const GenerationRequest& request) {
   if (request.prompt.empty()) return fail("prompt", "the prompt is empty");
   const int64_t length = static_cast<int64_t>(request.prompt.size());
   if (length > engine.max_context())
-    return fail("prompt", "the prompt has " + std::to_string(length) + " tokens, the context holds " + std::to_string(engine.max_context()));
+    return fail("prompt", "the prompt has " + std::to_string(length) + " tokens, the context holds " +
+                              std::to_string(engine.max_context()));
   for (const int32_t id : request.prompt)
-    if (id < 0 || id >= engine.geometry().vocab_size) return fail("prompt", "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(engine.geometry().vocab_size));
+    if (id < 0 || id >= engine.geometry().vocab_size)
+      return fail("prompt", "token id " + std::to_string(id) + " is outside the vocabulary of " +
+                                std::to_string(engine.geometry().vocab_size));
   return {};
 }
 
@@ -48,8 +51,9 @@ std::string StopMatcher::push(const std::string& text, bool& stopped) {
   return out;
 }
 
-Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Sequence& sequence, const GenerationRequest& request,
-                                  const std::atomic<bool>& cancel, const TextSink& sink) {
+Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Sequence& sequence,
+                                  const GenerationRequest& request, const std::atomic<bool>& cancel,
+                                  const TextSink& sink) {
   TC_RETURN_IF_ERROR(check(engine, request));
   GenerationResult result;
   result.prompt_tokens = static_cast<int64_t>(request.prompt.size());
@@ -59,9 +63,11 @@ Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Se
   const int32_t eos = engine.geometry().eos_token_id;
 
   const auto prefill_start = Clock::now();
-  Status status = engine.prefill(sequence, std::span(request.prompt).subspan(static_cast<size_t>(sequence.length())), &cancel);
+  Status status =
+      engine.prefill(sequence, std::span(request.prompt).subspan(static_cast<size_t>(sequence.length())), &cancel);
   result.prefill_seconds = seconds_since(prefill_start);
-  if (!status.ok() && status.error().code == ErrorCode::cancelled) return result.reason = FinishReason::cancelled, result;
+  if (!status.ok() && status.error().code == ErrorCode::cancelled)
+    return result.reason = FinishReason::cancelled, result;
   TC_RETURN_IF_ERROR(std::move(status));
 
   Sampler sampler(request.sampling, request.prompt);
@@ -74,7 +80,8 @@ Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Se
   while (result.completion_tokens < limit) {
     if (result.completion_tokens > 0) TC_RETURN_IF_ERROR(engine.decode(sequence, result.ids.back()));
     logits.assign(engine.logits().begin(), engine.logits().end());
-    if (request.ignore_eos || result.completion_tokens < request.min_tokens) logits[static_cast<size_t>(eos)] = -std::numeric_limits<float>::infinity();
+    if (request.ignore_eos || result.completion_tokens < request.min_tokens)
+      logits[static_cast<size_t>(eos)] = -std::numeric_limits<float>::infinity();
     const int32_t id = sampler.sample(logits);
     result.ids.push_back(id);
     ++result.completion_tokens;

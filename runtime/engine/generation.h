@@ -15,10 +15,10 @@ namespace thermocline {
 struct GenerationRequest {
   std::vector<int32_t> prompt;
   SamplingParams sampling;
-  int64_t max_tokens = -1;           // -1: as many as the context holds
-  int64_t min_tokens = 0;            // EOS cannot be chosen before
-  std::vector<std::string> stop;     // the answer ends before any of these
-  bool keep_special = true;          // special tokens of the answer are part of its text; EOS never is
+  int64_t max_tokens = -1;        // -1: as many as the context holds
+  int64_t min_tokens = 0;         // EOS cannot be chosen before
+  std::vector<std::string> stop;  // the answer ends before any of these
+  bool keep_special = true;       // special tokens of the answer are part of its text; EOS never is
   bool ignore_eos = false;
 };
 
@@ -27,9 +27,9 @@ enum class FinishReason { stop, length, cancelled };
 struct GenerationResult {
   FinishReason reason = FinishReason::stop;
   int64_t prompt_tokens = 0, completion_tokens = 0;
-  int64_t prefilled_tokens = 0;      // less than prompt_tokens where a sequence was continued
+  int64_t prefilled_tokens = 0;  // less than prompt_tokens where a sequence was continued
   double prefill_seconds = 0, decode_seconds = 0;
-  std::vector<int32_t> ids;          // of the answer, with its EOS
+  std::vector<int32_t> ids;  // of the answer, with its EOS
 };
 
 /// Gets the text of each token as it is complete (may be empty); returning false cancels.
@@ -38,8 +38,9 @@ using TextSink = std::function<bool(const std::string& text, int32_t id)>;
 /// Runs a request on a sequence that already holds the first sequence.length() tokens of the prompt.
 /// Errors: invalid_argument (an empty prompt, one longer than the context, a bad sampling field); those of the engine.
 /// A cancel is a result, not an error.
-Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Sequence& sequence, const GenerationRequest& request,
-                                  const std::atomic<bool>& cancel, const TextSink& sink);
+Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Sequence& sequence,
+                                  const GenerationRequest& request, const std::atomic<bool>& cancel,
+                                  const TextSink& sink);
 
 /// Holds back text that may be the start of a stop string.
 class StopMatcher {

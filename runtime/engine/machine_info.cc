@@ -10,19 +10,29 @@ namespace thermocline {
 Json machine_json(const Engine& engine, int threads) {
   Json gpus = Json::array();
   for (const gpu::DeviceInfo& device : gpu::list_devices())
-    gpus.push_back({{"name", device.name}, {"compute_capability", device.compute_capability}, {"memory_bytes", device.memory_bytes}});
-  return {{"cpu", engine.cpu().model}, {"instruction_sets", engine.cpu().to_string()}, {"kernels", isa_name(engine.kernels().isa)},
-          {"cores", engine.topology().cores.size()}, {"threads", threads}, {"numa_nodes", engine.topology().nodes.size()},
-          {"memory_bytes", usable_memory_bytes()}, {"gpus", gpus}};
+    gpus.push_back({{"name", device.name},
+                    {"compute_capability", device.compute_capability},
+                    {"memory_bytes", device.memory_bytes}});
+  return {{"cpu", engine.cpu().model},
+          {"instruction_sets", engine.cpu().to_string()},
+          {"kernels", isa_name(engine.kernels().isa)},
+          {"cores", engine.topology().cores.size()},
+          {"threads", threads},
+          {"numa_nodes", engine.topology().nodes.size()},
+          {"memory_bytes", usable_memory_bytes()},
+          {"gpus", gpus}};
 }
 
 Json build_json() {
-  return {{"version", TC_VERSION}, {"type", TC_BUILD_TYPE}, {"compiler", "GCC " __VERSION__}, {"cuda", gpu::cuda_version()}};
+  return {{"version", TC_VERSION},
+          {"type", TC_BUILD_TYPE},
+          {"compiler", "GCC " __VERSION__},
+          {"cuda", gpu::cuda_version()}};
 }
 
 std::string machine_line(const Engine& engine, int threads) {
-  return fmt::format("{}, {} kernels, {} thread{}, {:.1f} GiB", engine.cpu().model, isa_name(engine.kernels().isa), threads, threads == 1 ? "" : "s",
-                     static_cast<double>(usable_memory_bytes()) / (1 << 30));
+  return fmt::format("{}, {} kernels, {} thread{}, {:.1f} GiB", engine.cpu().model, isa_name(engine.kernels().isa),
+                     threads, threads == 1 ? "" : "s", static_cast<double>(usable_memory_bytes()) / (1 << 30));
 }
 
 }  // namespace thermocline

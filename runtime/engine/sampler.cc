@@ -6,11 +6,14 @@
 namespace thermocline {
 namespace {
 
-int32_t argmax(const std::vector<float>& logits) { return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()); }
+int32_t argmax(const std::vector<float>& logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
 
 Status in_range(const char* field, double value, double low, double high) {
   if (value >= low && value <= high) return {};
-  Error error = invalid(std::string(field) + " is " + std::to_string(value) + ", outside " + std::to_string(low) + " to " + std::to_string(high));
+  Error error = invalid(std::string(field) + " is " + std::to_string(value) + ", outside " + std::to_string(low) +
+                        " to " + std::to_string(high));
   error.field = field;
   return error;
 }
@@ -50,7 +53,9 @@ void Sampler::penalise(std::vector<float>& logits) const {
   }
   if (params_.presence_penalty == 0 && params_.frequency_penalty == 0) return;
   for (const auto& [id, count] : answered_)
-    if (known(id)) logits[static_cast<size_t>(id)] -= static_cast<float>(params_.presence_penalty + params_.frequency_penalty * static_cast<double>(count));
+    if (known(id))
+      logits[static_cast<size_t>(id)] -=
+          static_cast<float>(params_.presence_penalty + params_.frequency_penalty * static_cast<double>(count));
 }
 
 // Temperature, then the filters from cheap to dear: min-p, top-k, top-p; then one draw from what is left.
@@ -67,8 +72,11 @@ int32_t Sampler::draw(const std::vector<float>& logits) {
     if (weight >= params_.min_p && weight > 0) candidates.push_back({static_cast<int32_t>(id), weight});
   }
   if (params_.top_k > 0 || params_.top_p < 1) {
-    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.weight != b.weight ? a.weight > b.weight : a.id < b.id; });
-    if (params_.top_k > 0 && candidates.size() > static_cast<size_t>(params_.top_k)) candidates.resize(static_cast<size_t>(params_.top_k));
+    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
+      return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+    });
+    if (params_.top_k > 0 && candidates.size() > static_cast<size_t>(params_.top_k))
+      candidates.resize(static_cast<size_t>(params_.top_k));
   }
   double total = 0;
   for (const Candidate& c : candidates) total += c.weight;

@@ -20,7 +20,7 @@ struct SamplingParams {
   double presence_penalty = 0.0;    // of tokens of the answer, subtracted once
   double frequency_penalty = 0.0;   // the same, for every time
   uint64_t seed = 0;
-  bool has_seed = false;            // otherwise the seed comes from the system
+  bool has_seed = false;  // otherwise the seed comes from the system
 
   /// Errors: invalid_argument, naming the field, for a value out of its range.
   Status check() const;
@@ -38,7 +38,7 @@ class Sampler {
 
   const SamplingParams params_;
   std::mt19937_64 random_;
-  std::unordered_map<int32_t, int64_t> seen_;     // prompt and answer
+  std::unordered_map<int32_t, int64_t> seen_;  // prompt and answer
   std::unordered_map<int32_t, int64_t> answered_;
   std::vector<float> logits_;
 };

@@ -21,25 +21,30 @@ constexpr int64_t kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 6
 
 }  // namespace
 
-DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options)
+DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+                               Numerics numerics, const ExecOptions& options)
     : g_(geometry), w_(weights), cpu_(cpu), round_(rounding_of(numerics)), options_(options) {
   frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
-  frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len, g_.beta_fast, g_.beta_slow);
+  frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
+                                          g_.beta_fast, g_.beta_slow);
 }
 
-Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeometry& geometry,
+                                                               const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                                                Numerics numerics, const ExecOptions& options) {
   std::unique_ptr<DeepseekV4Step> step(new DeepseekV4Step(geometry, weights, cpu, numerics, options));
   TC_ASSIGN(step->b_, StepBuffers::allocate(geometry, options, cpu.pool.size()));
   return step;
 }
 
-Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids) {
+Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
+                           std::span<const int32_t> next_ids) {
   TC_RETURN_IF_ERROR(check(batch, sequences));
   sequences_ = sequences;
   tokens_ = batch.size();
   weight_bytes_ = w_.dense_bytes(g_);
-  for (const Segment& segment : batch.segments) TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
+  for (const Segment& segment : batch.segments)
+    TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
   embed(batch.token_ids);
   rope_tables(batch.segments);
   for (int i = 0; i < g_.n_layers; ++i) {
@@ -57,11 +62,14 @@ Status DeepseekV4Step::check(const sched::Batch& batch, std::span<SequenceKv* co
   TC_CHECK(batch.size() <= options_.max_tokens, "a batch of " + std::to_string(batch.size()) + " tokens");
   TC_CHECK(static_cast<int64_t>(batch.logit_rows.size()) <= std::min(options_.max_tokens, options_.max_logit_rows));
   for (const int32_t id : batch.token_ids)
-    if (id < 0 || id >= g_.vocab_size) return invalid("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(g_.vocab_size));
+    if (id < 0 || id >= g_.vocab_size)
+      return invalid("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                     std::to_string(g_.vocab_size));
   for (const Segment& segment : batch.segments) {
     TC_CHECK_EQ(segment.first_pos, sequences[segment.sequence]->length());
     if (segment.first_pos + segment.num_tokens > options_.max_context)
-      return invalid("the context is full: " + std::to_string(segment.first_pos + segment.num_tokens) + " tokens, " + std::to_string(options_.max_context) + " allowed");
+      return invalid("the context is full: " + std::to_string(segment.first_pos + segment.num_tokens) + " tokens, " +
+                     std::to_string(options_.max_context) + " allowed");
   }
   return {};
 }
@@ -70,8 +78,10 @@ template <class Fn>
 void DeepseekV4Step::for_tokens(const Segments& segments, const Fn& fn) {
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int worker) {
     for (const Segment& segment : segments) {
-      const int64_t first = std::max(begin, segment.first_token), last = std::min(end, segment.first_token + segment.num_tokens);
-      for (int64_t token = first; token < last; ++token) fn(token, segment.first_pos + token - segment.first_token, *sequences_[segment.sequence], worker);
+      const int64_t first = std::max(begin, segment.first_token),
+                    last = std::min(end, segment.first_token + segment.num_tokens);
+      for (int64_t token = first; token < last; ++token)
+        fn(token, segment.first_pos + token - segment.first_token, *sequences_[segment.sequence], worker);
     }
   });
 }
@@ -95,16 +105,18 @@ void DeepseekV4Step::embed(std::span<const int32_t> ids) {
 void DeepseekV4Step::rope_tables(const Segments& segments) {
   const int64_t pairs = g_.rope_head_dim / 2;
   for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv&, int) {
-    for (int table = 0; table < 2; ++table) ref::rope_angles(frequencies_[table], pos, &b_.cos[table][token * pairs], &b_.sin[table][token * pairs]);
+    for (int table = 0; table < 2; ++table)
+      ref::rope_angles(frequencies_[table], pos, &b_.cos[table][token * pairs], &b_.sin[table][token * pairs]);
   });
 }
 
-void DeepseekV4Step::layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids, const Segments& segments) {
+void DeepseekV4Step::layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids,
+                           const Segments& segments) {
   hc_read(w.hc_attn, streams, w.attn_norm);  // b.x, b.post, b.comb
   attention(index, w, segments);             // b.y
   hc_write(streams);
   hc_read(w.hc_ffn, streams, w.ffn_norm);
-  moe(w, ids);                               // b.y
+  moe(w, ids);  // b.y
   hc_write(streams);
 }
 
@@ -125,7 +137,8 @@ void DeepseekV4Step::hc_read(const HcWeights& hc, const float* streams, const fl
       float* mixes = &b_.mixes[token * outputs];
       const float scale = 1.0f / std::sqrt(cpu_.table.sum_squares(in, width) / static_cast<float>(width) + g_.norm_eps);
       for (int64_t n = 0; n < outputs; ++n) mixes[n] *= scale;
-      ref::hc_split(mixes, hc.scale, hc.base, s, g_.hc_sinkhorn_iters, g_.hc_eps, &b_.pre[token * s], &b_.post[token * s], &b_.comb[token * s * s]);
+      ref::hc_split(mixes, hc.scale, hc.base, s, g_.hc_sinkhorn_iters, g_.hc_eps, &b_.pre[token * s],
+                    &b_.post[token * s], &b_.comb[token * s * s]);
       float* x = &b_.x[token * g_.dim];
       ref::hc_read(in, &b_.pre[token * s], s, g_.dim, round_.results, x);
       cpu::rms_norm(cpu_.table, x, norm, g_.dim, g_.norm_eps, round_.results, x);
@@ -137,7 +150,8 @@ void DeepseekV4Step::hc_write(float* streams) {
   const int s = g_.hc_mult;
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token)
-      ref::hc_write(streams + token * s * g_.dim, &b_.y[token * g_.dim], &b_.post[token * s], &b_.comb[token * s * s], s, g_.dim, round_.results);
+      ref::hc_write(streams + token * s * g_.dim, &b_.y[token * g_.dim], &b_.post[token * s], &b_.comb[token * s * s],
+                    s, g_.dim, round_.results);
   });
 }
 
@@ -184,14 +198,16 @@ void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segm
 void DeepseekV4Step::project_queries(int index, const LayerWeights& w) {
   const int table = g_.compress_ratios[index] > 0;
   const int64_t pairs = g_.rope_head_dim / 2, c = g_.head_dim;
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.qr.data(), {tokens_, g_.q_lora_rank}), round_.linear_inputs, b_.gemm, b_.input);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.qr.data(), {tokens_, g_.q_lora_rank}), round_.linear_inputs, b_.gemm,
+               b_.input);
   gemm(w.wq_b, b_.input, b_.q.data(), true);
   cpu_.pool.split(tokens_ * g_.n_heads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / g_.n_heads;
       float* q = &b_.q[i * c];
       ref::head_norm(q, c, g_.norm_eps, round_.results);
-      ref::rope(q + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false, round_.results);
+      ref::rope(q + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false,
+                round_.results);
     }
   });
 }
@@ -290,7 +306,8 @@ void DeepseekV4Step::index_select(int index, const LayerWeights& w, const Segmen
   }
   gemm(w.index_wq_b, b_.input, b_.index_q.data(), true);  // b.input still holds qr
   gemm(w.index_weights_proj, b_.plain_input, b_.index_g.data(), true);
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
+  const float scale =
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
   cpu_.pool.split(tokens_ * g_.index_n_heads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / g_.index_n_heads;
@@ -331,15 +348,17 @@ void DeepseekV4Step::index_select(int index, const LayerWeights& w, const Segmen
   }
 }
 
-void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker, float* scores) {
+void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
+                                float* scores) {
   constexpr int64_t kBlock = StepBuffers::kIndexBlock;
   const void** keys = &b_.rows[worker * std::max(b_.max_rows, kBlock)];
   float* dots = &b_.index_dots[worker * g_.index_n_heads * kBlock];
   for (int64_t r = begin; r < end; r += kBlock) {
     const int64_t count = std::min(kBlock, end - r);
     for (int64_t i = 0; i < count; ++i) keys[i] = kv.index_row(index, r + i);
-    cpu::index_scores(cpu_.table, &b_.index_q[token * g_.index_n_heads * g_.index_head_dim], g_.index_n_heads, keys, count, g_.index_head_dim, round_.results,
-                      &b_.index_g[token * g_.index_n_heads], round_.results, dots, scores + r - begin);
+    cpu::index_scores(cpu_.table, &b_.index_q[token * g_.index_n_heads * g_.index_head_dim], g_.index_n_heads, keys,
+                      count, g_.index_head_dim, round_.results, &b_.index_g[token * g_.index_n_heads], round_.results,
+                      dots, scores + r - begin);
   }
 }
 
@@ -367,19 +386,23 @@ void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& se
         const SequenceKv& kv = *sequences_[segment.sequence];
         const int64_t pos = segment.first_pos + token - segment.first_token;
         count = 0;
-        for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p) rows[count++] = kv.raw_row(index, p);
+        for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p)
+          rows[count++] = kv.raw_row(index, p);
         if (kind == LayerKind::csa)
-          for (int32_t i = 0; i < b_.selected_count[token]; ++i) rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
+          for (int32_t i = 0; i < b_.selected_count[token]; ++i)
+            rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
         if (kind == LayerKind::hca)
-          for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r) rows[count++] = kv.compressed_row(index, r);
+          for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r)
+            rows[count++] = kv.compressed_row(index, r);
         listed = token;
       }
       const int heads = static_cast<int>(std::min<int64_t>(heads_per_block, g_.n_heads - head));
       const int64_t at = (token * g_.n_heads + head) * c;
-      cpu::attention(cpu_.table, &b_.q[at], heads, rows, count, c, round_.results, scale, w.attn_sink + head, round_.results,
-                     &b_.attention[worker * StepBuffers::kHeadBlock * b_.max_rows], &b_.o[at]);
+      cpu::attention(cpu_.table, &b_.q[at], heads, rows, count, c, round_.results, scale, w.attn_sink + head,
+                     round_.results, &b_.attention[worker * StepBuffers::kHeadBlock * b_.max_rows], &b_.o[at]);
       for (int h = 0; h < heads; ++h)
-        ref::rope(&b_.o[at + h * c + g_.nope_head_dim()], &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, true, round_.results);
+        ref::rope(&b_.o[at + h * c + g_.nope_head_dim()], &b_.cos[table][token * pairs], &b_.sin[table][token * pairs],
+                  pairs, true, round_.results);
     }
   });
 }
@@ -387,10 +410,13 @@ void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& se
 // Grouped low-rank output projection. wo_a takes its input as it is (the official code keeps it in bf16).
 void DeepseekV4Step::project_output(const LayerWeights& w) {
   const int64_t groups = g_.o_groups, group_width = g_.n_heads * g_.head_dim / groups, rank = g_.o_lora_rank;
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.o.data(), {tokens_ * groups, group_width}), false, b_.gemm, b_.plain_input);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.o.data(), {tokens_ * groups, group_width}), false, b_.gemm,
+               b_.plain_input);
   for (int64_t group = 0; group < groups; ++group)
-    cpu::gemm(cpu_, w.wo_a.slice(group * rank, rank), b_.plain_input, b_.gemm, b_.u.data() + group * rank, groups * rank, round_.results, group, groups);
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.u.data(), {tokens_, groups * rank}), round_.linear_inputs, b_.gemm, b_.input);
+    cpu::gemm(cpu_, w.wo_a.slice(group * rank, rank), b_.plain_input, b_.gemm, b_.u.data() + group * rank,
+              groups * rank, round_.results, group, groups);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.u.data(), {tokens_, groups * rank}), round_.linear_inputs, b_.gemm,
+               b_.input);
   gemm(w.wo_b, b_.input, b_.y.data(), true);
 }
 
@@ -408,18 +434,22 @@ void DeepseekV4Step::moe(const LayerWeights& w, std::span<const int32_t> ids) {
         std::copy_n(w.tid2eid + ids[token] * k, k, chosen);
         ref::route_given(scores, chosen, static_cast<int>(k), g_.route_scale, &b_.expert_weights[token * k]);
       } else {
-        ref::route(scores, w.gate_bias, static_cast<int>(experts), static_cast<int>(k), g_.route_scale, chosen, &b_.expert_weights[token * k]);
+        ref::route(scores, w.gate_bias, static_cast<int>(experts), static_cast<int>(k), g_.route_scale, chosen,
+                   &b_.expert_weights[token * k]);
       }
     }
   });
-  weight_bytes_ += static_cast<uint64_t>(cpu::distinct_experts({b_.expert_ids.data(), {tokens_, k}}, b_.moe)) * w.experts[0].bytes();
+  weight_bytes_ +=
+      static_cast<uint64_t>(cpu::distinct_experts({b_.expert_ids.data(), {tokens_, k}}, b_.moe)) * w.experts[0].bytes();
   if (round_.linear_inputs) cpu::prepare(cpu_, x, true, b_.gemm, b_.input);
-  cpu::moe(cpu_, w.experts, w.shared_expert, round_.linear_inputs ? b_.input : b_.plain_input, {b_.expert_ids.data(), {tokens_, k}}, {b_.expert_weights.data(), {tokens_, k}},
+  cpu::moe(cpu_, w.experts, w.shared_expert, round_.linear_inputs ? b_.input : b_.plain_input,
+           {b_.expert_ids.data(), {tokens_, k}}, {b_.expert_weights.data(), {tokens_, k}},
            {g_.swiglu_limit, round_.results, round_.linear_inputs}, b_.gemm, b_.moe, b_.y.data());
 }
 
 // Collapses the streams of the wanted tokens, norms them and multiplies by the vocabulary.
-int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows, const HcWeights& hc, const float* norm, float* logits) {
+int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows, const HcWeights& hc,
+                             const float* norm, float* logits) {
   const int64_t width = g_.hc_mult * g_.dim, count = static_cast<int64_t>(rows.size());
   if (count == 0) return 0;
   cpu_.pool.split(count, [&](int64_t begin, int64_t end, int) {
@@ -428,7 +458,8 @@ int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows
       float* mix = &b_.mixes[i * g_.hc_outputs()];
       cpu_.table.gemv_f32(hc.fn, in, g_.hc_mult, width, mix);
       const float scale = 1.0f / std::sqrt(cpu_.table.sum_squares(in, width) / static_cast<float>(width) + g_.norm_eps);
-      for (int s = 0; s < g_.hc_mult; ++s) mix[s] = 1.0f / (1.0f + std::exp(-(mix[s] * scale * hc.scale[0] + hc.base[s]))) + g_.hc_eps;
+      for (int s = 0; s < g_.hc_mult; ++s)
+        mix[s] = 1.0f / (1.0f + std::exp(-(mix[s] * scale * hc.scale[0] + hc.base[s]))) + g_.hc_eps;
       float* hidden = &b_.hidden[i * g_.dim];
       ref::hc_read(in, mix, g_.hc_mult, g_.dim, round_.results, hidden);
       cpu::rms_norm(cpu_.table, hidden, norm, g_.dim, g_.norm_eps, round_.results, hidden);
@@ -439,8 +470,8 @@ int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows
   return count;
 }
 
-// The MTP block on every token whose successor is known: one whole layer on streams made of the main model's streams and
-// the next token's embedding.
+// The MTP block on every token whose successor is known: one whole layer on streams made of the main model's streams
+// and the next token's embedding.
 void DeepseekV4Step::mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments) {
   const deepseek_v4::MtpWeights& w = w_.mtp[0];
   const int64_t s = g_.hc_mult, d = g_.dim;
@@ -454,12 +485,14 @@ void DeepseekV4Step::mtp(std::span<const int32_t> next_ids, std::span<const int3
       const bf16* embedding = w_.embed + static_cast<int64_t>(ids[token]) * d;
       for (int64_t i = 0; i < d; ++i) e[i] = bf16_to_float(embedding[i]);
       cpu::rms_norm(cpu_.table, e, w.enorm, d, g_.norm_eps, round_.results, e);
-      for (int64_t j = token * s; j < (token + 1) * s; ++j) cpu::rms_norm(cpu_.table, &b_.streams[j * d], w.hnorm, d, g_.norm_eps, round_.results, &b_.streams[j * d]);
+      for (int64_t j = token * s; j < (token + 1) * s; ++j)
+        cpu::rms_norm(cpu_.table, &b_.streams[j * d], w.hnorm, d, g_.norm_eps, round_.results, &b_.streams[j * d]);
     }
   });
   cpu::prepare(cpu_, TensorView<const float, 2>(b_.x.data(), {tokens_, d}), round_.linear_inputs, b_.gemm, b_.input);
   gemm(w.e_proj, b_.input, b_.y.data(), true);
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.streams.data(), {tokens_ * s, d}), round_.linear_inputs, b_.gemm, b_.input);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.streams.data(), {tokens_ * s, d}), round_.linear_inputs, b_.gemm,
+               b_.input);
   gemm(w.h_proj, b_.input, b_.mtp_streams.data(), true);
   cpu_.pool.split(tokens_ * s, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {

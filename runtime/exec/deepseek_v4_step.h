@@ -22,7 +22,8 @@ class DeepseekV4Step {
   using Observer = std::function<void(int layer, TensorView<const float, 3> streams)>;
 
   /// The geometry, weights and context outlive the object. Errors: out_of_memory.
-  static Result<std::unique_ptr<DeepseekV4Step>> create(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+  static Result<std::unique_ptr<DeepseekV4Step>> create(const ModelGeometry& geometry,
+                                                        const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                                         Numerics numerics, const ExecOptions& options);
 
   /// Computes one step and stores its rows. sequences[segment.sequence] must be segment.first_pos tokens long.
@@ -45,7 +46,8 @@ class DeepseekV4Step {
   using LayerWeights = deepseek_v4::LayerWeights;
   using Segments = std::vector<sched::Segment>;
 
-  DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options);
+  DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+                 Numerics numerics, const ExecOptions& options);
 
   Status check(const sched::Batch& batch, std::span<SequenceKv* const> sequences) const;
   void embed(std::span<const int32_t> ids);
@@ -59,11 +61,13 @@ class DeepseekV4Step {
   void compress(int index, const LayerWeights& w, const Segments& segments);
   void compress_rows(int index, const sched::Segment& segment, const deepseek_v4::CompressorWeights& w, bool indexer);
   void index_select(int index, const LayerWeights& w, const Segments& segments);
-  void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker, float* scores);
+  void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
+                  float* scores);
   void attend(int index, const LayerWeights& w, const Segments& segments);
   void project_output(const LayerWeights& w);
   void moe(const LayerWeights& w, std::span<const int32_t> ids);
-  int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm, float* logits);
+  int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm,
+               float* logits);
   void mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments);
 
   void gemm(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round);

@@ -22,9 +22,12 @@ struct Rounding {
 
 constexpr Rounding rounding_of(Numerics numerics) {
   switch (numerics) {
-    case Numerics::published: return {true, true, true};
-    case Numerics::bf16: return {true, false, true};
-    case Numerics::fp32: return {false, false, false};
+    case Numerics::published:
+      return {true, true, true};
+    case Numerics::bf16:
+      return {true, false, true};
+    case Numerics::fp32:
+      return {false, false, false};
   }
   return {};
 }

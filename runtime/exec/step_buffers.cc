@@ -7,7 +7,8 @@ namespace thermocline {
 Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOptions& options, int workers) {
   StepBuffers b;
   const int64_t m = options.max_tokens, s = g.hc_mult, heads = static_cast<int64_t>(g.n_heads) * g.head_dim;
-  const int64_t groups = static_cast<int64_t>(g.o_groups) * g.o_lora_rank, logit_rows = std::min(m, options.max_logit_rows);
+  const int64_t groups = static_cast<int64_t>(g.o_groups) * g.o_lora_rank,
+                logit_rows = std::min(m, options.max_logit_rows);
   TC_ASSIGN(b.streams, HostArray<float>::allocate(m * s * g.dim));
   TC_ASSIGN(b.mtp_streams, HostArray<float>::allocate(options.mtp ? m * s * g.dim : 0));
   TC_ASSIGN(b.x, HostArray<float>::allocate(m * g.dim));

@@ -8,9 +8,9 @@
 namespace thermocline {
 
 struct ExecOptions {
-  int64_t max_tokens = 512;       // of one step
-  int64_t max_logit_rows = 1;     // tokens of a step whose logits may be asked for
-  int64_t max_context = 4096;     // positions a sequence may reach
+  int64_t max_tokens = 512;    // of one step
+  int64_t max_logit_rows = 1;  // tokens of a step whose logits may be asked for
+  int64_t max_context = 4096;  // positions a sequence may reach
   bool mtp = false;
 };
 
@@ -18,30 +18,30 @@ struct ExecOptions {
 struct StepBuffers {
   static Result<StepBuffers> allocate(const ModelGeometry& geometry, const ExecOptions& options, int workers);
 
-  HostArray<float> streams;       // X [M, S, D]
-  HostArray<float> mtp_streams;   // Z [M, S, D]
-  HostArray<float> x;             // [M, D] read from the streams, normed
-  HostArray<float> y;             // [M, D] written back
-  HostArray<float> mixes;         // [M, (2+S)S]
+  HostArray<float> streams;          // X [M, S, D]
+  HostArray<float> mtp_streams;      // Z [M, S, D]
+  HostArray<float> x;                // [M, D] read from the streams, normed
+  HostArray<float> y;                // [M, D] written back
+  HostArray<float> mixes;            // [M, (2+S)S]
   HostArray<float> pre, post, comb;  // [M, S], [M, S], [M, S, S]
 
-  HostArray<float> cos[2], sin[2];   // [M, rd/2]: 0 window layers, 1 compressed layers
-  HostArray<float> qr;            // [M, Q]
-  HostArray<float> q, o;          // [M, H c]
-  HostArray<float> kv;            // [M, c]
-  HostArray<float> u;             // [M, G O]
-  HostArray<float> a, z;          // [M, compressor width]
+  HostArray<float> cos[2], sin[2];    // [M, rd/2]: 0 window layers, 1 compressed layers
+  HostArray<float> qr;                // [M, Q]
+  HostArray<float> q, o;              // [M, H c]
+  HostArray<float> kv;                // [M, c]
+  HostArray<float> u;                 // [M, G O]
+  HostArray<float> a, z;              // [M, compressor width]
   HostArray<float> index_a, index_z;  // [M, index compressor width]
-  HostArray<float> index_q;       // [M, Hi ci]
-  HostArray<float> index_g;       // [M, Hi]
-  HostArray<int32_t> selected;    // [M, K] rows the indexer chose
+  HostArray<float> index_q;           // [M, Hi ci]
+  HostArray<float> index_g;           // [M, Hi]
+  HostArray<int32_t> selected;        // [M, K] rows the indexer chose
   HostArray<int32_t> selected_count;  // [M]
 
   HostArray<float> scores;        // [M, E] router
   HostArray<int32_t> expert_ids;  // [M, k]
   HostArray<float> expert_weights;
 
-  HostArray<float> hidden;        // [rows, D] before the head
+  HostArray<float> hidden;              // [rows, D] before the head
   HostArray<float> logits, mtp_logits;  // [rows, V]
 
   cpu::GemmInput input, plain_input, head_input;
@@ -49,14 +49,14 @@ struct StepBuffers {
   cpu::MoeWorkspace moe;
 
   // Per worker.
-  int64_t max_rows = 0;           // rows one token can attend to
-  HostArray<const void*> rows;    // [workers, max_rows]
-  HostArray<float> attention;     // [workers, 8 heads, max_rows]
-  HostArray<float> index_dots;    // [workers, Hi, kIndexBlock]
-  HostArray<float> index_scores;  // [workers, max_context / 4 + 1]
-  HostArray<int32_t> index_order; // the same
-  HostArray<const float*> window; // [workers, 2, window_entries]: what one compressed row pools
-  HostArray<float> row;           // [workers, widest row]
+  int64_t max_rows = 0;            // rows one token can attend to
+  HostArray<const void*> rows;     // [workers, max_rows]
+  HostArray<float> attention;      // [workers, 8 heads, max_rows]
+  HostArray<float> index_dots;     // [workers, Hi, kIndexBlock]
+  HostArray<float> index_scores;   // [workers, max_context / 4 + 1]
+  HostArray<int32_t> index_order;  // the same
+  HostArray<const float*> window;  // [workers, 2, window_entries]: what one compressed row pools
+  HostArray<float> row;            // [workers, widest row]
 
   static constexpr int64_t kIndexBlock = 256;  // keys scored at a time
   static constexpr int kHeadBlock = 8;         // heads that share one pass over the rows

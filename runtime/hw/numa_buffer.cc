@@ -24,7 +24,8 @@ bool bind_to_node(void* data, uint64_t bytes, int node) {
 }
 
 void* map(uint64_t bytes, int extra_flags) {
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | extra_flags, -1, 0);
+  void* data =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | extra_flags, -1, 0);
   return data == MAP_FAILED ? nullptr : data;
 }
 
@@ -37,7 +38,8 @@ Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
   void* data = nullptr;
   if (bytes >= 64 * kHugePage) {  // reserved huge pages are scarce: only for weights and caches
     buffer.mapped_bytes_ = round_up(bytes, kHugePage);
-    data = mmap(nullptr, buffer.mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    data =
+        mmap(nullptr, buffer.mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
     if (data == MAP_FAILED) data = nullptr;
     if (data) buffer.pages_ = PageKind::huge_2m;
   }
@@ -46,7 +48,8 @@ Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
     buffer.mapped_bytes_ = round_up(bytes, huge ? kHugePage : kSmallPage);
     data = map(buffer.mapped_bytes_, 0);
     if (!data)
-      return Error{ErrorCode::out_of_memory, "cannot map " + std::to_string(bytes >> 20) + " MiB of memory: " + std::strerror(errno)};
+      return Error{ErrorCode::out_of_memory,
+                   "cannot map " + std::to_string(bytes >> 20) + " MiB of memory: " + std::strerror(errno)};
     if (huge && madvise(data, buffer.mapped_bytes_, MADV_HUGEPAGE) == 0) buffer.pages_ = PageKind::transparent_huge;
   }
   buffer.data_ = static_cast<std::byte*>(data);

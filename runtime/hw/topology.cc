@@ -109,7 +109,8 @@ Result<Topology> read_topology(const std::string& synthetic) {
 }
 
 uint64_t usable_memory_bytes() {
-  const uint64_t machine = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t machine =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   const std::string limit = read_cgroup_file("memory.max");
   if (limit.empty() || limit == "max") return machine;
   return std::min<uint64_t>(machine, std::strtoull(limit.c_str(), nullptr, 10));

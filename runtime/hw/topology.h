@@ -20,11 +20,11 @@ struct NumaNode {
 };
 
 struct Topology {
-  std::vector<NumaNode> nodes;     // at least one
-  std::vector<Core> cores;         // physical cores in this process's cpuset, by node then number; at least one
-  double cpu_quota = 0;            // CPUs the cgroup grants (cpu.max), 0 for no limit
-  bool synthetic = false;          // described by text, so nothing may be bound to it
-  std::string note;                // what had to be guessed, e.g. "topology hidden"; empty when nothing
+  std::vector<NumaNode> nodes;  // at least one
+  std::vector<Core> cores;      // physical cores in this process's cpuset, by node then number; at least one
+  double cpu_quota = 0;         // CPUs the cgroup grants (cpu.max), 0 for no limit
+  bool synthetic = false;       // described by text, so nothing may be bound to it
+  std::string note;             // what had to be guessed, e.g. "topology hidden"; empty when nothing
 
   /// How many workers this process should run: one per core, no more than the cgroup's quota.
   int default_threads() const;

@@ -25,7 +25,8 @@ WorkerPool::WorkerPool(const Topology& topology, int threads) {
   for (int worker = 0; worker < count; ++worker) nodes_.push_back(topology.cores[worker % cores].node);
   for (int worker = 1; worker < count; ++worker) {
     const bool pinnable = !topology.synthetic && count <= cores;
-    threads_.emplace_back([this, worker, os_cpu = pinnable ? topology.cores[worker].os_cpu : -1] { work(worker, os_cpu); });
+    threads_.emplace_back(
+        [this, worker, os_cpu = pinnable ? topology.cores[worker].os_cpu : -1] { work(worker, os_cpu); });
   }
 }
 

@@ -1,5 +1,6 @@
-// WorkerPool: the threads that compute a step. One pinned worker per core, those of a NUMA node side by side, work split
-// statically, so a worker meets the same weight rows every step. Workers spin within a step and park between steps.
+// WorkerPool: the threads that compute a step. One pinned worker per core, those of a NUMA node side by side, work
+// split statically, so a worker meets the same weight rows every step. Workers spin within a step and park between
+// steps.
 #pragma once
 
 #include <atomic>
@@ -57,7 +58,7 @@ class WorkerPool {
   std::vector<std::thread> threads_;
   Task task_ = nullptr;
   const void* context_ = nullptr;
-  alignas(64) std::atomic<uint64_t> epoch_{0};    // one more per run(); workers wait for it to move
+  alignas(64) std::atomic<uint64_t> epoch_{0};  // one more per run(); workers wait for it to move
   alignas(64) std::atomic<int> unfinished_{0};
   alignas(64) std::atomic<int> parked_{0};
   std::atomic<bool> stop_{false};

@@ -20,7 +20,8 @@ constexpr uint64_t kDirectChunk = 4 << 20;
 
 Error os_error(const std::filesystem::path& path, const char* action) {
   const int code = errno;
-  return {code == ENOENT ? ErrorCode::not_found : ErrorCode::io, std::string(action) + " " + path.string() + ": " + std::strerror(code)};
+  return {code == ENOENT ? ErrorCode::not_found : ErrorCode::io,
+          std::string(action) + " " + path.string() + ": " + std::strerror(code)};
 }
 
 Result<uint64_t> regular_file_size(int fd, const std::filesystem::path& path) {
@@ -73,11 +74,14 @@ InputFile::~InputFile() {
 
 Status InputFile::read_at(uint64_t offset, std::span<std::byte> out) const {
   if (offset > size_ || out.size() > size_ - offset)
-    return corrupt(path_.string() + " ends at byte " + std::to_string(size_) + ", before byte " + std::to_string(offset + out.size()));
+    return corrupt(path_.string() + " ends at byte " + std::to_string(size_) + ", before byte " +
+                   std::to_string(offset + out.size()));
   if (direct_) return read_direct(offset, out);
   const ssize_t n = read_fully(fd_, offset, out.data(), out.size());
   if (n < 0) return os_error(path_, "reading");
-  if (static_cast<size_t>(n) != out.size()) return corrupt(path_.string() + " was cut short while being read, at byte " + std::to_string(offset + static_cast<uint64_t>(n)));
+  if (static_cast<size_t>(n) != out.size())
+    return corrupt(path_.string() + " was cut short while being read, at byte " +
+                   std::to_string(offset + static_cast<uint64_t>(n)));
   return {};
 }
 
@@ -89,7 +93,8 @@ Status InputFile::read_direct(uint64_t offset, std::span<std::byte> out) const {
     const ssize_t n = read_fully(fd_, start, block.get(), kDirectChunk);
     if (n < 0) return os_error(path_, "reading directly");
     const size_t skip = position - start;
-    if (static_cast<size_t>(n) <= skip) return corrupt(path_.string() + " was cut short while being read, at byte " + std::to_string(position));
+    if (static_cast<size_t>(n) <= skip)
+      return corrupt(path_.string() + " was cut short while being read, at byte " + std::to_string(position));
     const size_t take = std::min(out.size() - done, static_cast<size_t>(n) - skip);
     std::memcpy(out.data() + done, block.get() + skip, take);
     done += take;
@@ -133,7 +138,8 @@ Result<OutputFile> OutputFile::create(const std::filesystem::path& path) {
   return file;
 }
 
-OutputFile::OutputFile(OutputFile&& other) noexcept : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+OutputFile::OutputFile(OutputFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
 OutputFile::~OutputFile() {
   if (fd_ < 0) return;
   ::close(fd_);
@@ -157,7 +163,9 @@ Status OutputFile::close() {
 
 Result<std::string> read_text_file(const std::filesystem::path& path, uint64_t limit_bytes) {
   TC_ASSIGN(const InputFile file, InputFile::open(path));
-  if (file.size() > limit_bytes) return corrupt(path.string() + " has " + std::to_string(file.size()) + " bytes, more than the " + std::to_string(limit_bytes) + " allowed");
+  if (file.size() > limit_bytes)
+    return corrupt(path.string() + " has " + std::to_string(file.size()) + " bytes, more than the " +
+                   std::to_string(limit_bytes) + " allowed");
   std::string text(file.size(), '\0');
   TC_RETURN_IF_ERROR(file.read_at(0, std::as_writable_bytes(std::span(text))));
   return text;

@@ -16,8 +16,10 @@ int64_t too_deep_at(std::string_view text) {
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (in_string) {
-      if (c == '\\') ++i;
-      else if (c == '"') in_string = false;
+      if (c == '\\')
+        ++i;
+      else if (c == '"')
+        in_string = false;
     } else if (c == '"') {
       in_string = true;
     } else if (c == '[' || c == '{') {
@@ -37,7 +39,8 @@ std::string find_repeated_key(std::string_view text) {
     using Event = SortedJson::parse_event_t;
     if (event == Event::object_start) open.emplace_back();
     if (event == Event::object_end) open.pop_back();
-    if (event == Event::key && !open.back().insert(value.get<std::string>()).second && repeated.empty()) repeated = value.get<std::string>();
+    if (event == Event::key && !open.back().insert(value.get<std::string>()).second && repeated.empty())
+      repeated = value.get<std::string>();
     return true;
   };
   const SortedJson ignored = SortedJson::parse(text, watch, false);
@@ -64,13 +67,15 @@ Result<J> parse(std::string_view text, bool unique_keys) {
   if (const int64_t at = too_deep_at(text); at >= 0)
     return corrupt("JSON is nested more than " + std::to_string(kMaxDepth) + " deep at byte " + std::to_string(at));
   if (unique_keys) {
-    if (const std::string key = find_repeated_key(text); !key.empty()) return corrupt("the name '" + key + "' appears twice");
+    if (const std::string key = find_repeated_key(text); !key.empty())
+      return corrupt("the name '" + key + "' appears twice");
   }
   try {
     return J::parse(text);
   } catch (const typename J::parse_error& error) {
     const size_t at = error.byte > 0 ? error.byte - 1 : 0;
-    return corrupt(at >= text.size() ? "JSON ends too early, at byte " + std::to_string(text.size()) : "not JSON at byte " + std::to_string(at));
+    return corrupt(at >= text.size() ? "JSON ends too early, at byte " + std::to_string(text.size())
+                                     : "not JSON at byte " + std::to_string(at));
   } catch (const typename J::exception& error) {
     return corrupt(std::string("not JSON: ") + error.what());
   }
@@ -79,12 +84,15 @@ Result<J> parse(std::string_view text, bool unique_keys) {
 }  // namespace
 
 Result<Json> parse_json(std::string_view text, bool unique_keys) { return parse<Json>(text, unique_keys); }
-Result<SortedJson> parse_sorted_json(std::string_view text, bool unique_keys) { return parse<SortedJson>(text, unique_keys); }
+Result<SortedJson> parse_sorted_json(std::string_view text, bool unique_keys) {
+  return parse<SortedJson>(text, unique_keys);
+}
 
 template <class J>
 Result<int64_t> get_int(const J& object, const std::string& key) {
   const J* value = member(object, key);
-  if (value && value->is_number_unsigned() && value->template get<uint64_t>() <= INT64_MAX) return value->template get<int64_t>();
+  if (value && value->is_number_unsigned() && value->template get<uint64_t>() <= INT64_MAX)
+    return value->template get<int64_t>();
   if (value && value->is_number_integer() && !value->is_number_unsigned()) return value->template get<int64_t>();
   if (value && value->is_number_float()) {  // 65536.0 is what some exporters write
     const double number = value->template get<double>();

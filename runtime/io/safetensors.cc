@@ -15,11 +15,13 @@ constexpr const char* kIndexName = "model.safetensors.index.json";
 bool multiply(uint64_t a, uint64_t b, uint64_t& out) { return !__builtin_mul_overflow(a, b, &out); }
 
 Result<uint64_t> unsigned_of(const SortedJson& value, const std::string& what) {
-  if (!value.is_number_unsigned()) return corrupt(what + " should be a whole number of at most 64 bits, not " + dump_json(value));
+  if (!value.is_number_unsigned())
+    return corrupt(what + " should be a whole number of at most 64 bits, not " + dump_json(value));
   return value.get<uint64_t>();
 }
 
-Result<TensorInfo> parse_entry(const std::string& name, const SortedJson& entry, uint64_t data_begin, uint64_t data_bytes) {
+Result<TensorInfo> parse_entry(const std::string& name, const SortedJson& entry, uint64_t data_begin,
+                               uint64_t data_bytes) {
   const std::string what = "tensor '" + name + "': ";
   TensorInfo tensor;
   tensor.name = name;
@@ -39,11 +41,15 @@ Result<TensorInfo> parse_entry(const std::string& name, const SortedJson& entry,
     return corrupt(what + "data_offsets is missing or no pair");
   TC_ASSIGN(const uint64_t begin, unsigned_of(entry["data_offsets"][0], what + "data_offsets[0]"));
   TC_ASSIGN(const uint64_t end, unsigned_of(entry["data_offsets"][1], what + "data_offsets[1]"));
-  if (end < begin) return corrupt(what + "data_offsets end at " + std::to_string(end) + ", before their begin " + std::to_string(begin));
+  if (end < begin)
+    return corrupt(what + "data_offsets end at " + std::to_string(end) + ", before their begin " +
+                   std::to_string(begin));
   if (end > data_bytes)
-    return corrupt(what + "its bytes end at offset " + std::to_string(data_begin + end) + ", past the end of the file at " + std::to_string(data_begin + data_bytes) + " (truncated file?)");
+    return corrupt(what + "its bytes end at offset " + std::to_string(data_begin + end) +
+                   ", past the end of the file at " + std::to_string(data_begin + data_bytes) + " (truncated file?)");
   if (end - begin != bytes)
-    return corrupt(what + "data_offsets span " + std::to_string(end - begin) + " bytes at offset " + std::to_string(data_begin + begin) + " but dtype and shape need " + std::to_string(bytes));
+    return corrupt(what + "data_offsets span " + std::to_string(end - begin) + " bytes at offset " +
+                   std::to_string(data_begin + begin) + " but dtype and shape need " + std::to_string(bytes));
   tensor.begin = data_begin + begin;
   tensor.bytes = bytes;
   return tensor;
@@ -57,13 +63,17 @@ Status check_layout(std::vector<TensorInfo> tensors, uint64_t data_begin, uint64
   std::string previous;
   for (const TensorInfo& tensor : tensors) {
     if (tensor.begin < position)
-      return corrupt("tensor '" + tensor.name + "' at offset " + std::to_string(tensor.begin) + " overlaps tensor '" + previous + "', which ends at " + std::to_string(position));
+      return corrupt("tensor '" + tensor.name + "' at offset " + std::to_string(tensor.begin) + " overlaps tensor '" +
+                     previous + "', which ends at " + std::to_string(position));
     if (tensor.begin > position)
-      return corrupt("a hole of " + std::to_string(tensor.begin - position) + " bytes at offset " + std::to_string(position) + ", before tensor '" + tensor.name + "'");
+      return corrupt("a hole of " + std::to_string(tensor.begin - position) + " bytes at offset " +
+                     std::to_string(position) + ", before tensor '" + tensor.name + "'");
     position += tensor.bytes;
     previous = tensor.name;
   }
-  if (position != file_bytes) return corrupt("the tensors end at offset " + std::to_string(position) + " but the file has " + std::to_string(file_bytes) + " bytes");
+  if (position != file_bytes)
+    return corrupt("the tensors end at offset " + std::to_string(position) + " but the file has " +
+                   std::to_string(file_bytes) + " bytes");
   return {};
 }
 
@@ -85,7 +95,8 @@ Result<std::map<std::string, std::set<std::string>>> read_index(const std::files
   std::error_code ignored;
   if (!std::filesystem::exists(index_path, ignored)) {
     if (std::filesystem::exists(folder / "model.safetensors", ignored)) return shards["model.safetensors"], shards;
-    return Error{ErrorCode::not_found, folder.string() + " is no checkpoint: neither " + kIndexName + " nor model.safetensors is there (it holds: " + list_folder(folder) + ")"};
+    return Error{ErrorCode::not_found, folder.string() + " is no checkpoint: neither " + kIndexName +
+                                           " nor model.safetensors is there (it holds: " + list_folder(folder) + ")"};
   }
   TC_ASSIGN(const std::string text, read_text_file(index_path));
   Result<SortedJson> json = parse_sorted_json(text, true);
@@ -95,7 +106,8 @@ Result<std::map<std::string, std::set<std::string>>> read_index(const std::files
   for (const auto& [name, shard] : (*json)["weight_map"].items()) {
     if (!shard.is_string()) return corrupt(index_path.string() + ": weight_map['" + name + "'] should be a file name");
     const std::string file = shard.get<std::string>();
-    if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos || file == "." || file == "..")
+    if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos || file == "." ||
+        file == "..")
       return corrupt(index_path.string() + ": weight_map['" + name + "'] = '" + file + "' is no plain file name");
     shards[file].insert(name);
   }
@@ -121,7 +133,8 @@ Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view header
   TC_ASSIGN(const SortedJson json, parse_sorted_json(header, true));
   if (!json.is_object()) return corrupt("the header is no JSON object");
   const uint64_t data_begin = 8 + header.size();
-  if (data_begin > file_bytes) return corrupt("the header of " + std::to_string(header.size()) + " bytes does not fit the file");
+  if (data_begin > file_bytes)
+    return corrupt("the header of " + std::to_string(header.size()) + " bytes does not fit the file");
   std::vector<TensorInfo> tensors;
   for (const auto& [name, entry] : json.items()) {
     if (name == "__metadata__") continue;
@@ -135,12 +148,15 @@ Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view header
 Result<std::vector<TensorInfo>> read_safetensors_header(const InputFile& file) {
   const std::string where = file.path().string();
   uint8_t prefix[8];
-  if (file.size() < 8) return corrupt(where + ": " + std::to_string(file.size()) + " bytes are too few for a safetensors header");
+  if (file.size() < 8)
+    return corrupt(where + ": " + std::to_string(file.size()) + " bytes are too few for a safetensors header");
   TC_RETURN_IF_ERROR(file.read_at(0, std::as_writable_bytes(std::span(prefix))));
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | prefix[i];
   if (length > kMaxHeaderBytes || length > file.size() - 8)
-    return corrupt(where + ": the header length at offset 0 says " + std::to_string(length) + " bytes, but the file has " + std::to_string(file.size()) + " (and the limit is " + std::to_string(kMaxHeaderBytes) + ")");
+    return corrupt(where + ": the header length at offset 0 says " + std::to_string(length) +
+                   " bytes, but the file has " + std::to_string(file.size()) + " (and the limit is " +
+                   std::to_string(kMaxHeaderBytes) + ")");
   std::string header(length, '\0');
   TC_RETURN_IF_ERROR(file.read_at(8, std::as_writable_bytes(std::span(header))));
   Result<std::vector<TensorInfo>> tensors = parse_safetensors_header(header, file.size());
@@ -152,7 +168,8 @@ Result<Checkpoint> Checkpoint::open(const std::filesystem::path& folder, ReadMod
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
   std::error_code ignored;
-  if (!std::filesystem::is_directory(folder, ignored)) return Error{ErrorCode::not_found, folder.string() + " is not a folder"};
+  if (!std::filesystem::is_directory(folder, ignored))
+    return Error{ErrorCode::not_found, folder.string() + " is not a folder"};
   TC_ASSIGN(const auto index, read_index(folder));
   for (const auto& [shard, promised] : index) {
     Result<InputFile> file = InputFile::open(folder / shard, mode);
@@ -160,13 +177,17 @@ Result<Checkpoint> Checkpoint::open(const std::filesystem::path& folder, ReadMod
     TC_ASSIGN(std::vector<TensorInfo> tensors, read_safetensors_header(*file));
     for (TensorInfo& tensor : tensors) {
       if (!promised.empty() && !promised.contains(tensor.name))
-        return corrupt((folder / shard).string() + ": tensor '" + tensor.name + "' at offset " + std::to_string(tensor.begin) + " is not where " + kIndexName + " puts it");
+        return corrupt((folder / shard).string() + ": tensor '" + tensor.name + "' at offset " +
+                       std::to_string(tensor.begin) + " is not where " + kIndexName + " puts it");
       tensor.shard = static_cast<int>(checkpoint.shards_.size());
       const std::string name = tensor.name;
-      if (!checkpoint.tensors_.emplace(name, std::move(tensor)).second) return corrupt(folder.string() + ": tensor '" + name + "' is in two shards");
+      if (!checkpoint.tensors_.emplace(name, std::move(tensor)).second)
+        return corrupt(folder.string() + ": tensor '" + name + "' is in two shards");
     }
     for (const std::string& name : promised)
-      if (!checkpoint.tensors_.contains(name)) return corrupt((folder / shard).string() + ": tensor '" + name + "' is missing, though " + kIndexName + " puts it there");
+      if (!checkpoint.tensors_.contains(name))
+        return corrupt((folder / shard).string() + ": tensor '" + name + "' is missing, though " + kIndexName +
+                       " puts it there");
     checkpoint.shards_.push_back(std::move(*file));
   }
   return checkpoint;
@@ -178,7 +199,8 @@ const TensorInfo* Checkpoint::find(const std::string& name) const {
 }
 
 std::string Checkpoint::where(const TensorInfo& tensor) const {
-  return shards_[tensor.shard].path().string() + ", tensor '" + tensor.name + "' at offset " + std::to_string(tensor.begin);
+  return shards_[tensor.shard].path().string() + ", tensor '" + tensor.name + "' at offset " +
+         std::to_string(tensor.begin);
 }
 
 Status Checkpoint::read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const {
@@ -188,12 +210,14 @@ Status Checkpoint::read(const TensorInfo& tensor, uint64_t offset, std::span<std
   return status;
 }
 
-Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors) {
+Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path& path,
+                                                    const std::vector<TensorInfo>& tensors) {
   Json header = Json::object();
   uint64_t position = 0;
   for (const TensorInfo& tensor : tensors) {
     const uint64_t bytes = static_cast<uint64_t>(tensor.elements() * dtype_bytes(tensor.dtype));
-    header[tensor.name] = {{"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {position, position + bytes}}};
+    header[tensor.name] = {
+        {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {position, position + bytes}}};
     position += bytes;
   }
   std::string text = header.dump();

@@ -23,7 +23,8 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options) {
       layer.index = compressed_page_bytes_;
       if (csa) compressed_page_bytes_ += layer.rows_per_page * index_row_bytes_;
       // Pooling row r reads its own window and, where windows overlap, the one before.
-      layer.ring = {ring_floats_, csa ? 2 * ratio : ratio, g.compressor_width(i, g.head_dim), csa ? g.compressor_width(i, g.index_head_dim) : 0};
+      layer.ring = {ring_floats_, csa ? 2 * ratio : ratio, g.compressor_width(i, g.head_dim),
+                    csa ? g.compressor_width(i, g.index_head_dim) : 0};
       ring_floats_ += layer.ring.slots * layer.ring.slot_floats();
     }
     layers_.push_back(layer);
@@ -55,9 +56,12 @@ const KvLayout& SequenceKv::layout() const { return cache_.layout(); }
 Status SequenceKv::reserve(int64_t count) {
   const int64_t pages = div_up(length_ + count, kPageTokens);
   const int64_t window = pages - first_window_page_ - static_cast<int64_t>(window_pages_.size());
-  const int64_t compressed = cache_.layout_.compressed_page_bytes() == 0 ? 0 : pages - static_cast<int64_t>(compressed_pages_.size());
+  const int64_t compressed =
+      cache_.layout_.compressed_page_bytes() == 0 ? 0 : pages - static_cast<int64_t>(compressed_pages_.size());
   if (window > cache_.window_.free_pages() || compressed > cache_.compressed_.free_pages())
-    return Error{ErrorCode::out_of_memory, "no free KV pages for token " + std::to_string(length_ + count) + ": the cache was sized for " + std::to_string(cache_.options_.max_tokens) + " tokens"};
+    return Error{ErrorCode::out_of_memory, "no free KV pages for token " + std::to_string(length_ + count) +
+                                               ": the cache was sized for " +
+                                               std::to_string(cache_.options_.max_tokens) + " tokens"};
   for (int64_t i = 0; i < window; ++i) window_pages_.push_back(cache_.window_.take());
   for (int64_t i = 0; i < compressed; ++i) compressed_pages_.push_back(cache_.compressed_.take());
   return {};
@@ -82,13 +86,15 @@ std::byte* SequenceKv::raw_row(int layer, int64_t pos) const {
 std::byte* SequenceKv::compressed_row(int layer, int64_t row) const {
   const KvLayout& layout = cache_.layout_;
   const int64_t per_page = layout.rows_per_page(layer);
-  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(row / per_page)]) + layout.compressed_offset(layer) + row % per_page * layout.row_bytes();
+  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(row / per_page)]) +
+         layout.compressed_offset(layer) + row % per_page * layout.row_bytes();
 }
 
 std::byte* SequenceKv::index_row(int layer, int64_t row) const {
   const KvLayout& layout = cache_.layout_;
   const int64_t per_page = layout.rows_per_page(layer);
-  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(row / per_page)]) + layout.index_offset(layer) + row % per_page * layout.index_row_bytes();
+  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(row / per_page)]) + layout.index_offset(layer) +
+         row % per_page * layout.index_row_bytes();
 }
 
 float* SequenceKv::ring_slot(int layer, int64_t pos) const {
@@ -101,7 +107,8 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelGeometry& geometry, 
   // A sequence holds the window behind its length and a chunk in front, each straddling a page boundary.
   const int64_t window_pages = div_up(options.max_chunk + geometry.window_size, kPageTokens) + 1;
   const int64_t whole = div_up(options.max_tokens, kPageTokens) + options.max_sequences;
-  TC_ASSIGN(cache->window_, PagePool::allocate(std::min(window_pages, whole) * options.max_sequences, cache->layout_.window_page_bytes()));
+  TC_ASSIGN(cache->window_, PagePool::allocate(std::min(window_pages, whole) * options.max_sequences,
+                                               cache->layout_.window_page_bytes()));
   TC_ASSIGN(cache->compressed_, PagePool::allocate(whole, cache->layout_.compressed_page_bytes()));
   return cache;
 }

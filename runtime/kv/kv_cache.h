@@ -18,11 +18,11 @@ namespace thermocline {
 inline constexpr int64_t kPageTokens = 256;
 
 struct KvOptions {
-  bool bf16_rows = true;       // else f32, for the fp32 numerics
-  bool mtp = false;            // keep raw rows of the MTP layers too
-  int64_t max_tokens = 4096;   // of all sequences together
+  bool bf16_rows = true;      // else f32, for the fp32 numerics
+  bool mtp = false;           // keep raw rows of the MTP layers too
+  int64_t max_tokens = 4096;  // of all sequences together
   int max_sequences = 1;
-  int64_t max_chunk = 512;     // tokens of one step
+  int64_t max_chunk = 512;  // tokens of one step
 };
 
 /// Where each layer's rows lie inside a page, in bytes.
@@ -101,8 +101,8 @@ class SequenceKv {
 
   KvCache& cache_;
   int64_t length_ = 0;
-  int64_t first_window_page_ = 0;        // logical number of window_pages_[0]
-  std::vector<int32_t> window_pages_;    // logical page -> page of the pool
+  int64_t first_window_page_ = 0;      // logical number of window_pages_[0]
+  std::vector<int32_t> window_pages_;  // logical page -> page of the pool
   std::vector<int32_t> compressed_pages_;
   HostArray<float> rings_;
 };

@@ -10,7 +10,9 @@ namespace {
 
 constexpr size_t kMaxPrompts = 16;
 
-int64_t unix_seconds() { return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+int64_t unix_seconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 std::string random_id(const char* prefix) {
   static thread_local std::mt19937_64 random{std::random_device{}()};
@@ -49,8 +51,11 @@ constexpr StatusRow kStatuses[] = {
 
 }  // namespace
 
-Reply error_reply(int status, const std::string& type, const std::string& code, const std::string& message, const std::string& param) {
-  const Json body = {{"error", {{"message", message}, {"type", type}, {"param", param.empty() ? Json() : Json(param)}, {"code", code}}}};
+Reply error_reply(int status, const std::string& type, const std::string& code, const std::string& message,
+                  const std::string& param) {
+  const Json body = {
+      {"error",
+       {{"message", message}, {"type", type}, {"param", param.empty() ? Json() : Json(param)}, {"code", code}}}};
   return {status, dump_json(body)};
 }
 
@@ -69,7 +74,9 @@ struct ChatApi::Call {
   int64_t created = unix_seconds();
   bool stream = false, include_usage = false, thinking = false, echo = false;
 
-  Json head(const char* object) const { return {{"id", id}, {"object", object}, {"created", created}, {"model", model}}; }
+  Json head(const char* object) const {
+    return {{"id", id}, {"object", object}, {"created", created}, {"model", model}};
+  }
 };
 
 namespace {
@@ -82,8 +89,11 @@ struct Usage {
     completion += result.completion_tokens;
   }
   Json json() const {
-    return {{"prompt_tokens", prompt}, {"completion_tokens", completion}, {"total_tokens", prompt + completion},
-            {"prompt_tokens_details", {{"cached_tokens", 0}}}, {"completion_tokens_details", {{"reasoning_tokens", reasoning}}}};
+    return {{"prompt_tokens", prompt},
+            {"completion_tokens", completion},
+            {"total_tokens", prompt + completion},
+            {"prompt_tokens_details", {{"cached_tokens", 0}}},
+            {"completion_tokens_details", {{"reasoning_tokens", reasoning}}}};
   }
 };
 
@@ -95,38 +105,56 @@ void fail_stream(Exchange& exchange, const Error& error) {
 
 }  // namespace
 
-ChatApi::ChatApi(Engine& engine, const Tokenizer& tokenizer, Result<ProseConstants> constants, SamplingParams defaults, Options options)
-    : engine_(engine), tokenizer_(tokenizer), constants_(std::move(constants)), defaults_(defaults), options_(std::move(options)), created_(unix_seconds()) {}
+ChatApi::ChatApi(Engine& engine, const Tokenizer& tokenizer, Result<ProseConstants> constants, SamplingParams defaults,
+                 Options options)
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      constants_(std::move(constants)),
+      defaults_(defaults),
+      options_(std::move(options)),
+      created_(unix_seconds()) {}
 
 Outcome ChatApi::handle(const HttpRequest& request) {
   std::string path = request.target.substr(0, request.target.find('?'));
-  if (path == "/health" || path == "/v1/health") path = "/health";
-  else if (!path.starts_with("/v1/")) path = "/v1" + path;
+  if (path == "/health" || path == "/v1/health")
+    path = "/health";
+  else if (!path.starts_with("/v1/"))
+    path = "/v1" + path;
   const bool is_get = path == "/health" || path == "/v1/models" || path.starts_with("/v1/models/");
   const bool is_post = path == "/v1/completions" || path == "/v1/chat/completions";
-  if (!is_get && !is_post) return error_reply(404, "not_found_error", "not_found", "there is no " + request.target + "; see /v1/models, /v1/completions, /v1/chat/completions, /health");
+  if (!is_get && !is_post)
+    return error_reply(
+        404, "not_found_error", "not_found",
+        "there is no " + request.target + "; see /v1/models, /v1/completions, /v1/chat/completions, /health");
   if (request.method != (is_get ? "GET" : "POST")) {
-    Reply reply = error_reply(405, "invalid_request_error", "method_not_allowed", request.target + " takes " + (is_get ? "GET" : "POST") + ", not " + request.method);
+    Reply reply = error_reply(405, "invalid_request_error", "method_not_allowed",
+                              request.target + " takes " + (is_get ? "GET" : "POST") + ", not " + request.method);
     reply.headers.emplace_back("Allow", is_get ? "GET" : "POST");
     return reply;
   }
   if (path == "/health") return Reply{200, dump_json(Json{{"status", "ok"}, {"waiting", queue_.waiting()}})};
-  if (path == "/v1/models") return models();
+  if (path == "/v1/models") return Reply{200, dump_json(Json{{"object", "list"}, {"data", Json::array({model()})}})};
   if (is_get) {
-    if (path.substr(11) != options_.model_name) return error_reply(404, "not_found_error", "model_not_found", "the only model here is '" + options_.model_name + "'", "model");
-    return models();
+    if (path.substr(11) != options_.model_name)
+      return error_reply(404, "not_found_error", "model_not_found",
+                         "the only model here is '" + options_.model_name + "'", "model");
+    return Reply{200, dump_json(model())};
   }
   if (!request.content_type.empty() && request.content_type.find("json") == std::string::npos)
-    return error_reply(415, "invalid_request_error", "unsupported_media_type", "the body should be application/json, not " + request.content_type);
+    return error_reply(415, "invalid_request_error", "unsupported_media_type",
+                       "the body should be application/json, not " + request.content_type);
   Result<Json> body = parse_json(request.body);
   if (!body) return error_reply(std::move(body).error().with("the body"));
   if (!body->is_object()) return error_reply(field_error("body", "should be a JSON object"));
   return path == "/v1/completions" ? completions(*body) : chat_completions(*body);
 }
 
-Reply ChatApi::models() const {
-  const Json model = {{"id", options_.model_name}, {"object", "model"}, {"created", created_}, {"owned_by", "thermocline"}, {"max_model_len", engine_.max_context()}};
-  return {200, dump_json(Json{{"object", "list"}, {"data", {model}}})};
+Json ChatApi::model() const {
+  return {{"id", options_.model_name},
+          {"object", "model"},
+          {"created", created_},
+          {"owned_by", "thermocline"},
+          {"max_model_len", engine_.max_context()}};
 }
 
 Result<std::shared_ptr<ChatApi::Call>> ChatApi::read_call(const Json& body) const {
@@ -141,7 +169,8 @@ Result<std::shared_ptr<ChatApi::Call>> ChatApi::read_call(const Json& body) cons
   }
   for (const char* name : {"logprobs", "top_logprobs", "prompt_logprobs", "logit_bias", "suffix"}) {
     const Json* value = fields.find(name);
-    if (value && *value != false && *value != 0 && !(value->is_object() && value->empty())) return Error{ErrorCode::unsupported, std::string(name) + " is not supported", name};
+    if (value && *value != false && *value != 0 && !(value->is_object() && value->empty()))
+      return Error{ErrorCode::unsupported, std::string(name) + " is not supported", name};
   }
   return call;
 }
@@ -150,7 +179,8 @@ Status ChatApi::check_length(const std::vector<int32_t>& prompt) const {
   if (prompt.empty()) return field_error("prompt", "should not be empty");
   const int64_t length = static_cast<int64_t>(prompt.size());
   if (length < engine_.max_context()) return {};
-  return field_error("prompt", "has " + std::to_string(length) + " tokens; the context holds " + std::to_string(engine_.max_context()) + ", answer included");
+  return field_error("prompt", "has " + std::to_string(length) + " tokens; the context holds " +
+                                   std::to_string(engine_.max_context()) + ", answer included");
 }
 
 // A string, a list of strings, token ids, or a list of such lists. Text gets a BOS in front unless it has one.
@@ -159,7 +189,9 @@ Result<std::vector<std::vector<int32_t>>> ChatApi::read_prompts(const Json& body
   if (!prompt) return field_error("prompt", "is missing");
   const bool one = prompt->is_string() || (prompt->is_array() && !prompt->empty() && (*prompt)[0].is_number());
   const Json list = one ? Json::array({*prompt}) : *prompt;
-  if (!list.is_array() || list.empty() || list.size() > kMaxPrompts) return field_error("prompt", "should be a string, token ids, or a list of at most " + std::to_string(kMaxPrompts) + " of them");
+  if (!list.is_array() || list.empty() || list.size() > kMaxPrompts)
+    return field_error(
+        "prompt", "should be a string, token ids, or a list of at most " + std::to_string(kMaxPrompts) + " of them");
   std::vector<std::vector<int32_t>> prompts;
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string where = one ? "prompt" : "prompt[" + std::to_string(i) + "]";
@@ -171,7 +203,8 @@ Result<std::vector<std::vector<int32_t>>> ChatApi::read_prompts(const Json& body
     } else if (list[i].is_array()) {
       for (const Json& id : list[i]) {
         if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= engine_.geometry().vocab_size)
-          return field_error(where + "[" + std::to_string(ids.size()) + "]", "should be a token id below " + std::to_string(engine_.geometry().vocab_size));
+          return field_error(where + "[" + std::to_string(ids.size()) + "]",
+                             "should be a token id below " + std::to_string(engine_.geometry().vocab_size));
         ids.push_back(id.get<int32_t>());
       }
     } else {
@@ -210,7 +243,8 @@ Outcome ChatApi::completions(const Json& body) {
   return start(std::move(*call), &ChatApi::run_completions);
 }
 
-Result<GenerationResult> ChatApi::generate_one(const GenerationRequest& request, Exchange& exchange, const TextSink& sink) {
+Result<GenerationResult> ChatApi::generate_one(const GenerationRequest& request, Exchange& exchange,
+                                               const TextSink& sink) {
   TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine_.new_sequence());
   return generate(engine_, tokenizer_, *sequence, request, exchange.cancel, sink);
 }
@@ -235,11 +269,14 @@ void ChatApi::run_completions(Call& call, Exchange& exchange) {
       if (call.stream && !piece.empty()) send(choice(i, piece, nullptr));
       return true;
     });
-    if (!result) return call.stream ? fail_stream(exchange, result.error()) : exchange.finish(error_reply(result.error()));
+    if (!result)
+      return call.stream ? fail_stream(exchange, result.error()) : exchange.finish(error_reply(result.error()));
     usage.add(*result);
     if (result->reason == FinishReason::cancelled) return exchange.finish();
-    if (call.stream) send(choice(i, "", finish_name(result->reason)));
-    else choices.push_back(choice(i, text, finish_name(result->reason)));
+    if (call.stream)
+      send(choice(i, "", finish_name(result->reason)));
+    else
+      choices.push_back(choice(i, text, finish_name(result->reason)));
   }
   Json body = call.head("text_completion");
   body["choices"] = choices;
@@ -255,16 +292,20 @@ Status ChatApi::read_chat(const Json& body, Call& call) const {
   const Fields fields(body);
   const Json* given = fields.find("messages");
   if (!given) return field_error("messages", "is missing");
-  if (!given->is_array() || given->empty()) return field_error("messages", "should be a list with at least one message");
+  if (!given->is_array() || given->empty())
+    return field_error("messages", "should be a list with at least one message");
   Json messages = *given;
   const auto system = [&]() -> Json& {
-    if (!messages[0].is_object() || !messages[0].contains("role") || messages[0]["role"] != "system") messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
+    if (!messages[0].is_object() || !messages[0].contains("role") || messages[0]["role"] != "system")
+      messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
     return messages[0];
   };
   std::string choice = "auto";
   if (const Json* tool_choice = fields.find("tool_choice")) {
     choice = tool_choice->is_string() ? tool_choice->get<std::string>() : "a named function";
-    if (choice != "auto" && choice != "none") return Error{ErrorCode::unsupported, "tool_choice '" + choice + "' is not supported; auto and none are", "tool_choice"};
+    if (choice != "auto" && choice != "none")
+      return Error{ErrorCode::unsupported, "tool_choice '" + choice + "' is not supported; auto and none are",
+                   "tool_choice"};
   }
   if (const Json* tools = fields.find("tools")) {
     if (!tools->is_array()) return field_error("tools", "should be a list");
@@ -273,7 +314,8 @@ Status ChatApi::read_chat(const Json& body, Call& call) const {
   if (const Json* format = fields.find("response_format")) {
     if (!format->is_object()) return field_error("response_format", "should be an object");
     TC_ASSIGN(const std::string type, Fields(*format).text("type", "text"));
-    if (type != "text" && type != "json_object" && type != "json_schema") return field_error("response_format.type", "is '" + type + "'; text, json_object and json_schema are known");
+    if (type != "text" && type != "json_object" && type != "json_schema")
+      return field_error("response_format.type", "is '" + type + "'; text, json_object and json_schema are known");
     if (type != "text") system()["response_format"] = *format;
   }
 
@@ -288,7 +330,8 @@ Status ChatApi::read_chat(const Json& body, Call& call) const {
   if (const Json* thinking = fields.find("thinking")) {
     if (!thinking->is_object()) return field_error("thinking", "should be an object with a type");
     TC_ASSIGN(const std::string type, Fields(*thinking).text("type", "enabled"));
-    if (type != "enabled" && type != "disabled") return field_error("thinking.type", "is '" + type + "'; enabled and disabled are known");
+    if (type != "enabled" && type != "disabled")
+      return field_error("thinking.type", "is '" + type + "'; enabled and disabled are known");
     options.thinking = type == "enabled";
   }
   if (const Json* kwargs = fields.find("chat_template_kwargs")) {
@@ -324,7 +367,8 @@ namespace {
 class ChatAnswer {
  public:
   using Send = std::function<void(Json delta)>;
-  ChatAnswer(const ProseConstants& constants, bool thinking, Send send) : stream_(constants, thinking), send_(std::move(send)) {}
+  ChatAnswer(const ProseConstants& constants, bool thinking, Send send)
+      : stream_(constants, thinking), send_(std::move(send)) {}
 
   void push(const std::string& text) { take(stream_.push(text)); }
   void finish() { take(stream_.finish()); }
@@ -353,7 +397,9 @@ class ChatAnswer {
           delta["content"] = event.text;
           break;
         case Kind::tool_name: {
-          Json call = {{"id", random_id("call_")}, {"type", "function"}, {"function", {{"name", event.text}, {"arguments", ""}}}};
+          Json call = {{"id", random_id("call_")},
+                       {"type", "function"},
+                       {"function", {{"name", event.text}, {"arguments", ""}}}};
           calls_.push_back(call);
           Json first = {{"index", event.index}};
           first.update(call);
@@ -389,7 +435,8 @@ class ChatAnswer {
 void ChatApi::run_chat(Call& call, Exchange& exchange) {
   const auto chunk = [&](Json delta, Json reason) {
     Json json = call.head("chat.completion.chunk");
-    json["choices"] = Json::array({Json{{"index", 0}, {"delta", std::move(delta)}, {"logprobs", nullptr}, {"finish_reason", std::move(reason)}}});
+    json["choices"] = Json::array(
+        {Json{{"index", 0}, {"delta", std::move(delta)}, {"logprobs", nullptr}, {"finish_reason", std::move(reason)}}});
     return event(json);
   };
   Usage usage;
@@ -401,14 +448,17 @@ void ChatApi::run_chat(Call& call, Exchange& exchange) {
     usage.reasoning += answer.in_reasoning();
     return true;
   });
-  if (!result) return call.stream ? fail_stream(exchange, result.error()) : exchange.finish(error_reply(result.error()));
+  if (!result)
+    return call.stream ? fail_stream(exchange, result.error()) : exchange.finish(error_reply(result.error()));
   if (result->reason == FinishReason::cancelled) return exchange.finish();
   answer.finish();
   usage.add(*result);
-  const std::string reason = answer.has_calls() && result->reason == FinishReason::stop ? "tool_calls" : finish_name(result->reason);
+  const std::string reason =
+      answer.has_calls() && result->reason == FinishReason::stop ? "tool_calls" : finish_name(result->reason);
   if (!call.stream) {
     Json body = call.head("chat.completion");
-    body["choices"] = Json::array({Json{{"index", 0}, {"message", answer.message()}, {"logprobs", nullptr}, {"finish_reason", reason}}});
+    body["choices"] = Json::array(
+        {Json{{"index", 0}, {"message", answer.message()}, {"logprobs", nullptr}, {"finish_reason", reason}}});
     body["usage"] = usage.json();
     return exchange.finish({200, dump_json(body)});
   }

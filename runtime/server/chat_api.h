@@ -22,7 +22,8 @@ class ChatApi {
     bool think = false;  // whether a chat thinks when the request does not say
   };
   /// `constants` is the error of reading them where the checkpoint has none: chat requests answer with it.
-  ChatApi(Engine& engine, const Tokenizer& tokenizer, Result<ProseConstants> constants, SamplingParams defaults, Options options);
+  ChatApi(Engine& engine, const Tokenizer& tokenizer, Result<ProseConstants> constants, SamplingParams defaults,
+          Options options);
 
   Outcome handle(const HttpRequest& request);
   /// Cancels all generations and ends the step thread.
@@ -41,7 +42,7 @@ class ChatApi {
   void run_completions(Call& call, Exchange& exchange);
   void run_chat(Call& call, Exchange& exchange);
   Result<GenerationResult> generate_one(const GenerationRequest& request, Exchange& exchange, const TextSink& sink);
-  Reply models() const;
+  Json model() const;
 
   Engine& engine_;
   const Tokenizer& tokenizer_;

@@ -28,7 +28,8 @@ struct Reply {
 
 /// The reply for an Error: {"error": {message, type, param, code}} and the HTTP status of its code.
 Reply error_reply(const Error& error);
-Reply error_reply(int status, const std::string& type, const std::string& code, const std::string& message, const std::string& param = "");
+Reply error_reply(int status, const std::string& type, const std::string& code, const std::string& message,
+                  const std::string& param = "");
 
 /// One generation. The step thread runs `work`, which emits events (streams) or finishes with a reply; the connection
 /// takes them. Any thread may set `cancel`.
@@ -39,7 +40,9 @@ class Exchange {
   std::atomic<bool> cancel{false};
 
   /// Step thread: the next piece of the body, already framed.
-  void emit(std::string piece) { put([&] { pieces_.push_back(std::move(piece)); }); }
+  void emit(std::string piece) {
+    put([&] { pieces_.push_back(std::move(piece)); });
+  }
   /// Step thread: the end; `reply` is the whole answer where nothing was emitted.
   void finish(Reply reply = {}) {
     put([&] {

@@ -34,8 +34,10 @@ void GenerationQueue::run() {
     running_ = std::move(queue_.front());
     queue_.pop_front();
     lock.unlock();
-    if (running_->cancel) running_->finish();
-    else running_->work(*running_);
+    if (running_->cancel)
+      running_->finish();
+    else
+      running_->work(*running_);
     lock.lock();
     running_.reset();
   }

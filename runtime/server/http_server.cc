@@ -28,14 +28,15 @@ using boost::system::error_code;
 using std::chrono::seconds;
 
 constexpr uint32_t kMaxHeaderBytes = 64 << 10;
-constexpr seconds kReadTimeout{60};    // between requests of a connection, and for one to arrive
-constexpr seconds kWriteTimeout{60};   // a client that takes nothing for this long is gone
-constexpr seconds kKeepAlive{10};      // silence in a stream before a comment fills it
+constexpr seconds kReadTimeout{60};   // between requests of a connection, and for one to arrive
+constexpr seconds kWriteTimeout{60};  // a client that takes nothing for this long is gone
+constexpr seconds kKeepAlive{10};     // silence in a stream before a comment fills it
 
 /// One connection. Every await ends with an error code, so nothing throws on the network path.
 class Connection {
  public:
-  Connection(tcp::socket socket, const HttpOptions& options, const Handler& handler) : stream_(std::move(socket)), options_(options), handler_(handler) {}
+  Connection(tcp::socket socket, const HttpOptions& options, const Handler& handler)
+      : stream_(std::move(socket)), options_(options), handler_(handler) {}
 
   asio::awaitable<void> run() {
     while (true) {
@@ -61,11 +62,17 @@ class Connection {
   // What could not be read as a request still gets a JSON error, where the client is there to hear it.
   asio::awaitable<void> refuse(error_code error) {
     Reply reply;
-    if (error == http::error::body_limit) reply = error_reply(413, "invalid_request_error", "request_too_large", "the body is larger than " + std::to_string(options_.max_body_bytes) + " bytes");
-    else if (error == http::error::header_limit) reply = error_reply(431, "invalid_request_error", "headers_too_large", "the headers are larger than " + std::to_string(kMaxHeaderBytes) + " bytes");
-    else if (error.category() == make_error_code(http::error::bad_method).category() && error != http::error::end_of_stream && error != http::error::partial_message)
+    if (error == http::error::body_limit)
+      reply = error_reply(413, "invalid_request_error", "request_too_large",
+                          "the body is larger than " + std::to_string(options_.max_body_bytes) + " bytes");
+    else if (error == http::error::header_limit)
+      reply = error_reply(431, "invalid_request_error", "headers_too_large",
+                          "the headers are larger than " + std::to_string(kMaxHeaderBytes) + " bytes");
+    else if (error.category() == make_error_code(http::error::bad_method).category() &&
+             error != http::error::end_of_stream && error != http::error::partial_message)
       reply = error_reply(400, "invalid_request_error", "bad_request", "not an HTTP request: " + error.message());
-    else co_return;
+    else
+      co_return;
     co_await write(reply, 11, false);
     // The client may still be sending: reading on for a moment lets it see the answer instead of a reset.
     for (int i = 0; i < 64 && !error; ++i) {
@@ -77,12 +84,16 @@ class Connection {
   asio::awaitable<bool> answer(const http::request<http::string_body>& request) {
     const auto coding = request.find(http::field::transfer_encoding);
     if (coding != request.end() && !beast::iequals(coding->value(), "chunked")) {
-      co_await write(error_reply(501, "not_supported", "transfer_coding", "transfer codings other than chunked are not supported"), request.version(), false);
+      co_await write(
+          error_reply(501, "not_supported", "transfer_coding", "transfer codings other than chunked are not supported"),
+          request.version(), false);
       co_return false;
     }
-    HttpRequest plain{std::string(request.method_string()), std::string(request.target()), std::string(request[http::field::content_type]), request.body()};
+    HttpRequest plain{std::string(request.method_string()), std::string(request.target()),
+                      std::string(request[http::field::content_type]), request.body()};
     Outcome outcome = handler_(plain);
-    if (Reply* reply = std::get_if<Reply>(&outcome)) co_return co_await write(*reply, request.version(), request.keep_alive());
+    if (Reply* reply = std::get_if<Reply>(&outcome))
+      co_return co_await write(*reply, request.version(), request.keep_alive());
     co_return co_await follow(std::get<std::shared_ptr<Exchange>>(outcome), request.version(), request.keep_alive());
   }
 
@@ -137,15 +148,20 @@ class Connection {
       response.set(http::field::content_type, "text/event-stream; charset=utf-8");
       response.set(http::field::cache_control, "no-cache");
       response.set("X-Accel-Buffering", "no");
-      if (version >= 11) response.chunked(true);
-      else response.keep_alive(false);
+      if (version >= 11)
+        response.chunked(true);
+      else
+        response.keep_alive(false);
       http::response_serializer<http::empty_body> serializer{response};
       co_await http::async_write_header(stream_, serializer, asio::redirect_error(asio::use_awaitable, error));
       headers_sent = true;
     }
     if (error) co_return false;
-    if (version >= 11) co_await asio::async_write(stream_, http::make_chunk(asio::buffer(piece)), asio::redirect_error(asio::use_awaitable, error));
-    else co_await asio::async_write(stream_, asio::buffer(piece), asio::redirect_error(asio::use_awaitable, error));
+    if (version >= 11)
+      co_await asio::async_write(stream_, http::make_chunk(asio::buffer(piece)),
+                                 asio::redirect_error(asio::use_awaitable, error));
+    else
+      co_await asio::async_write(stream_, asio::buffer(piece), asio::redirect_error(asio::use_awaitable, error));
     co_return !error;
   }
 
@@ -194,7 +210,8 @@ asio::awaitable<void> accept_connections(tcp::acceptor& acceptor, const HttpOpti
 
 Result<tcp::acceptor> listen(asio::io_context& context, const HttpOptions& options) {
   error_code error;
-  const asio::ip::address address = asio::ip::make_address(options.host == "localhost" ? "127.0.0.1" : options.host, error);
+  const asio::ip::address address =
+      asio::ip::make_address(options.host == "localhost" ? "127.0.0.1" : options.host, error);
   if (error) return invalid("--host '" + options.host + "' is no IP address");
   const tcp::endpoint endpoint(address, options.port);
   tcp::acceptor acceptor(context);
@@ -202,13 +219,16 @@ Result<tcp::acceptor> listen(asio::io_context& context, const HttpOptions& optio
   if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
-  if (error) return Error{ErrorCode::io, "cannot listen on " + options.host + ":" + std::to_string(options.port) + ": " + error.message() + " (another --port?)"};
+  if (error)
+    return Error{ErrorCode::io, "cannot listen on " + options.host + ":" + std::to_string(options.port) + ": " +
+                                    error.message() + " (another --port?)"};
   return acceptor;
 }
 
 }  // namespace
 
-Status serve_http(const HttpOptions& options, const Handler& handler, const std::function<void(uint16_t port)>& ready, const std::function<void()>& stop) {
+Status serve_http(const HttpOptions& options, const Handler& handler, const std::function<void(uint16_t port)>& ready,
+                  const std::function<void()>& stop) {
   asio::io_context context(1);
   TC_ASSIGN(tcp::acceptor acceptor, listen(context, options));
   asio::signal_set signals(context, SIGINT, SIGTERM);

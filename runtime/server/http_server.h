@@ -19,6 +19,7 @@ struct HttpOptions {
 /// no exchange calls back any more.
 /// A closed client cancels its exchange; 10 s of silence in a stream are filled with a comment.
 /// Errors: invalid_argument for a host that is no address, io when the port cannot be bound.
-Status serve_http(const HttpOptions& options, const Handler& handler, const std::function<void(uint16_t port)>& ready, const std::function<void()>& stop);
+Status serve_http(const HttpOptions& options, const Handler& handler, const std::function<void(uint16_t port)>& ready,
+                  const std::function<void()>& stop);
 
 }  // namespace thermocline::server

@@ -6,7 +6,9 @@
 
 namespace thermocline::server {
 
-Error field_error(const std::string& field, const std::string& what) { return {ErrorCode::invalid_argument, field + " " + what, field}; }
+Error field_error(const std::string& field, const std::string& what) {
+  return {ErrorCode::invalid_argument, field + " " + what, field};
+}
 
 Result<double> Fields::number(const char* name, double fallback) const {
   const Json* value = find(name);
@@ -45,7 +47,8 @@ Result<std::vector<std::string>> Fields::stops() const {
   if (!list.is_array() || list.size() > 16) return field_error("stop", "should be a string or a list of at most 16");
   std::vector<std::string> stops;
   for (size_t i = 0; i < list.size(); ++i) {
-    if (!list[i].is_string() || list[i].get<std::string>().empty()) return field_error("stop[" + std::to_string(i) + "]", "should be a string that is not empty");
+    if (!list[i].is_string() || list[i].get<std::string>().empty())
+      return field_error("stop[" + std::to_string(i) + "]", "should be a string that is not empty");
     stops.push_back(list[i].get<std::string>());
   }
   return stops;

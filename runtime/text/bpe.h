@@ -45,7 +45,7 @@ class BpeModel {
   void consider(Scratch& scratch, int32_t left) const;
 
   int32_t byte_ids_[256];
-  std::unordered_map<uint64_t, Merge> merges_;  // (left id, right id) -> rank and result
+  std::unordered_map<uint64_t, Merge> merges_;             // (left id, right id) -> rank and result
   std::unordered_map<std::string, int32_t> whole_pieces_;  // ignore_merges: pieces that are a token
 };
 

@@ -45,9 +45,11 @@ Result<std::string> text_of(const Json& message, const char* field, size_t index
   std::string text;
   for (size_t i = 0; i < content.size(); ++i) {
     const Json& part = content[i];
-    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) return at(index, std::string(field) + "[" + std::to_string(i) + "]", "should be an object with a type");
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+      return at(index, std::string(field) + "[" + std::to_string(i) + "]", "should be an object with a type");
     const std::string type = part["type"].get<std::string>();
-    if (type == "text" && (!part.contains("text") || !part["text"].is_string())) return at(index, std::string(field) + "[" + std::to_string(i) + "].text", "should be a string");
+    if (type == "text" && (!part.contains("text") || !part["text"].is_string()))
+      return at(index, std::string(field) + "[" + std::to_string(i) + "].text", "should be a string");
     text += (i ? "\n\n" : "") + (type == "text" ? part["text"].get<std::string>() : "[Unsupported " + type + "]");
   }
   return text;
@@ -60,9 +62,11 @@ Result<Message> read_message(const Json& json, size_t index) {
   message.role = json["role"].get<std::string>();
   static constexpr const char* kRoles[] = {"system", "developer", "user", "assistant", "tool", "latest_reminder"};
   if (std::find(std::begin(kRoles), std::end(kRoles), message.role) == std::end(kRoles))
-    return at(index, "role", "is '" + message.role + "'; system, developer, user, assistant, tool and latest_reminder are known");
+    return at(index, "role",
+              "is '" + message.role + "'; system, developer, user, assistant, tool and latest_reminder are known");
   TC_ASSIGN(message.content, text_of(json, "content", index));
-  const char* const reasoning = json.contains("reasoning_content") || !json.contains("reasoning") ? "reasoning_content" : "reasoning";
+  const char* const reasoning =
+      json.contains("reasoning_content") || !json.contains("reasoning") ? "reasoning_content" : "reasoning";
   TC_ASSIGN(message.reasoning, text_of(json, reasoning, index));
   const auto array = [&](const char* name, const Json*& out) -> Status {
     if (!json.contains(name) || json[name].is_null()) return {};
@@ -72,17 +76,21 @@ Result<Message> read_message(const Json& json, size_t index) {
   };
   TC_RETURN_IF_ERROR(array("tools", message.tools));
   TC_RETURN_IF_ERROR(array("tool_calls", message.tool_calls));
-  if (json.contains("response_format") && !json["response_format"].is_null()) message.response_format = &json["response_format"];
+  if (json.contains("response_format") && !json["response_format"].is_null())
+    message.response_format = &json["response_format"];
   if (json.contains("wo_eos")) message.without_eos = json["wo_eos"] == true;
   if (json.contains("task") && !json["task"].is_null()) {
     if (!json["task"].is_string()) return at(index, "task", "should be a string");
     message.task = json["task"].get<std::string>();
-    if (std::find(std::begin(kTasks), std::end(kTasks), message.task) == std::end(kTasks)) return at(index, "task", "is '" + message.task + "', which is unknown");
+    if (std::find(std::begin(kTasks), std::end(kTasks), message.task) == std::end(kTasks))
+      return at(index, "task", "is '" + message.task + "', which is unknown");
   }
   if (message.role == "user") message.blocks.push_back({Block::Kind::text, message.content, ""});
   if (message.role == "tool") {
-    if (json.contains("tool_call_id") && !json["tool_call_id"].is_string()) return at(index, "tool_call_id", "should be a string");
-    message.blocks.push_back({Block::Kind::tool_result, message.content, json.contains("tool_call_id") ? json["tool_call_id"].get<std::string>() : ""});
+    if (json.contains("tool_call_id") && !json["tool_call_id"].is_string())
+      return at(index, "tool_call_id", "should be a string");
+    message.blocks.push_back({Block::Kind::tool_result, message.content,
+                              json.contains("tool_call_id") ? json["tool_call_id"].get<std::string>() : ""});
   }
   return message;
 }
@@ -95,8 +103,10 @@ std::vector<Message> merge_messages(std::vector<Message> messages) {
     const bool after_user = !merged.empty() && merged.back().role == "user";
     const bool joins = after_user && (message.role == "tool" || (message.role == "user" && merged.back().task.empty()));
     if (message.role == "tool") message.role = "user";
-    if (joins) merged.back().blocks.insert(merged.back().blocks.end(), message.blocks.begin(), message.blocks.end());
-    else merged.push_back(std::move(message));
+    if (joins)
+      merged.back().blocks.insert(merged.back().blocks.end(), message.blocks.begin(), message.blocks.end());
+    else
+      merged.push_back(std::move(message));
   }
   return merged;
 }
@@ -107,7 +117,9 @@ void sort_tool_results(std::vector<Message>& messages) {
   for (Message& message : messages) {
     if (message.role == "assistant" && message.tool_calls) {
       order.clear();
-      for (const Json& call : *message.tool_calls) order.push_back(call.is_object() && call.contains("id") && call["id"].is_string() ? call["id"].get<std::string>() : "");
+      for (const Json& call : *message.tool_calls)
+        order.push_back(
+            call.is_object() && call.contains("id") && call["id"].is_string() ? call["id"].get<std::string>() : "");
     }
     if (message.role != "user" || order.empty()) continue;
     std::vector<Block> results;
@@ -158,7 +170,10 @@ class Renderer {
     if (o_.thinking && drop) drop_old_thinking(messages);
     const int64_t last_user = last_user_index(messages);
     prompt_.text = c_.bos;
-    if (o_.thinking) prompt_.text += o_.reasoning_effort == "max" ? c_.effort_max : o_.reasoning_effort == "high" ? c_.effort_high : "";
+    if (o_.thinking)
+      prompt_.text += o_.reasoning_effort == "max"    ? c_.effort_max
+                      : o_.reasoning_effort == "high" ? c_.effort_high
+                                                      : "";
     for (size_t i = 0; i < messages.size(); ++i) {
       const bool think = o_.thinking && (!drop || static_cast<int64_t>(i) > last_user);
       TC_RETURN_IF_ERROR(body(messages, i, think));
@@ -222,12 +237,15 @@ class Renderer {
         }
         schemas += (t ? "\n" : "") + python_dumps(tool["function"]);
       }
-      TC_ASSIGN(const std::string text, fill_template(c_.tools_template, {{"tool_schemas", schemas}, {"dsml_token", c_.dsml_token},
-                                                      {"thinking_start_token", c_.thinking_start}, {"thinking_end_token", c_.thinking_end}}));
+      TC_ASSIGN(const std::string text, fill_template(c_.tools_template, {{"tool_schemas", schemas},
+                                                                          {"dsml_token", c_.dsml_token},
+                                                                          {"thinking_start_token", c_.thinking_start},
+                                                                          {"thinking_end_token", c_.thinking_end}}));
       prompt_.text += "\n\n" + text;
     }
     if (m.response_format) {
-      TC_ASSIGN(const std::string text, fill_template(c_.response_format_template, {{"schema", python_dumps(*m.response_format)}}));
+      TC_ASSIGN(const std::string text,
+                fill_template(c_.response_format_template, {{"schema", python_dumps(*m.response_format)}}));
       prompt_.text += "\n\n" + text;
     }
     return {};
@@ -240,7 +258,8 @@ class Renderer {
       const std::string field = "tool_calls[" + std::to_string(k) + "].function";
       const Json* function = calls[k].is_object() && calls[k].contains("function") ? &calls[k]["function"] : nullptr;
       if (!function || !function->is_object()) return at(index, field, "should be an object");
-      if (!function->contains("name") || !(*function)["name"].is_string()) return at(index, field + ".name", "should be a string");
+      if (!function->contains("name") || !(*function)["name"].is_string())
+        return at(index, field + ".name", "should be a string");
       prompt_.text += std::string(k ? "\n" : "") + "<" + dsml + "invoke name=\"";
       literal((*function)["name"].get<std::string>());
       prompt_.text += "\">\n";
@@ -294,7 +313,8 @@ Result<RenderedPrompt> render_chat(const ProseConstants& constants, const Json& 
     error.field = "messages";
     return error;
   }
-  if (!options.reasoning_effort.empty() && options.reasoning_effort != "low" && options.reasoning_effort != "high" && options.reasoning_effort != "max") {
+  if (!options.reasoning_effort.empty() && options.reasoning_effort != "low" && options.reasoning_effort != "high" &&
+      options.reasoning_effort != "max") {
     Error error = invalid("reasoning_effort is '" + options.reasoning_effort + "'; low, high and max are known");
     error.field = "reasoning_effort";
     return error;

@@ -57,7 +57,8 @@ std::optional<Parameter> match_parameter(std::string_view text) {
     const std::string_view rest = text.substr(at + kString.size());
     for (const std::string_view flag : {std::string_view("true\">"), std::string_view("false\">")})
       if (rest.starts_with(flag))
-        return Parameter{std::string(text.substr(kName.size(), at - kName.size())), flag[0] == 't', std::string(rest.substr(flag.size()))};
+        return Parameter{std::string(text.substr(kName.size(), at - kName.size())), flag[0] == 't',
+                         std::string(rest.substr(flag.size()))};
   }
   return std::nullopt;
 }
@@ -105,7 +106,8 @@ class StrictParser {
 
  private:
   Status tool_calls(std::vector<ToolCall>& calls) {
-    const std::string invoke = "<" + c_.dsml_token + "invoke", invoke_end = "</" + c_.dsml_token + "invoke", parameter = "<" + c_.dsml_token + "parameter";
+    const std::string invoke = "<" + c_.dsml_token + "invoke", invoke_end = "</" + c_.dsml_token + "invoke",
+                      parameter = "<" + c_.dsml_token + "parameter";
     const std::array between = {invoke, "</" + c_.dsml_token + "tool_calls>"};
     while (true) {
       const Reader::Part gap = reader_.until(between);
@@ -120,12 +122,15 @@ class StrictParser {
       while (part.marker == 0) {
         const Reader::Part body = reader_.until(std::array{"/" + c_.dsml_token + "parameter"});
         const auto match = match_parameter(body.text);
-        if (!match || body.marker < 0) return reader_.fail("a parameter needs name=\"...\" string=\"true|false\">value");
-        if (std::find(seen.begin(), seen.end(), match->name) != seen.end()) return reader_.fail("the parameter '" + match->name + "' comes twice");
+        if (!match || body.marker < 0)
+          return reader_.fail("a parameter needs name=\"...\" string=\"true|false\">value");
+        if (std::find(seen.begin(), seen.end(), match->name) != seen.end())
+          return reader_.fail("the parameter '" + match->name + "' comes twice");
         arguments += (seen.empty() ? "" : ", ") + argument_text(match->name, match->is_string, match->value);
         seen.push_back(match->name);
         part = reader_.until(std::array{parameter, invoke_end});
-        if (part.text != ">\n" || part.marker < 0) return reader_.fail("'>' and a line break expected after a parameter");
+        if (part.text != ">\n" || part.marker < 0)
+          return reader_.fail("'>' and a line break expected after a parameter");
       }
       calls.push_back({*name, arguments + "}"});
     }
@@ -154,7 +159,10 @@ Result<ParsedCompletion> parse_completion(const ProseConstants& constants, std::
 }
 
 CompletionStream::CompletionStream(const ProseConstants& constants, bool thinking)
-    : dsml_(constants.dsml_token), think_end_(constants.thinking_end), eos_(constants.eos), state_(thinking ? State::reasoning : State::content) {}
+    : dsml_(constants.dsml_token),
+      think_end_(constants.thinking_end),
+      eos_(constants.eos),
+      state_(thinking ? State::reasoning : State::content) {}
 
 std::vector<CompletionStream::Event> CompletionStream::push(std::string_view text) {
   buffer_ += text;
@@ -176,11 +184,17 @@ std::vector<CompletionStream::Event> CompletionStream::finish() {
 bool CompletionStream::advance(std::vector<Event>& events, bool last) {
   switch (state_) {
     case State::reasoning:
-    case State::content: return text_state(events, last);
-    case State::tools: return tools_state(last);
-    case State::invoke: return invoke_state(events, last);
-    case State::parameter: return parameter_state(events, last);
-    case State::done: buffer_.clear(); return false;
+    case State::content:
+      return text_state(events, last);
+    case State::tools:
+      return tools_state(last);
+    case State::invoke:
+      return invoke_state(events, last);
+    case State::parameter:
+      return parameter_state(events, last);
+    case State::done:
+      buffer_.clear();
+      return false;
   }
   return false;
 }
@@ -310,7 +324,8 @@ bool CompletionStream::parameter_state(std::vector<Event>& events, bool last) {
 // A value that is not a string is pasted as JSON if it is JSON, and sent as a string otherwise: clients parse this.
 void CompletionStream::emit_argument(std::vector<Event>& events, bool is_string, const std::string& value) {
   const bool quote = is_string || !parse_json(value);
-  events.push_back({Event::Kind::tool_arguments, (first_parameter_ ? "{" : ", ") + argument_text(parameter_name_, quote, value), calls_ - 1});
+  events.push_back({Event::Kind::tool_arguments,
+                    (first_parameter_ ? "{" : ", ") + argument_text(parameter_name_, quote, value), calls_ - 1});
   first_parameter_ = false;
 }
 

@@ -9,7 +9,8 @@ namespace thermocline {
 class Detokenizer {
  public:
   /// keep_special: print special tokens as they are written; otherwise they give no text.
-  explicit Detokenizer(const Tokenizer& tokenizer, bool keep_special = true) : tokenizer_(tokenizer), keep_special_(keep_special) {}
+  explicit Detokenizer(const Tokenizer& tokenizer, bool keep_special = true)
+      : tokenizer_(tokenizer), keep_special_(keep_special) {}
 
   /// The text this token completes; may be empty.
   std::string push(int32_t id);

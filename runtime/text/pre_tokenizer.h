@@ -56,8 +56,21 @@ class PreTokenizer {
   /// Errors: corrupt, unsupported; both name the part.
   static Result<PreTokenizer> parse(const SortedJson& json);
 
-  /// Appends the pieces of `text` (well-formed UTF-8) in order. Errors: invalid_argument from a match limit.
-  Status split(std::string_view text, std::vector<Piece>& pieces) const;
+  /// Match state and buffers of one thread, kept from text to text.
+  class Scratch {
+   public:
+    explicit Scratch(const PreTokenizer& pre_tokenizer) {
+      for (const Step& step : pre_tokenizer.steps_) matches_.push_back(std::make_unique<Regex::Scratch>(step.regex));
+    }
+
+   private:
+    friend class PreTokenizer;
+    std::vector<std::unique_ptr<Regex::Scratch>> matches_;  // one a step
+    std::vector<Piece> next_;
+  };
+
+  /// The pieces of `text` (well-formed UTF-8) in order. Errors: invalid_argument from a match limit.
+  Status split(std::string_view text, Scratch& scratch, std::vector<Piece>& pieces) const;
 
  private:
   enum class Behavior { isolated, removed, merged_with_previous, merged_with_next, contiguous };
@@ -68,7 +81,8 @@ class PreTokenizer {
   };
   Status add(const SortedJson& json);
   Status add_split(const std::string& pattern, Behavior behavior, bool invert);
-  static Status apply(const Step& step, std::string_view text, const std::vector<Piece>& in, std::vector<Piece>& out);
+  static Status apply(const Step& step, Regex::Scratch& scratch, std::string_view text, const std::vector<Piece>& in,
+                      std::vector<Piece>& out);
   std::vector<Step> steps_;
 };
 

@@ -16,9 +16,11 @@ void append_utf8(std::string& out, uint32_t c) {
   } else if (c < 0x800) {
     out += {static_cast<char>(0xc0 | c >> 6), static_cast<char>(0x80 | (c & 63))};
   } else if (c < 0x10000) {
-    out += {static_cast<char>(0xe0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
+    out += {static_cast<char>(0xe0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)),
+            static_cast<char>(0x80 | (c & 63))};
   } else {
-    out += {static_cast<char>(0xf0 | c >> 18), static_cast<char>(0x80 | (c >> 12 & 63)), static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
+    out += {static_cast<char>(0xf0 | c >> 18), static_cast<char>(0x80 | (c >> 12 & 63)),
+            static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
   }
 }
 
@@ -84,13 +86,16 @@ class LiteralReader {
     at_ += quote.size();
     std::string text;
     while (true) {
-      if (at_ >= s_.size() || (!triple && s_[at_] == '\n')) return corrupt("a string that starts at byte " + std::to_string(start) + " does not end");
+      if (at_ >= s_.size() || (!triple && s_[at_] == '\n'))
+        return corrupt("a string that starts at byte " + std::to_string(start) + " does not end");
       if (s_.substr(at_, quote.size()) == quote) {
         at_ += quote.size();
         return text;
       }
-      if (s_[at_] == '\\' && at_ + 1 < s_.size()) escape(raw, text);
-      else text += s_[at_++];
+      if (s_[at_] == '\\' && at_ + 1 < s_.size())
+        escape(raw, text);
+      else
+        text += s_[at_++];
     }
   }
 
@@ -123,7 +128,10 @@ class LiteralReader {
     uint32_t value = 0;
     for (int i = 0; i < most && at_ < s_.size(); ++i, ++at_) {
       const char c = s_[at_];
-      const uint32_t digit = c >= '0' && c <= '9' ? static_cast<uint32_t>(c - '0') : c >= 'a' && c <= 'f' ? static_cast<uint32_t>(c - 'a' + 10) : c >= 'A' && c <= 'F' ? static_cast<uint32_t>(c - 'A' + 10) : 99;
+      const uint32_t digit = c >= '0' && c <= '9'   ? static_cast<uint32_t>(c - '0')
+                             : c >= 'a' && c <= 'f' ? static_cast<uint32_t>(c - 'a' + 10)
+                             : c >= 'A' && c <= 'F' ? static_cast<uint32_t>(c - 'A' + 10)
+                                                    : 99;
       if (digit >= base) break;
       value = value * base + digit;
     }
@@ -171,19 +179,23 @@ Result<std::map<std::string, std::string>> python_string_constants(std::string_v
 Result<ProseConstants> read_prose_constants(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "encoding" / "encoding_dsv4.py";
   Result<std::string> source = read_text_file(path, 16 << 20);
-  if (!source) return std::move(source).error().with("the chat encoding needs the prose constants of " + path.string() + ", which every published checkpoint carries");
+  if (!source)
+    return std::move(source).error().with("the chat encoding needs the prose constants of " + path.string() +
+                                          ", which every published checkpoint carries");
   Result<std::map<std::string, std::string>> constants = python_string_constants(*source);
   if (!constants) return std::move(constants).error().with(path.string());
   ProseConstants prose;
-  for (const auto& [name, target] : {std::pair("TOOLS_TEMPLATE", &prose.tools_template), std::pair("response_format_template", &prose.response_format_template),
+  for (const auto& [name, target] : {std::pair("TOOLS_TEMPLATE", &prose.tools_template),
+                                     std::pair("response_format_template", &prose.response_format_template),
                                      std::pair("REASONING_EFFORT_MAX", &prose.effort_max)}) {
     const auto it = constants->find(name);
     if (it == constants->end()) return corrupt(path.string() + ": the string constant " + name + " is missing");
     *target = it->second;
   }
-  for (const auto& [name, target] : {std::pair("REASONING_EFFORT_HIGH", &prose.effort_high), std::pair("dsml_token", &prose.dsml_token),
-                                     std::pair("thinking_start_token", &prose.thinking_start), std::pair("thinking_end_token", &prose.thinking_end),
-                                     std::pair("bos_token", &prose.bos), std::pair("eos_token", &prose.eos)})
+  for (const auto& [name, target] :
+       {std::pair("REASONING_EFFORT_HIGH", &prose.effort_high), std::pair("dsml_token", &prose.dsml_token),
+        std::pair("thinking_start_token", &prose.thinking_start), std::pair("thinking_end_token", &prose.thinking_end),
+        std::pair("bos_token", &prose.bos), std::pair("eos_token", &prose.eos)})
     if (const auto it = constants->find(name); it != constants->end()) *target = it->second;
   return prose;
 }
@@ -198,7 +210,8 @@ Result<std::string> fill_template(std::string_view text, const std::map<std::str
       const size_t end = text.find('}', i);
       const std::string name(text.substr(i + 1, end == std::string_view::npos ? 0 : end - i - 1));
       const auto it = values.find(name);
-      if (it == values.end()) return corrupt("a template names '{" + name + "}' at byte " + std::to_string(i) + ", which has no value");
+      if (it == values.end())
+        return corrupt("a template names '{" + name + "}' at byte " + std::to_string(i) + ", which has no value");
       out += it->second;
       i = end;
     } else {

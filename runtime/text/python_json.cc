@@ -10,13 +10,27 @@ std::string python_dumps_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20) {
           constexpr const char* kHex = "0123456789abcdef";
@@ -36,7 +50,8 @@ std::string python_float_repr(double value) {
   char buffer[400];
   const double magnitude = std::fabs(value);
   const bool scientific = magnitude != 0 && (magnitude < 1e-4 || magnitude >= 1e16);
-  const auto [end, error] = std::to_chars(buffer, buffer + sizeof buffer, value, scientific ? std::chars_format::scientific : std::chars_format::fixed);
+  const auto [end, error] = std::to_chars(buffer, buffer + sizeof buffer, value,
+                                          scientific ? std::chars_format::scientific : std::chars_format::fixed);
   std::string text(buffer, end);
   return scientific || text.find('.') != std::string::npos ? text : text + ".0";
 }
@@ -57,9 +72,12 @@ std::string python_dumps(const Json& json) {
         first = false;
       }
       return first ? "[]" : out + "]";
-    case Json::value_t::string: return python_dumps_string(json.get_ref<const std::string&>());
-    case Json::value_t::number_float: return python_float_repr(json.get<double>());
-    default: return json.dump();
+    case Json::value_t::string:
+      return python_dumps_string(json.get_ref<const std::string&>());
+    case Json::value_t::number_float:
+      return python_float_repr(json.get<double>());
+    default:
+      return json.dump();
   }
 }
 
@@ -90,8 +108,10 @@ class MemberReader : public nlohmann::json_sax<Json> {
   bool end_array() override { return close("]"); }
   bool key(string_t& name) override {
     if (depth_ == 1) {
-      const auto same = std::find_if(members.begin(), members.end(), [&](const PythonMember& m) { return m.key == name; });
-      current_ = static_cast<size_t>(same - members.begin());  // a repeated key keeps its first place and its last value
+      const auto same =
+          std::find_if(members.begin(), members.end(), [&](const PythonMember& m) { return m.key == name; });
+      current_ =
+          static_cast<size_t>(same - members.begin());  // a repeated key keeps its first place and its last value
       if (same == members.end()) members.emplace_back();
       members[current_] = {name, "", false};
       return true;

@@ -51,7 +51,7 @@ class Tokenizer {
     void insert(std::string_view content, int32_t index);
     /// Index of the longest token that starts at text[at], or -1.
     int32_t longest(std::string_view text, size_t at) const;
-    bool empty() const { return nodes_.size() <= 1; }
+    bool may_start(char byte) const { return starts_[static_cast<unsigned char>(byte)]; }
 
    private:
     struct Node {
@@ -59,6 +59,7 @@ class Tokenizer {
       int32_t token = -1;
     };
     std::vector<Node> nodes_ = std::vector<Node>(1);
+    bool starts_[256] = {};
   };
   struct Segment {
     size_t begin, end;
@@ -69,13 +70,20 @@ class Tokenizer {
   Tokenizer() = default;
   Status read_normalizer(const SortedJson& json);
   Status read_added_tokens(const SortedJson& json);
-  void cut(const Trie& trie, std::string_view text, Segment segment, std::span<const TextSpan> literal, std::vector<Segment>& out) const;
+  void cut(const Trie& trie, std::string_view text, Segment segment, std::span<const TextSpan> literal,
+           std::vector<Segment>& out) const;
   Result<std::string> normalise(std::string_view text) const;
-  Status encode_text(std::string_view text, BpeModel::Scratch& scratch, std::vector<int32_t>& ids) const;
+  struct Scratch {
+    explicit Scratch(const Tokenizer& tokenizer) : split(tokenizer.pre_tokenizer_) {}
+    PreTokenizer::Scratch split;
+    BpeModel::Scratch merge;
+    std::vector<Piece> pieces;
+  };
+  Status encode_text(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const;
 
   std::vector<std::string> tokens_;  // raw bytes by id
   std::vector<AddedToken> added_;
-  std::vector<int32_t> added_of_id_; // index into added_, or -1
+  std::vector<int32_t> added_of_id_;  // index into added_, or -1
   Trie raw_tokens_, normalized_tokens_;
   std::vector<Normalizer> normalizers_;
   PreTokenizer pre_tokenizer_;

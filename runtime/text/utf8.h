@@ -15,11 +15,16 @@ inline int utf8_length(std::string_view bytes) {
   const unsigned char first = byte(0);
   if (first < 0x80) return 1;
   int length = 0;
-  unsigned char low = 0x80, high = 0xbf;  // bounds of the second byte: no overlong forms, no surrogates, at most U+10FFFF
-  if (first >= 0xc2 && first <= 0xdf) length = 2;
-  else if (first >= 0xe0 && first <= 0xef) length = 3, low = first == 0xe0 ? 0xa0 : 0x80, high = first == 0xed ? 0x9f : 0xbf;
-  else if (first >= 0xf0 && first <= 0xf4) length = 4, low = first == 0xf0 ? 0x90 : 0x80, high = first == 0xf4 ? 0x8f : 0xbf;
-  else return -1;
+  unsigned char low = 0x80,
+                high = 0xbf;  // bounds of the second byte: no overlong forms, no surrogates, at most U+10FFFF
+  if (first >= 0xc2 && first <= 0xdf)
+    length = 2;
+  else if (first >= 0xe0 && first <= 0xef)
+    length = 3, low = first == 0xe0 ? 0xa0 : 0x80, high = first == 0xed ? 0x9f : 0xbf;
+  else if (first >= 0xf0 && first <= 0xf4)
+    length = 4, low = first == 0xf0 ? 0x90 : 0x80, high = first == 0xf4 ? 0x8f : 0xbf;
+  else
+    return -1;
   for (int i = 1; i < length; ++i) {
     if (static_cast<size_t>(i) == bytes.size()) return 0;
     if (byte(static_cast<size_t>(i)) < low || byte(static_cast<size_t>(i)) > high) return -i;
@@ -38,8 +43,10 @@ class Utf8Stream {
     while (i < pending_.size()) {
       const int length = utf8_length(std::string_view(pending_).substr(i));
       if (length == 0) break;
-      if (length > 0) out.append(pending_, i, static_cast<size_t>(length));
-      else out += "\xef\xbf\xbd";
+      if (length > 0)
+        out.append(pending_, i, static_cast<size_t>(length));
+      else
+        out += "\xef\xbf\xbd";
       i += static_cast<size_t>(length > 0 ? length : -length);
     }
     pending_.erase(0, i);

@@ -10,14 +10,14 @@ namespace thermocline::sched {
 /// Consecutive tokens of one sequence. `sequence` indexes the step's list of KV states.
 struct Segment {
   int sequence = 0;
-  int64_t first_pos = 0;     // position of the first token
-  int64_t first_token = 0;   // its index in Batch::token_ids
+  int64_t first_pos = 0;    // position of the first token
+  int64_t first_token = 0;  // its index in Batch::token_ids
   int64_t num_tokens = 0;
 };
 
 struct Batch {
   std::vector<int32_t> token_ids;
-  std::vector<Segment> segments;  // in the order of token_ids, covering it
+  std::vector<Segment> segments;    // in the order of token_ids, covering it
   std::vector<int32_t> logit_rows;  // token indices whose logits are wanted, rising
 
   int64_t size() const { return static_cast<int64_t>(token_ids.size()); }

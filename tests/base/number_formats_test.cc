@@ -12,8 +12,10 @@ TEST(NumberFormats, E4m3DecodesLikeThePublishedTable) {
   ASSERT_EQ(expected.size(), 256u);
   for (int code = 0; code < 256; ++code) {
     const float value = e4m3_to_float(static_cast<uint8_t>(code));
-    if (std::isnan(expected[code])) EXPECT_TRUE(std::isnan(value)) << code;
-    else EXPECT_EQ(value, expected[code]) << code;
+    if (std::isnan(expected[code]))
+      EXPECT_TRUE(std::isnan(value)) << code;
+    else
+      EXPECT_EQ(value, expected[code]) << code;
   }
 }
 
@@ -30,7 +32,9 @@ uint8_t nearest_e4m3(float x) {
     const double now = std::fabs(static_cast<double>(e4m3_to_float(static_cast<uint8_t>(code))) - x);
     const double then = std::fabs(static_cast<double>(e4m3_to_float(static_cast<uint8_t>(best))) - x);
     const bool same_sign = std::signbit(e4m3_to_float(static_cast<uint8_t>(code))) == std::signbit(x);
-    if (now < then || (now == then && same_sign && ((code & 1) == 0 || std::signbit(e4m3_to_float(static_cast<uint8_t>(best))) != std::signbit(x)))) best = code;
+    if (now < then || (now == then && same_sign &&
+                       ((code & 1) == 0 || std::signbit(e4m3_to_float(static_cast<uint8_t>(best))) != std::signbit(x))))
+      best = code;
   }
   return static_cast<uint8_t>(best);
 }
@@ -40,13 +44,15 @@ TEST(NumberFormats, E4m3EncodesToTheNearestTiesToEven) {
   std::vector<float> inputs = test::random_floats(random, 2000, 100);
   for (float& x : inputs) x = std::clamp(x, -448.0f, 448.0f);
   for (const float tiny : test::random_floats(random, 2000, 0.02f)) inputs.push_back(tiny);
-  for (int code = 0; code < 126; ++code) inputs.push_back((e4m3_to_float(static_cast<uint8_t>(code)) + e4m3_to_float(static_cast<uint8_t>(code + 1))) / 2);
+  for (int code = 0; code < 126; ++code)
+    inputs.push_back((e4m3_to_float(static_cast<uint8_t>(code)) + e4m3_to_float(static_cast<uint8_t>(code + 1))) / 2);
   for (const float x : inputs) EXPECT_EQ(e4m3_to_float(float_to_e4m3(x)), e4m3_to_float(nearest_e4m3(x))) << x;
   EXPECT_EQ(e4m3_to_float(float_to_e4m3(1e9f)), 448.0f);
 }
 
 TEST(NumberFormats, E2m1TiesGoToTheEvenCode) {
-  const std::pair<float, float> ties[] = {{0.25f, 0}, {0.75f, 1}, {1.25f, 1}, {1.75f, 2}, {2.5f, 2}, {3.5f, 4}, {5, 4}, {7, 6}};
+  const std::pair<float, float> ties[] = {{0.25f, 0}, {0.75f, 1}, {1.25f, 1}, {1.75f, 2},
+                                          {2.5f, 2},  {3.5f, 4},  {5, 4},     {7, 6}};
   for (const auto& [x, expected] : ties) {
     EXPECT_EQ(kE2m1[float_to_e2m1(x)], expected) << x;
     EXPECT_EQ(kE2m1[float_to_e2m1(-x)], -expected) << -x;
@@ -54,7 +60,7 @@ TEST(NumberFormats, E2m1TiesGoToTheEvenCode) {
 }
 
 TEST(NumberFormats, Bf16RoundsToNearestEven) {
-  EXPECT_EQ(bf16_to_float(float_to_bf16(1.0f + 0x1p-8f)), 1.0f);            // tie, even below
+  EXPECT_EQ(bf16_to_float(float_to_bf16(1.0f + 0x1p-8f)), 1.0f);                // tie, even below
   EXPECT_EQ(bf16_to_float(float_to_bf16(1.0f + 3 * 0x1p-8f)), 1.0f + 0x1p-6f);  // tie, even above
   EXPECT_EQ(round_bf16(1.0f + 0x1p-8f + 0x1p-20f), 1.0f + 0x1p-7f);
   EXPECT_TRUE(std::isnan(bf16_to_float(float_to_bf16(NAN))));

@@ -107,7 +107,9 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
   int count = 0;
   for (const Json& line : test::read_jsonl(test::golden("demo/greedy.jsonl"))) {
     const std::string numerics = line["numerics"].get<std::string>();
-    if (!engines[numerics]) engines[numerics] = test::open_engine({.folder = test::demo_model(), .numerics = parse_numerics(numerics).value(), .isa = GetParam()});
+    if (!engines[numerics])
+      engines[numerics] = test::open_engine(
+          {.folder = test::demo_model(), .numerics = parse_numerics(numerics).value(), .isa = GetParam()});
     GenerationRequest request;
     request.prompt = tokenizer->encode(line["prompt"].get<std::string>()).value();
     ASSERT_EQ(request.prompt.size(), line["prompt_tokens"].get<size_t>());
@@ -117,10 +119,11 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
     auto sequence = engines[numerics]->new_sequence().value();
     std::string text;
     const std::atomic<bool> cancel{false};
-    const GenerationResult result = generate(*engines[numerics], *tokenizer, *sequence, request, cancel, [&](const std::string& piece, int32_t) {
-      text += piece;
-      return true;
-    }).value();
+    const GenerationResult result =
+        generate(*engines[numerics], *tokenizer, *sequence, request, cancel, [&](const std::string& piece, int32_t) {
+          text += piece;
+          return true;
+        }).value();
     EXPECT_EQ(result.ids, expected) << numerics << ": " << line["prompt"];
     std::string expected_text = line["text"].get<std::string>();
     EXPECT_EQ(text, expected_text);
@@ -133,13 +136,16 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
   EXPECT_GT(count, 5);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, Greedy, ::testing::ValuesIn(test::isas()), [](const auto& test) { return std::string(isa_name(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Isa, Greedy, ::testing::ValuesIn(test::isas()),
+                         [](const auto& test) { return std::string(isa_name(test.param)); });
 
 TEST(Generation, StopsLimitsAndCancels) {
   const auto tokenizer = Tokenizer::load(test::demo_model()).value();
   const auto engine = test::open_engine({.folder = test::demo_model()});
   GenerationRequest request;
-  request.prompt = tokenizer->encode("<｜begin▁of▁sentence｜><｜User｜>What is the capital of Norway?<｜Assistant｜></think>").value();
+  request.prompt =
+      tokenizer->encode("<｜begin▁of▁sentence｜><｜User｜>What is the capital of Norway?<｜Assistant｜></think>")
+          .value();
   request.sampling.temperature = 0;
   std::atomic<bool> cancel{false};
   std::string text;

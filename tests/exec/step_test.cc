@@ -28,18 +28,22 @@ TEST_P(TinyModel, StreamsAfterEveryLayerMatch) {
   const auto engine = test::open_engine({.folder = folder_, .numerics = Numerics::fp32});
   std::vector<int32_t> ids = golden_.ids("ids");
   ids.resize(48);
+  if (!golden_.has("layers.0.output")) GTEST_SKIP() << "no streams were recorded";
   int layers = 0;
   engine->step().set_observer([&](int layer, TensorView<const float, 3> streams) {
     const std::vector<float> expected = golden_.floats("layers." + std::to_string(layer) + ".output");
     ASSERT_EQ(static_cast<int64_t>(expected.size()), streams.size());
-    EXPECT_LT(test::max_difference(std::vector<float>(streams.data, streams.data + streams.size()), expected, expected.size()), kFp32Tolerance) << layer;
+    EXPECT_LT(test::max_difference(std::vector<float>(streams.data, streams.data + streams.size()), expected,
+                                   expected.size()),
+              kFp32Tolerance)
+        << layer;
     ++layers;
   });
   test::run_logits(*engine, ids, 512);
   EXPECT_EQ(layers, engine->geometry().n_layers);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, ::testing::Values("tiny-csa", "tiny-flash", "tiny-pro"),
+INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, ::testing::Values("tiny-csa", "tiny-flash", "tiny-pro", "tiny-odd"),
                          [](const auto& test) { return std::string(test.param).replace(4, 1, "_"); });
 
 /// Chunkings and decoding from anywhere give the same bits, within one numerics and instruction set.
@@ -56,20 +60,23 @@ TEST_P(Chunking, AnySplitGivesTheSameBits) {
   const bool demo = std::string_view(path.model) == "demo";
   const std::filesystem::path folder = demo ? test::demo_model() : test::golden(path.model);
   const auto engine = test::open_engine({.folder = folder, .numerics = path.numerics, .isa = path.isa});
-  std::vector<int32_t> ids = test::TensorFile(demo ? test::golden("demo/golden.safetensors") : folder / "golden.safetensors").ids("ids");
+  std::vector<int32_t> ids =
+      test::TensorFile(demo ? test::golden("demo/golden.safetensors") : folder / "golden.safetensors").ids("ids");
 #ifdef TC_SANITIZED
-  ids.resize(140);
+  ids.resize(70);  // ten times slower
 #else
   if (ids.size() > 300) ids.resize(300);
 #endif
   const std::vector<float> whole = test::run_logits(*engine, ids, static_cast<int64_t>(ids.size())).logits;
-  for (const int64_t chunk : {1, 3, 4, 127, 128}) EXPECT_EQ(test::run_logits(*engine, ids, chunk).logits, whole) << "chunk " << chunk;
-  for (const int64_t from : {5, 63, 130}) EXPECT_EQ(test::run_logits(*engine, ids, 50, from).logits, whole) << "decode from " << from;
+  for (const int64_t chunk : {1, 3, 4, 127, 128})
+    EXPECT_EQ(test::run_logits(*engine, ids, chunk).logits, whole) << "chunk " << chunk;
+  for (const int64_t from : {5, 63, 130})
+    EXPECT_EQ(test::run_logits(*engine, ids, 50, from).logits, whole) << "decode from " << from;
 }
 
 std::vector<Path> paths() {
   std::vector<Path> list;
-  for (const char* model : {"tiny-csa", "tiny-pro", "demo"}) {
+  for (const char* model : {"tiny-csa", "tiny-odd", "tiny-pro", "demo"}) {
     list.push_back({model, Numerics::fp32, Isa::scalar});
     for (const Isa isa : test::isas())
       for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({model, numerics, isa});
@@ -78,7 +85,9 @@ std::vector<Path> paths() {
 }
 
 std::string path_name(const ::testing::TestParamInfo<Path>& info) {
-  std::string name = std::string(info.param.model) + "_" + std::string(kNumericsNames[static_cast<int>(info.param.numerics)]) + "_" + std::string(isa_name(info.param.isa));
+  std::string name = std::string(info.param.model) + "_" +
+                     std::string(kNumericsNames[static_cast<int>(info.param.numerics)]) + "_" +
+                     std::string(isa_name(info.param.isa));
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -94,7 +103,8 @@ TEST_P(DemoModel, KlAndTop1AreWithinTheBounds) {
   const test::TensorFile golden(test::golden("demo/golden.safetensors"));
   const Json bounds = parse_json(read_text_file(test::golden("demo/golden.json")).value()).value()["bounds"][name];
   const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = path.numerics, .isa = path.isa});
-  const std::vector<float> expected = golden.floats("logits_" + name), actual = test::run_logits(*engine, golden.ids("ids"), 512).logits;
+  const std::vector<float> expected = golden.floats("logits_" + name),
+                           actual = test::run_logits(*engine, golden.ids("ids"), 512).logits;
   const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size), tokens = expected.size() / vocab;
   double kl = 0, same = 0;
   for (size_t t = 0; t < tokens; ++t) {
@@ -124,7 +134,8 @@ TEST(DemoFp32, LogitsMatch) {
   const test::TensorFile golden(test::golden("demo/golden.safetensors"));
   const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = Numerics::fp32});
   const std::vector<float> expected = golden.floats("logits_fp32");
-  EXPECT_LT(test::max_difference(test::run_logits(*engine, golden.ids("ids"), 512).logits, expected, expected.size()), kFp32Tolerance);
+  EXPECT_LT(test::max_difference(test::run_logits(*engine, golden.ids("ids"), 512).logits, expected, expected.size()),
+            kFp32Tolerance);
 }
 
 /// A token's logits are the same bits alone, in a batch of several sequences, and for any number of threads and nodes.
@@ -134,12 +145,20 @@ TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
   const std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
   const auto alone = test::open_engine({.folder = test::demo_model(), .numerics = GetParam(), .threads = 1});
   const int64_t vocab = alone->geometry().vocab_size;
-  const std::vector<std::vector<int32_t>> prompts = {{ids.begin(), ids.begin() + 150}, {ids.begin() + 3, ids.begin() + 140}, {ids.begin() + 40, ids.begin() + 45}, {ids.begin() + 7, ids.begin() + 100}};
+  const std::vector<std::vector<int32_t>> prompts = {{ids.begin(), ids.begin() + 150},
+                                                     {ids.begin() + 3, ids.begin() + 140},
+                                                     {ids.begin() + 40, ids.begin() + 45},
+                                                     {ids.begin() + 7, ids.begin() + 100}};
   std::vector<std::vector<float>> expected;
   for (const auto& prompt : prompts) expected.push_back(test::run_logits(*alone, prompt, 512).logits);
 
-  for (const auto& [threads, topology] : {std::pair(2, ""), std::pair(3, "node:2 core:2 pu:1"), std::pair(4, "node:4 core:1 pu:1")}) {
-    const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = GetParam(), .threads = threads, .sequences = 4, .topology = topology});
+  for (const auto& [threads, topology] :
+       {std::pair(2, ""), std::pair(3, "node:2 core:2 pu:1"), std::pair(4, "node:4 core:1 pu:1")}) {
+    const auto engine = test::open_engine({.folder = test::demo_model(),
+                                           .numerics = GetParam(),
+                                           .threads = threads,
+                                           .sequences = 4,
+                                           .topology = topology});
     std::vector<std::unique_ptr<Sequence>> sequences;
     std::vector<SequenceKv*> kv;
     for (size_t i = 0; i < prompts.size(); ++i) {
@@ -167,10 +186,12 @@ TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
       for (size_t row = 0; row < rows.size(); ++row) {
         const auto& [i, pos] = rows[row];
         const float* got = engine->step().logits().row(static_cast<int64_t>(row));
-        ASSERT_EQ(std::memcmp(got, &expected[i][static_cast<size_t>(pos * vocab)], static_cast<size_t>(vocab) * 4), 0) << "sequence " << i << " position " << pos << ", " << threads << " threads";
+        ASSERT_EQ(std::memcmp(got, &expected[i][static_cast<size_t>(pos * vocab)], static_cast<size_t>(vocab) * 4), 0)
+            << "sequence " << i << " position " << pos << ", " << threads << " threads";
       }
       more = false;
-      for (size_t i = 0; i < prompts.size(); ++i) more |= sequences[i]->length() < static_cast<int64_t>(prompts[i].size());
+      for (size_t i = 0; i < prompts.size(); ++i)
+        more |= sequences[i]->length() < static_cast<int64_t>(prompts[i].size());
     }
   }
 }

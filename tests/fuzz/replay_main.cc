@@ -13,19 +13,38 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace {
 
-void run(const std::string& input) { LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size()); }
+void run(const std::string& input) {
+  LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
+}
 
 // One of: a flipped bit, a byte, a cut, a copied range, a number or bracket that parsers trip over.
 std::string mutate(std::string input, std::mt19937& random, const std::vector<std::string>& seeds) {
-  static const char* const kTokens[] = {"-1", "18446744073709551616", "1e999", "null", "[[[[", "{}", "\"", "\\u0000", "\xff", "<", "｜DSML｜", "</think>", "99999999", "0", ",", ":"};
+  static const char* const kTokens[] = {"-1",       "18446744073709551616",
+                                        "1e999",    "null",
+                                        "[[[[",     "{}",
+                                        "\"",       "\\u0000",
+                                        "\xff",     "<",
+                                        "｜DSML｜", "</think>",
+                                        "99999999", "0",
+                                        ",",        ":"};
   for (int i = static_cast<int>(random() % 4) + 1; i > 0; --i) {
     const size_t at = input.empty() ? 0 : random() % input.size();
     switch (random() % 6) {
-      case 0: if (!input.empty()) input[at] = static_cast<char>(input[at] ^ (1 << random() % 8)); break;
-      case 1: if (!input.empty()) input[at] = static_cast<char>(random()); break;
-      case 2: input.erase(at, random() % 40); break;
-      case 3: input.insert(at, kTokens[random() % std::size(kTokens)]); break;
-      case 4: input.insert(at, input.substr(at, random() % 60)); break;
+      case 0:
+        if (!input.empty()) input[at] = static_cast<char>(input[at] ^ (1 << random() % 8));
+        break;
+      case 1:
+        if (!input.empty()) input[at] = static_cast<char>(random());
+        break;
+      case 2:
+        input.erase(at, random() % 40);
+        break;
+      case 3:
+        input.insert(at, kTokens[random() % std::size(kTokens)]);
+        break;
+      case 4:
+        input.insert(at, input.substr(at, random() % 60));
+        break;
       default: {
         const std::string& other = seeds[random() % seeds.size()];
         const size_t from = other.empty() ? 0 : random() % other.size();

@@ -1,5 +1,5 @@
-// Fuzz targets, one for each parser of outside bytes. Linked with replay_main.cc they run a seed corpus and mutations of
-// it in every test run; with clang's libFuzzer (-DTC_FUZZ=ON) the one named by TC_FUZZ_TARGET searches on.
+// Fuzz targets, one for each parser of outside bytes. Linked with replay_main.cc they run a seed corpus and mutations
+// of it in every test run; with clang's libFuzzer (-DTC_FUZZ=ON) the one named by TC_FUZZ_TARGET searches on.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -45,7 +45,9 @@ void prose_constants(std::string_view data) {
 void chat(std::string_view data) {
   const Result<Json> json = parse_json(data);
   if (!json) return;
-  for (const bool thinking : {false, true}) (void)render_chat(prose(), json->is_object() && json->contains("messages") ? (*json)["messages"] : *json, {thinking, "", true});
+  for (const bool thinking : {false, true})
+    (void)render_chat(prose(), json->is_object() && json->contains("messages") ? (*json)["messages"] : *json,
+                      {thinking, "", true});
 }
 
 void request(std::string_view data) {
@@ -65,8 +67,13 @@ void completion(std::string_view data) {
 }
 
 constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
-    {"safetensors_header", safetensors_header}, {"config", config}, {"tokenizer", tokenizer}, {"prose_constants", prose_constants},
-    {"chat", chat}, {"request", request}, {"completion", completion}};
+    {"safetensors_header", safetensors_header},
+    {"config", config},
+    {"tokenizer", tokenizer},
+    {"prose_constants", prose_constants},
+    {"chat", chat},
+    {"request", request},
+    {"completion", completion}};
 
 }  // namespace
 }  // namespace thermocline

@@ -20,10 +20,11 @@ TEST(File, DirectAndBufferedReadsAgree) {
   ASSERT_TRUE(write_text_file(dir.path() / "f", text).ok());
   for (const ReadMode mode : {ReadMode::buffered, ReadMode::direct}) {
     const InputFile file = InputFile::open(dir.path() / "f", mode).value();
-    for (const auto& [offset, count] : {std::pair(0, 100'003), std::pair(1, 4096), std::pair(4095, 2), std::pair(100'002, 1), std::pair(50'000, 0)}) {
+    for (const auto& [offset, count] :
+         {std::pair(0, 100'003), std::pair(1, 4096), std::pair(4095, 2), std::pair(100'002, 1), std::pair(50'000, 0)}) {
       std::vector<std::byte> out(static_cast<size_t>(count));
       ASSERT_TRUE(file.read_at(static_cast<uint64_t>(offset), out).ok());
-      EXPECT_EQ(std::memcmp(out.data(), text.data() + offset, out.size()), 0);
+      EXPECT_TRUE(std::equal(out.begin(), out.end(), reinterpret_cast<const std::byte*>(text.data()) + offset));
     }
     std::byte past[2];
     const Status status = file.read_at(100'002, past);
@@ -65,7 +66,8 @@ TEST(Json, DepthSyntaxAndRepeatedKeysAreErrors) {
 }
 
 TEST(Safetensors, GoodHeaderIsRead) {
-  const std::string header = R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"I8","shape":[],"data_offsets":[24,25]}})";
+  const std::string header =
+      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"I8","shape":[],"data_offsets":[24,25]}})";
   const auto good = parse_safetensors_header(header, 8 + header.size() + 25);
   ASSERT_TRUE(good) << good.error().message;
   ASSERT_EQ(good->size(), 2u);
@@ -94,9 +96,12 @@ TEST(Safetensors, EveryBrokenPromiseOfAHeaderIsNamed) {
       {R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}})", 4, "overflows"},
       {R"({"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,4]}})", 4, "overflows"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[18446744073709551612,18446744073709551616]}})", 4, "64 bits"},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})", 6, "overlaps"},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]}})", 10, "hole"},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8, "twice"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})",
+       6, "overlaps"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]}})",
+       10, "hole"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+       8, "twice"},
       {R"({"a":)", 0, "too early"},
   };
   for (const Case& c : cases) {

@@ -13,10 +13,13 @@ constexpr GemmKind kKinds[] = {GemmKind::mxfp4_e8m0, GemmKind::mxfp4_f32, GemmKi
 TEST(PackedMatrix, EveryElementComesBack) {
   std::mt19937 random(1);
   for (const GemmKind kind : kKinds)
-    for (const auto& [n, k] : {std::pair(1, 32), std::pair(15, 64), std::pair(16, 96), std::pair(17, 160), std::pair(40, 32)}) {
+    for (const auto& [n, k] :
+         {std::pair(1, 32), std::pair(15, 64), std::pair(16, 96), std::pair(17, 160), std::pair(40, 32)}) {
       const test::RandomMatrix r = test::random_matrix(random, kind, n, k);
       for (int64_t row = 0; row < n; ++row)
-        for (int64_t col = 0; col < k; ++col) ASSERT_EQ(packed_element(r.matrix, row, col), r.values[static_cast<size_t>(row * k + col)]) << row << " " << col;
+        for (int64_t col = 0; col < k; ++col)
+          ASSERT_EQ(packed_element(r.matrix, row, col), r.values[static_cast<size_t>(row * k + col)])
+              << row << " " << col;
     }
 }
 
@@ -27,7 +30,7 @@ TEST(PackedMatrix, TheTileIsTheDocumentedOne) {
   shape.n = 16;
   shape.k = 32;
   std::vector<std::byte> rows(16 * 16);
-  const int64_t r = 5, column = 8 * 2 + 2 * 3 + 1;  // line 2, s = 3, p = 1
+  const int64_t r = 5, column = 8 * 2 + 2 * 3 + 1;                   // line 2, s = 3, p = 1
   rows[static_cast<size_t>(r * 16 + column / 2)] = std::byte{0x70};  // an odd column is the high nibble
   std::vector<uint8_t> tile(256);
   pack_row_group(shape, rows.data(), 16, 16, tile.data());
@@ -42,7 +45,8 @@ class GemmTest : public ::testing::TestWithParam<Isa> {
   const KernelTable table_ = make_kernel_table(detect_cpu_features(), GetParam());
 };
 
-std::vector<float> run_gemm(const KernelTable& table, int threads, const PackedMatrix& w, const std::vector<float>& x, int64_t m) {
+std::vector<float> run_gemm(const KernelTable& table, int threads, const PackedMatrix& w, const std::vector<float>& x,
+                            int64_t m) {
   WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), threads);
   const CpuContext cpu{pool, table};
   GemmInput input = GemmInput::allocate(m, w.k).value();
@@ -68,11 +72,13 @@ TEST_P(GemmTest, MatchesTheReferenceOnRaggedShapes) {
             for (int64_t row = 0; row < n; ++row) {
               double sum = 0, size = 0;
               for (int64_t col = 0; col < k; ++col) {
-                const double product = static_cast<double>(r.values[static_cast<size_t>(row * k + col)]) * x[static_cast<size_t>(i * k + col)];
+                const double product = static_cast<double>(r.values[static_cast<size_t>(row * k + col)]) *
+                                       x[static_cast<size_t>(i * k + col)];
                 sum += product;
                 size += std::fabs(product);
               }
-              ASSERT_NEAR(y[static_cast<size_t>(i * n + row)], sum, size * static_cast<double>(k) * 0x1p-24 + 1e-30) << "kind " << static_cast<int>(kind) << " n " << n << " k " << k << " m " << m;
+              ASSERT_NEAR(y[static_cast<size_t>(i * n + row)], sum, size * static_cast<double>(k) * 0x1p-24 + 1e-30)
+                  << "kind " << static_cast<int>(kind) << " n " << n << " k " << k << " m " << m;
             }
         }
 }
@@ -85,8 +91,10 @@ TEST_P(GemmTest, ATokensBitsDependOnNeitherItsNeighboursNorTheThreads) {
     const std::vector<float> x = test::random_floats(random, m * k);
     const std::vector<float> together = run_gemm(table_, 3, r.matrix, x, m);
     for (int64_t i = 0; i < m; ++i) {
-      const std::vector<float> alone = run_gemm(table_, 1, r.matrix, std::vector<float>(x.begin() + i * k, x.begin() + (i + 1) * k), 1);
-      ASSERT_EQ(alone, std::vector<float>(together.begin() + i * n, together.begin() + (i + 1) * n)) << static_cast<int>(kind) << " token " << i;
+      const std::vector<float> alone =
+          run_gemm(table_, 1, r.matrix, std::vector<float>(x.begin() + i * k, x.begin() + (i + 1) * k), 1);
+      ASSERT_EQ(alone, std::vector<float>(together.begin() + i * n, together.begin() + (i + 1) * n))
+          << static_cast<int>(kind) << " token " << i;
     }
   }
 }
@@ -99,7 +107,8 @@ TEST_P(GemmTest, ExtremeScalesAreExact) {
     std::vector<float> x(32, 0.0f);
     x[3] = byte < 2 ? 0x1p100f : 1.0f;
     const std::vector<float> y = run_gemm(table_, 1, r.matrix, x, 1);
-    for (int64_t row = 0; row < 16; ++row) EXPECT_EQ(y[static_cast<size_t>(row)], packed_element(r.matrix, row, 3) * x[3]) << static_cast<int>(byte);
+    for (int64_t row = 0; row < 16; ++row)
+      EXPECT_EQ(y[static_cast<size_t>(row)], packed_element(r.matrix, row, 3) * x[3]) << static_cast<int>(byte);
   }
 }
 
@@ -119,7 +128,8 @@ TEST_P(GemmTest, QuantisedInputsAreRoundedAsPublished) {
   EXPECT_EQ(y, run_gemm(table_, 1, r.matrix, rounded, 1));
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, GemmTest, ::testing::ValuesIn(test::isas()), [](const auto& test) { return std::string(isa_name(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Isa, GemmTest, ::testing::ValuesIn(test::isas()),
+                         [](const auto& test) { return std::string(isa_name(test.param)); });
 
 }  // namespace
 }  // namespace thermocline::cpu

@@ -26,13 +26,16 @@ struct Layer {
       w.w1 = add(kind, kInter, kDim);
       w.w3 = add(kind, kInter, kDim);
       w.w2 = add(kind, kDim, kInter);
-      if (e < kExperts) experts.push_back(w);
-      else shared = w;
+      if (e < kExperts)
+        experts.push_back(w);
+      else
+        shared = w;
     }
   }
 };
 
-std::vector<float> run(const KernelTable& table, int threads, const Layer& layer, const std::vector<float>& x, const std::vector<int32_t>& ids, const std::vector<float>& weights, int64_t tokens) {
+std::vector<float> run(const KernelTable& table, int threads, const Layer& layer, const std::vector<float>& x,
+                       const std::vector<int32_t>& ids, const std::vector<float>& weights, int64_t tokens) {
   WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), threads);
   const CpuContext cpu{pool, table};
   GemmInput input = GemmInput::allocate(tokens, Layer::kDim).value();
@@ -40,7 +43,8 @@ std::vector<float> run(const KernelTable& table, int threads, const Layer& layer
   MoeWorkspace workspace = MoeWorkspace::allocate(tokens, 2, Layer::kExperts, Layer::kDim, Layer::kInter).value();
   prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, Layer::kDim}), false, scratch, input);
   std::vector<float> out(static_cast<size_t>(tokens * Layer::kDim));
-  moe(cpu, layer.experts, layer.shared, input, {ids.data(), {tokens, 2}}, {weights.data(), {tokens, 2}}, {10, true, false}, scratch, workspace, out.data());
+  moe(cpu, layer.experts, layer.shared, input, {ids.data(), {tokens, 2}}, {weights.data(), {tokens, 2}},
+      {10, true, false}, scratch, workspace, out.data());
   return out;
 }
 
@@ -71,7 +75,9 @@ TEST_P(MoeTest, MatchesTheReferenceAndIsBatchInvariant) {
   for (int64_t token = 0; token < tokens; ++token) {
     const int32_t first = static_cast<int32_t>(random() % Layer::kExperts);
     ids.push_back(first);
-    ids.push_back(token == 4 ? first : (first + 1 + static_cast<int32_t>(random() % (Layer::kExperts - 1))) % Layer::kExperts);  // one token names an expert twice
+    ids.push_back(token == 4 ? first
+                             : (first + 1 + static_cast<int32_t>(random() % (Layer::kExperts - 1))) %
+                                   Layer::kExperts);  // one token names an expert twice
     weights.push_back(0.25f + 0.01f * static_cast<float>(token));
     weights.push_back(0.75f);
   }
@@ -81,17 +87,23 @@ TEST_P(MoeTest, MatchesTheReferenceAndIsBatchInvariant) {
   for (int64_t token = 0; token < tokens; ++token) {
     const std::vector<float> one(x.begin() + token * Layer::kDim, x.begin() + (token + 1) * Layer::kDim);
     const std::vector<float> got(together.begin() + token * Layer::kDim, together.begin() + (token + 1) * Layer::kDim);
-    EXPECT_EQ(run(table_, 2, layer, one, {ids[2 * token], ids[2 * token + 1]}, {weights[2 * token], weights[2 * token + 1]}, 1), got) << "token " << token;
+    EXPECT_EQ(run(table_, 2, layer, one, {ids[2 * token], ids[2 * token + 1]},
+                  {weights[2 * token], weights[2 * token + 1]}, 1),
+              got)
+        << "token " << token;
     std::vector<float> expected(Layer::kDim);
-    for (int j = 0; j < 2; ++j) add_expert(layer.experts[static_cast<size_t>(ids[2 * token + j])], one.data(), weights[2 * token + j], expected);
+    for (int j = 0; j < 2; ++j)
+      add_expert(layer.experts[static_cast<size_t>(ids[2 * token + j])], one.data(), weights[2 * token + j], expected);
     add_expert(layer.shared, one.data(), 1, expected);
     double norm = 0, error = 0;
-    for (size_t d = 0; d < expected.size(); ++d) norm += expected[d] * expected[d], error += (expected[d] - got[d]) * (expected[d] - got[d]);
+    for (size_t d = 0; d < expected.size(); ++d)
+      norm += expected[d] * expected[d], error += (expected[d] - got[d]) * (expected[d] - got[d]);
     EXPECT_LT(std::sqrt(error / norm), 0.01) << "token " << token;  // bf16 results: one in 256 each
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, MoeTest, ::testing::ValuesIn(test::isas()), [](const auto& test) { return std::string(isa_name(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Isa, MoeTest, ::testing::ValuesIn(test::isas()),
+                         [](const auto& test) { return std::string(isa_name(test.param)); });
 
 TEST(Moe, DistinctExpertsAreCountedOnce) {
   MoeWorkspace workspace = MoeWorkspace::allocate(3, 2, 8, 32, 32).value();

@@ -16,7 +16,8 @@ const TensorFile& ops() {
 
 void expect_close(const std::vector<float>& actual, const std::vector<float>& expected, double relative) {
   ASSERT_EQ(actual.size(), expected.size());
-  for (size_t i = 0; i < actual.size(); ++i) ASSERT_NEAR(actual[i], expected[i], relative * std::max(1.0, std::fabs(static_cast<double>(expected[i])))) << i;
+  for (size_t i = 0; i < actual.size(); ++i)
+    ASSERT_NEAR(actual[i], expected[i], relative * std::max(1.0, std::fabs(static_cast<double>(expected[i])))) << i;
 }
 
 TEST(Rounding, FakeFp8IsThePublishedOneBitForBit) {
@@ -25,7 +26,8 @@ TEST(Rounding, FakeFp8IsThePublishedOneBitForBit) {
     std::vector<float> x = ops().floats(name + ".x");
     const std::vector<float> y = ops().floats(name + ".y");
     const int64_t width = ops().info(name + ".x").shape[1];
-    for (size_t row = 0; row < x.size() / static_cast<size_t>(width); ++row) ref::fake_fp8(&x[row * static_cast<size_t>(width)], width, block);
+    for (size_t row = 0; row < x.size() / static_cast<size_t>(width); ++row)
+      ref::fake_fp8(&x[row * static_cast<size_t>(width)], width, block);
     EXPECT_EQ(x, y);
     std::vector<float> again = x;
     ref::fake_fp8(again.data(), static_cast<int64_t>(again.size()), block);
@@ -85,15 +87,19 @@ TEST(Hadamard, MatchesAndIsItsOwnInverse) {
 }
 
 TEST(Rope, TablesAndRotationsMatch) {
-  for (const auto& [name, frequencies] : {std::pair(std::string("rope_10000"), ref::rope_frequencies(64, 10000)),
-                                          std::pair(std::string("rope_yarn_160000_16_65536"), ref::rope_frequencies(64, 160000, 16, 65536, 32, 1))}) {
+  for (const auto& [name, frequencies] :
+       {std::pair(std::string("rope_10000"), ref::rope_frequencies(64, 10000)),
+        std::pair(std::string("rope_yarn_160000_16_65536"), ref::rope_frequencies(64, 160000, 16, 65536, 32, 1))}) {
     expect_close(frequencies, ops().floats(name + ".freq"), 1e-6);
-    const std::vector<float> freq = ops().floats(name + ".freq"), x = ops().floats(name + ".x"), y = ops().floats(name + ".y"), inverse = ops().floats(name + ".y_inverse");
+    const std::vector<float> freq = ops().floats(name + ".freq"), x = ops().floats(name + ".x"),
+                             y = ops().floats(name + ".y"), inverse = ops().floats(name + ".y_inverse");
     const std::vector<std::byte> raw = ops().bytes(name + ".pos");
     for (size_t row = 0; row < 10; ++row) {
       int64_t pos;
       std::memcpy(&pos, raw.data() + row * 8, 8);
-      std::vector<float> cos(32), sin(32), forward(x.begin() + static_cast<long>(row) * 128, x.begin() + static_cast<long>(row + 1) * 128), back = forward;
+      std::vector<float> cos(32), sin(32),
+          forward(x.begin() + static_cast<long>(row) * 128, x.begin() + static_cast<long>(row + 1) * 128),
+          back = forward;
       ref::rope_angles(freq, pos, cos.data(), sin.data());
       ref::rope(&forward[64], cos.data(), sin.data(), 32, false, false);
       ref::rope(&back[64], cos.data(), sin.data(), 32, true, false);
@@ -107,18 +113,21 @@ TEST(Rope, TablesAndRotationsMatch) {
 
 TEST(Rope, YarnTableOfTheSpecification) {
   const std::vector<float> w = ref::rope_frequencies(64, 160000, 16, 65536, 32, 1);
-  const std::pair<int, double> expected[] = {{0, 1}, {1, 0.687656022}, {15, 0.00363553858}, {16, 0.002265625}, {24, 1.953125e-05}, {31, 5.68052904e-07}};
+  const std::pair<int, double> expected[] = {
+      {0, 1}, {1, 0.687656022}, {15, 0.00363553858}, {16, 0.002265625}, {24, 1.953125e-05}, {31, 5.68052904e-07}};
   for (const auto& [i, value] : expected) EXPECT_NEAR(w[static_cast<size_t>(i)] / value, 1, 1e-6) << i;
 }
 
 TEST(HyperConnection, SplitMatches) {
   for (const auto& [hc, iterations] : {std::pair(2, 5), std::pair(4, 20)}) {
     const std::string name = "hc_split_" + std::to_string(hc) + "_" + std::to_string(iterations);
-    const std::vector<float> mixes = ops().floats(name + ".mixes"), scale = ops().floats(name + ".scale"), base = ops().floats(name + ".base");
+    const std::vector<float> mixes = ops().floats(name + ".mixes"), scale = ops().floats(name + ".scale"),
+                             base = ops().floats(name + ".base");
     const size_t outputs = base.size(), rows = mixes.size() / outputs, s = static_cast<size_t>(hc);
     std::vector<float> pre(rows * s), post(rows * s), comb(rows * s * s);
     for (size_t row = 0; row < rows; ++row)
-      ref::hc_split(&mixes[row * outputs], scale.data(), base.data(), hc, iterations, 1e-6f, &pre[row * s], &post[row * s], &comb[row * s * s]);
+      ref::hc_split(&mixes[row * outputs], scale.data(), base.data(), hc, iterations, 1e-6f, &pre[row * s],
+                    &post[row * s], &comb[row * s * s]);
     expect_close(pre, ops().floats(name + ".pre"), 1e-5);
     expect_close(post, ops().floats(name + ".post"), 1e-5);
     expect_close(comb, ops().floats(name + ".comb"), 1e-5);
@@ -135,28 +144,33 @@ TEST(HyperConnection, ExampleOfTheSpecification) {
   ref::hc_split(m.data(), scale, base.data(), 4, 20, 1e-6f, pre.data(), post.data(), comb.data());
   expect_close(pre, {0.2852137f, 0.3194620f, 0.3557759f, 0.3938289f}, 1e-6);
   expect_close(post, {0.9828142f, 0.8011235f, 0.8648937f, 0.9298031f}, 1e-6);
-  expect_close(comb, {0.2892855f, 0.2892856f, 0.1979980f, 0.2234299f, 0.2563577f, 0.2563577f, 0.2892856f, 0.1979980f,
-                      0.2271779f, 0.2271778f, 0.2563577f, 0.2892856f, 0.2271779f, 0.2271778f, 0.2563577f, 0.2892856f}, 1e-6);
+  expect_close(comb,
+               {0.2892855f, 0.2892856f, 0.1979980f, 0.2234299f, 0.2563577f, 0.2563577f, 0.2892856f, 0.1979980f,
+                0.2271779f, 0.2271778f, 0.2563577f, 0.2892856f, 0.2271779f, 0.2271778f, 0.2563577f, 0.2892856f},
+               1e-6);
 }
 
 TEST(HyperConnection, WriteReadsEveryStreamBeforeWritingAny) {
   std::mt19937 random(3);
   const int hc = 3;
   const int64_t dim = 77;
-  const std::vector<float> streams = test::random_floats(random, hc * dim), y = test::random_floats(random, dim), post = test::random_floats(random, hc), comb = test::random_floats(random, hc * hc);
+  const std::vector<float> streams = test::random_floats(random, hc * dim), y = test::random_floats(random, dim),
+                           post = test::random_floats(random, hc), comb = test::random_floats(random, hc * hc);
   std::vector<float> out = streams, expected(streams.size());
   ref::hc_write(out.data(), y.data(), post.data(), comb.data(), hc, dim, false);
   for (int k = 0; k < hc; ++k)
     for (int64_t d = 0; d < dim; ++d) {
       double sum = post[static_cast<size_t>(k)] * y[static_cast<size_t>(d)];
-      for (int j = 0; j < hc; ++j) sum += static_cast<double>(comb[static_cast<size_t>(j * hc + k)]) * streams[static_cast<size_t>(j * dim + d)];
+      for (int j = 0; j < hc; ++j)
+        sum += static_cast<double>(comb[static_cast<size_t>(j * hc + k)]) * streams[static_cast<size_t>(j * dim + d)];
       expected[static_cast<size_t>(k * dim + d)] = static_cast<float>(sum);
     }
   expect_close(out, expected, 1e-5);
 }
 
 TEST(Router, TiesGoToTheLowerIdAndBiasMovesChoiceNotWeight) {
-  const std::vector<float> logits = ops().floats("route.logits"), bias = ops().floats("route.bias"), expected = ops().floats("route.weights_scale_1.5");
+  const std::vector<float> logits = ops().floats("route.logits"), bias = ops().floats("route.bias"),
+                           expected = ops().floats("route.weights_scale_1.5");
   const std::vector<int32_t> ids = ops().ids("route.ids");
   for (size_t row = 0; row < 40; ++row) {
     std::vector<float> scores(24), weights(6);
@@ -177,7 +191,8 @@ TEST(Router, TiesGoToTheLowerIdAndBiasMovesChoiceNotWeight) {
 }
 
 TEST(Router, SqrtSoftplusOfTheSpecification) {
-  const std::pair<float, float> cases[] = {{-20, 4.53999e-5f}, {-5, 0.0819472f}, {-1, 0.5596979f}, {0, 0.8325546f}, {1, 1.1459763f}, {5, 2.2375691f}, {20, 4.4721360f}};
+  const std::pair<float, float> cases[] = {{-20, 4.53999e-5f}, {-5, 0.0819472f}, {-1, 0.5596979f}, {0, 0.8325546f},
+                                           {1, 1.1459763f},    {5, 2.2375691f},  {20, 4.4721360f}};
   for (const auto& [x, y] : cases) EXPECT_NEAR(ref::sqrt_softplus(x), y, 1e-6) << x;
 }
 
@@ -193,7 +208,8 @@ TEST(Swiglu, MatchesAndClamps) {
 TEST(Compressor, PooledRowsMatch) {
   for (const auto& [ratio, overlap] : {std::pair<int64_t, bool>(4, true), std::pair<int64_t, bool>(128, false)}) {
     const std::string name = "compress_" + std::to_string(ratio);
-    const std::vector<float> a = ops().floats(name + ".kv"), gate = ops().floats(name + ".gate"), ape = ops().floats(name + ".ape"), pooled = ops().floats(name + ".pooled");
+    const std::vector<float> a = ops().floats(name + ".kv"), gate = ops().floats(name + ".gate"),
+                             ape = ops().floats(name + ".ape"), pooled = ops().floats(name + ".pooled");
     const int64_t width = ops().info(name + ".kv").shape[1], row_width = overlap ? width / 2 : width;
     std::vector<float> z = gate;
     for (size_t i = 0; i < z.size(); ++i) z[i] += ape[i % ape.size()];
@@ -227,7 +243,8 @@ class EveryIsa : public ::testing::TestWithParam<Isa> {
 };
 
 TEST_P(EveryIsa, IndexScoresMatch) {
-  const std::vector<float> q = ops().floats("index.q"), keys = ops().floats("index.keys"), expected = ops().floats("index.score");
+  const std::vector<float> q = ops().floats("index.q"), keys = ops().floats("index.keys"),
+                           expected = ops().floats("index.score");
   std::vector<float> gate = ops().floats("index.gate");
   for (float& g : gate) g /= std::sqrt(64.0f * 8.0f);  // index_head_dim^-0.5 index_n_heads^-0.5
   std::vector<bf16> bf16_keys;
@@ -240,17 +257,22 @@ TEST_P(EveryIsa, IndexScoresMatch) {
   }
   for (size_t token = 0; token < 6; ++token) {
     std::vector<float> dots(8 * 50), scores(50);
-    index_scores(table_, &q[token * 512], 8, rows.data(), 50, 64, false, &gate[token * 8], false, dots.data(), scores.data());
-    for (size_t r = 0; r < 50; ++r) EXPECT_NEAR(scores[r], expected[token * 50 + r], 1e-4 * std::max(1.0f, std::fabs(expected[token * 50 + r])));
+    index_scores(table_, &q[token * 512], 8, rows.data(), 50, 64, false, &gate[token * 8], false, dots.data(),
+                 scores.data());
+    for (size_t r = 0; r < 50; ++r)
+      EXPECT_NEAR(scores[r], expected[token * 50 + r], 1e-4 * std::max(1.0f, std::fabs(expected[token * 50 + r])));
     for (size_t r = 21; r < 30; ++r) EXPECT_EQ(scores[r], scores[20]);
     if (!exact) continue;
-    index_scores(table_, &q[token * 512], 8, bf16_rows.data(), 50, 64, true, &gate[token * 8], false, dots.data(), scores.data());
-    for (size_t r = 0; r < 50; ++r) EXPECT_NEAR(scores[r], expected[token * 50 + r], 1e-4 * std::max(1.0f, std::fabs(expected[token * 50 + r])));
+    index_scores(table_, &q[token * 512], 8, bf16_rows.data(), 50, 64, true, &gate[token * 8], false, dots.data(),
+                 scores.data());
+    for (size_t r = 0; r < 50; ++r)
+      EXPECT_NEAR(scores[r], expected[token * 50 + r], 1e-4 * std::max(1.0f, std::fabs(expected[token * 50 + r])));
   }
 }
 
 TEST_P(EveryIsa, SparseAttentionMatches) {
-  const std::vector<float> q = ops().floats("sparse_attn.q"), rows = ops().floats("sparse_attn.rows"), sink = ops().floats("sparse_attn.sink"), expected = ops().floats("sparse_attn.y");
+  const std::vector<float> q = ops().floats("sparse_attn.q"), rows = ops().floats("sparse_attn.rows"),
+                           sink = ops().floats("sparse_attn.sink"), expected = ops().floats("sparse_attn.y");
   const std::vector<int32_t> index = ops().ids("sparse_attn.index");
   const float scale = ops().floats("sparse_attn.scale")[0];
   for (size_t token = 0; token < 9; ++token) {
@@ -258,7 +280,8 @@ TEST_P(EveryIsa, SparseAttentionMatches) {
     for (size_t i = 0; i < 21; ++i)
       if (index[token * 21 + i] >= 0) listed.push_back(&rows[static_cast<size_t>(index[token * 21 + i]) * 96]);
     std::vector<float> scores(5 * listed.size()), out(5 * 96);
-    attention(table_, &q[token * 480], 5, listed.data(), static_cast<int64_t>(listed.size()), 96, false, scale, sink.data(), false, scores.data(), out.data());
+    attention(table_, &q[token * 480], 5, listed.data(), static_cast<int64_t>(listed.size()), 96, false, scale,
+              sink.data(), false, scores.data(), out.data());
     for (size_t i = 0; i < out.size(); ++i) EXPECT_NEAR(out[i], expected[token * 480 + i], 1e-5) << token;
   }
 }
@@ -281,11 +304,16 @@ TEST_P(EveryIsa, AttentionOverRaggedShapes) {
           float_rows.push_back(&values[static_cast<size_t>(i * c)]);
         }
         const float scale = 1 / std::sqrt(static_cast<float>(c));
-        std::vector<float> scores(static_cast<size_t>(heads * n)), out(static_cast<size_t>(heads * c)), expected(static_cast<size_t>(c));
-        attention(table_, q.data(), heads, rows.data(), n, c, true, scale, sinks.data(), false, scores.data(), out.data());
+        std::vector<float> scores(static_cast<size_t>(heads * n)), out(static_cast<size_t>(heads * c)),
+            expected(static_cast<size_t>(c));
+        attention(table_, q.data(), heads, rows.data(), n, c, true, scale, sinks.data(), false, scores.data(),
+                  out.data());
         for (int h = 0; h < heads; ++h) {
-          ref::attention(&q[static_cast<size_t>(h * c)], float_rows.data(), n, c, scale, sinks[static_cast<size_t>(h)], false, expected.data());
-          for (int64_t d = 0; d < c; ++d) ASSERT_NEAR(out[static_cast<size_t>(h * c + d)], expected[static_cast<size_t>(d)], 1e-5) << "c " << c << " heads " << heads << " n " << n;
+          ref::attention(&q[static_cast<size_t>(h * c)], float_rows.data(), n, c, scale, sinks[static_cast<size_t>(h)],
+                         false, expected.data());
+          for (int64_t d = 0; d < c; ++d)
+            ASSERT_NEAR(out[static_cast<size_t>(h * c + d)], expected[static_cast<size_t>(d)], 1e-5)
+                << "c " << c << " heads " << heads << " n " << n;
         }
       }
 }
@@ -293,7 +321,8 @@ TEST_P(EveryIsa, AttentionOverRaggedShapes) {
 TEST_P(EveryIsa, RmsNormAndGemvOverRaggedSizes) {
   std::mt19937 random(9);
   for (const int64_t n : {1, 7, 16, 31, 64, 65, 1000}) {
-    const std::vector<float> x = test::random_floats(random, n), weight = test::random_floats(random, n), w = test::random_floats(random, 3 * n);
+    const std::vector<float> x = test::random_floats(random, n), weight = test::random_floats(random, n),
+                             w = test::random_floats(random, 3 * n);
     std::vector<float> out(static_cast<size_t>(n)), expected(static_cast<size_t>(n)), dots(3);
     rms_norm(table_, x.data(), weight.data(), n, 1e-6f, false, out.data());
     ref::rms_norm(x.data(), weight.data(), n, 1e-6f, false, expected.data());
@@ -301,13 +330,16 @@ TEST_P(EveryIsa, RmsNormAndGemvOverRaggedSizes) {
     table_.gemv_f32(w.data(), x.data(), 3, n, dots.data());
     for (int64_t i = 0; i < 3; ++i) {
       double sum = 0, size = 0;
-      for (int64_t k = 0; k < n; ++k) sum += static_cast<double>(w[static_cast<size_t>(i * n + k)]) * x[static_cast<size_t>(k)], size += std::fabs(w[static_cast<size_t>(i * n + k)] * x[static_cast<size_t>(k)]);
+      for (int64_t k = 0; k < n; ++k)
+        sum += static_cast<double>(w[static_cast<size_t>(i * n + k)]) * x[static_cast<size_t>(k)],
+            size += std::fabs(w[static_cast<size_t>(i * n + k)] * x[static_cast<size_t>(k)]);
       EXPECT_NEAR(dots[static_cast<size_t>(i)], sum, 1e-6 * size + 1e-7);
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, EveryIsa, ::testing::ValuesIn(test::isas()), [](const auto& test) { return std::string(isa_name(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Isa, EveryIsa, ::testing::ValuesIn(test::isas()),
+                         [](const auto& test) { return std::string(isa_name(test.param)); });
 
 }  // namespace
 }  // namespace thermocline::cpu

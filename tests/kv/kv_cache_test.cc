@@ -12,7 +12,8 @@ ModelGeometry demo() { return deepseek_v4::read_config(test::demo_model()).value
 
 TEST(KvCache, NoRowHasTwoOwners) {
   const ModelGeometry g = demo();
-  auto cache = KvCache::create(g, {.bf16_rows = true, .max_tokens = 2048, .max_sequences = 2, .max_chunk = 256}).value();
+  auto cache =
+      KvCache::create(g, {.bf16_rows = true, .max_tokens = 2048, .max_sequences = 2, .max_chunk = 256}).value();
   auto a = cache->new_sequence().value(), b = cache->new_sequence().value();
   std::set<const std::byte*> rows;
   size_t count = 0;

@@ -28,12 +28,15 @@ TEST(Config, DemoIsRead) {
 
 TEST(Config, EveryMissingFieldIsNamed) {
   const Json config = demo_config();
-  const std::set<std::string> optional = {"attention_dropout", "expert_dtype", "initializer_range", "torch_dtype", "use_cache"};
+  const std::set<std::string> optional = {"attention_dropout", "expert_dtype", "initializer_range", "torch_dtype",
+                                          "use_cache"};
   for (const auto& [name, value] : config.items()) {
     Json without = config;
     without.erase(name);
-    if (optional.contains(name)) EXPECT_EQ(error_of(without), "") << name;
-    else EXPECT_NE(error_of(without).find("'" + name + "'"), std::string::npos) << name << ": " << error_of(without);
+    if (optional.contains(name))
+      EXPECT_EQ(error_of(without), "") << name;
+    else
+      EXPECT_NE(error_of(without).find("'" + name + "'"), std::string::npos) << name << ": " << error_of(without);
   }
   for (const char* nested : {"rope_scaling", "quantization_config"})
     for (const auto& [name, value] : config[nested].items()) {
@@ -68,13 +71,15 @@ TEST(Config, InconsistenciesAreClear) {
   EXPECT_NE(with("architectures", Json::array({"LlamaForCausalLM"})).find("LlamaForCausalLM"), std::string::npos);
   EXPECT_NE(with("compress_ratios", Json::array({0, 0, 4})).find("fewer"), std::string::npos);
   EXPECT_NE(with("compress_ratios", Json::array({0, 0, 4, 128, 4, 128, 4})).find("MTP"), std::string::npos);
-  EXPECT_NE(with("compress_ratios", Json::array({0, 0, -4, 128, 4, 128, 0})).find("compress_ratios[2]"), std::string::npos);
+  EXPECT_NE(with("compress_ratios", Json::array({0, 0, -4, 128, 4, 128, 0})).find("compress_ratios[2]"),
+            std::string::npos);
   EXPECT_NE(with("o_groups", 3).find("o_groups"), std::string::npos);
   EXPECT_NE(with("num_experts_per_tok", 33).find("num_experts_per_tok"), std::string::npos);
   EXPECT_NE(with("index_head_dim", 96).find("index_head_dim"), std::string::npos);
   EXPECT_NE(with("qk_rope_head_dim", 63).find("qk_rope_head_dim"), std::string::npos);
   EXPECT_NE(with("eos_token_id", 4096).find("eos_token_id"), std::string::npos);
-  EXPECT_EQ(with("compress_ratios", Json::array({0, 0, 4, 128, 4, 128, 0, 0, 0})), "");  // DSpark checkpoints list three
+  EXPECT_EQ(with("compress_ratios", Json::array({0, 0, 4, 128, 4, 128, 0, 0, 0})),
+            "");  // DSpark checkpoints list three
   EXPECT_FALSE(parse_config("[]"));
   EXPECT_FALSE(parse_config(""));
   EXPECT_FALSE(parse_config("{\"a\":1,\"a\":2}"));

@@ -1,4 +1,5 @@
-// Loading weights: what is packed is what was stored, and every lie of a checkpoint is an error with file, tensor, offset.
+// Loading weights: what is packed is what was stored, and every lie of a checkpoint is an error with file, tensor,
+// offset.
 #include "runtime/model/deepseek_v4/weights.h"
 
 #include <functional>
@@ -34,7 +35,9 @@ class Rewritten {
       infos.push_back(tensor.info);
       infos.back().name = name;
     }
-    for (const char* old : {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}) std::filesystem::remove(dir_.path() / old);
+    for (const char* old :
+         {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"})
+      std::filesystem::remove(dir_.path() / old);
     SafetensorsWriter writer = SafetensorsWriter::create(dir_.path() / "model.safetensors", infos).value();
     for (const auto& [name, tensor] : tensors) EXPECT_TRUE(writer.write(tensor.bytes).ok());
     EXPECT_TRUE(writer.close().ok());
@@ -67,15 +70,19 @@ TEST(Weights, PackedValuesAreTheStoredOnes) {
     const cpu::PackedMatrix& m = weights->layers[1].experts[3].w2;
     for (int64_t n = 0; n < m.n; n += 7)
       for (int64_t k = 0; k < m.k; ++k) {
-        const float value = kE2m1[(static_cast<int>(w2[static_cast<size_t>(n * m.k / 2 + k / 2)]) >> (4 * (k % 2))) & 15];
-        ASSERT_EQ(packed_element(m, n, k), value * e8m0_to_float(static_cast<uint8_t>(w2_scale[static_cast<size_t>(n * m.k / 32 + k / 32)])));
+        const float value =
+            kE2m1[(static_cast<int>(w2[static_cast<size_t>(n * m.k / 2 + k / 2)]) >> (4 * (k % 2))) & 15];
+        ASSERT_EQ(packed_element(m, n, k),
+                  value * e8m0_to_float(static_cast<uint8_t>(w2_scale[static_cast<size_t>(n * m.k / 32 + k / 32)])));
       }
     const auto wq = bytes("layers.1.attn.wq_b.weight"), wq_scale = bytes("layers.1.attn.wq_b.scale");
     const cpu::PackedMatrix& q = weights->layers[1].wq_b;
     for (int64_t n = 0; n < q.n; n += 37)
       for (int64_t k = 0; k < q.k; ++k)
-        ASSERT_EQ(packed_element(q, n, k), e4m3_to_float(static_cast<uint8_t>(wq[static_cast<size_t>(n * q.k + k)])) *
-                                               e8m0_to_float(static_cast<uint8_t>(wq_scale[static_cast<size_t>(n / 128 * ((q.k + 127) / 128) + k / 128)])));
+        ASSERT_EQ(packed_element(q, n, k),
+                  e4m3_to_float(static_cast<uint8_t>(wq[static_cast<size_t>(n * q.k + k)])) *
+                      e8m0_to_float(static_cast<uint8_t>(
+                          wq_scale[static_cast<size_t>(n / 128 * ((q.k + 127) / 128) + k / 128)])));
     EXPECT_EQ(weights->mtp.size(), 1u);
     EXPECT_GT(weights->bytes_per_token(g), weights->dense_bytes(g));
   }
@@ -88,24 +95,52 @@ TEST(Weights, EveryLieIsNamed) {
   const std::pair<Change, std::vector<const char*>> cases[] = {
       {[&](auto& t) { t.erase("norm.weight"); }, {"norm.weight", "missing"}},
       {[&](auto& t) { t.erase(w1 + ".scale"); }, {"layers.0.ffn.experts.2.w1.scale", "missing"}},
-      {[&](auto& t) { t["norm.weight"].info.dtype = DType::i32; t["norm.weight"].info.shape[0] /= 2; }, {"norm.weight", "offset", "I32"}},
+      {[&](auto& t) {
+         t["norm.weight"].info.dtype = DType::i32;
+         t["norm.weight"].info.shape[0] /= 2;
+       },
+       {"norm.weight", "offset", "I32"}},
       {[&](auto& t) { t[w1 + ".weight"].info.dtype = DType::f8_e4m3; }, {w1.c_str(), "offset", "shape"}},
-      {[&](auto& t) { t[w1 + ".weight"].info.shape = {64, 256}; }, {w1.c_str(), "offset", "[64, 256]"}},
+      {[&](auto& t) {
+         t[w1 + ".weight"].info.shape = {64, 256};
+       },
+       {w1.c_str(), "offset", "[64, 256]"}},
       {[&](auto& t) { t[w1 + ".scale"].bytes[5] = std::byte{255}; }, {"w1.scale", "not finite", "byte"}},
-      {[&](auto& t) { t["layers.1.attn.wq_a.weight"].bytes[77] = std::byte{0x7f}; }, {"wq_a.weight", "not finite", "byte"}},
-      {[&](auto& t) { t["head.weight"].bytes[1] = std::byte{0x7f}; t["head.weight"].bytes[0] = std::byte{0xc0}; }, {"head.weight", "not finite"}},
-      {[&](auto& t) { t["embed.weight"].bytes[3] = std::byte{0xff}; t["embed.weight"].bytes[2] = std::byte{0x80}; }, {"embed.weight", "not finite"}},
+      {[&](auto& t) { t["layers.1.attn.wq_a.weight"].bytes[77] = std::byte{0x7f}; },
+       {"wq_a.weight", "not finite", "byte"}},
+      {[&](auto& t) {
+         t["head.weight"].bytes[1] = std::byte{0x7f};
+         t["head.weight"].bytes[0] = std::byte{0xc0};
+       },
+       {"head.weight", "not finite"}},
+      {[&](auto& t) {
+         t["embed.weight"].bytes[3] = std::byte{0xff};
+         t["embed.weight"].bytes[2] = std::byte{0x80};
+       },
+       {"embed.weight", "not finite"}},
       {[&](auto& t) { t["layers.0.ffn.gate.tid2eid"].bytes[8] = std::byte{16}; }, {"tid2eid", "expert id 16", "byte"}},
       {[&](auto& t) { t["layers.0.ffn.gate.tid2eid"].bytes[15] = std::byte{0x80}; }, {"tid2eid", "expert id -"}},
-      {[&](auto& t) { t["layers.0.hc_attn_fn"].bytes[3] = std::byte{0x7f}; t["layers.0.hc_attn_fn"].bytes[2] = std::byte{0xc0}; }, {"hc_attn_fn", "not finite"}},
-      {[&](auto& t) { t["layers.0.attn.attn_sink"].info.shape = {2, 2}; }, {"attn_sink", "[2, 2]", "[4]"}},
-      {[&](auto& t) { t["mtp.0.enorm.weight"].info.dtype = DType::i8; t["mtp.0.enorm.weight"].info.shape = {512}; }, {"mtp.0.enorm.weight"}},
+      {[&](auto& t) {
+         t["layers.0.hc_attn_fn"].bytes[3] = std::byte{0x7f};
+         t["layers.0.hc_attn_fn"].bytes[2] = std::byte{0xc0};
+       },
+       {"hc_attn_fn", "not finite"}},
+      {[&](auto& t) {
+         t["layers.0.attn.attn_sink"].info.shape = {2, 2};
+       },
+       {"attn_sink", "[2, 2]", "[4]"}},
+      {[&](auto& t) {
+         t["mtp.0.enorm.weight"].info.dtype = DType::i8;
+         t["mtp.0.enorm.weight"].info.shape = {512};
+       },
+       {"mtp.0.enorm.weight"}},
   };
   for (const auto& [change, expected] : cases) {
     Rewritten checkpoint(test::golden("tiny-csa"));
     change(checkpoint.tensors);
     const std::string error = checkpoint.error();
-    for (const char* part : expected) EXPECT_NE(error.find(part), std::string::npos) << "'" << part << "' is not in: " << error;
+    for (const char* part : expected)
+      EXPECT_NE(error.find(part), std::string::npos) << "'" << part << "' is not in: " << error;
   }
 }
 
@@ -143,14 +178,16 @@ TEST(Weights, Fp8ExpertsAreRead) {
     Rewritten::Tensor &weight = fp8.tensors[name], &scale = fp8.tensors[scale_name];
     weight.bytes.clear();
     for (const std::byte b : tensor.bytes)
-      for (const int nibble : {static_cast<int>(b) & 15, static_cast<int>(b) >> 4}) weight.bytes.push_back(std::byte{float_to_e4m3(kE2m1[nibble])});
+      for (const int nibble : {static_cast<int>(b) & 15, static_cast<int>(b) >> 4})
+        weight.bytes.push_back(std::byte{float_to_e4m3(kE2m1[nibble])});
     weight.info.dtype = DType::f8_e4m3;
     weight.info.shape[1] *= 2;
     scale.info.shape = {(weight.info.shape[0] + 127) / 128, (weight.info.shape[1] + 127) / 128};
     scale.info.dtype = DType::f32;
     scale.bytes.resize(static_cast<size_t>(scale.info.elements()) * 4);
     const float value = 0x1p-4f;
-    for (int64_t i = 0; i < scale.info.elements(); ++i) std::memcpy(&scale.bytes[static_cast<size_t>(4 * i)], &value, 4);
+    for (int64_t i = 0; i < scale.info.elements(); ++i)
+      std::memcpy(&scale.bytes[static_cast<size_t>(4 * i)], &value, 4);
   }
   std::vector<int32_t> ids = test::TensorFile(test::golden("tiny-csa") / "golden.safetensors").ids("ids");
   ids.resize(60);
@@ -165,7 +202,8 @@ TEST(Weights, Fp8ExpertsAreRead) {
 TEST(Synthesize, SameSeedSameBytesAndFiniteActivations) {
   const test::TempDir dir;
   const ModelGeometry g = published_geometry("demo", 4).value();
-  for (const char* name : {"a", "b"}) ASSERT_TRUE(synthesize(g, dir.path() / name, {.seed = 5, .shard_bytes = 3 << 20, .quiet = true}).ok());
+  for (const char* name : {"a", "b"})
+    ASSERT_TRUE(synthesize(g, dir.path() / name, {.seed = 5, .shard_bytes = 3 << 20, .quiet = true}).ok());
   ASSERT_TRUE(synthesize(g, dir.path() / "c", {.seed = 6, .shard_bytes = 3 << 20, .quiet = true}).ok());
   const auto first_shard = [&](const char* name) {
     for (const auto& entry : std::filesystem::directory_iterator(dir.path() / name))

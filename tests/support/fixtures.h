@@ -35,7 +35,8 @@ class TempDir {
 
 /// A copy of a model folder to break.
 inline void copy_model(const std::filesystem::path& from, const std::filesystem::path& to) {
-  std::filesystem::copy(from, to, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::copy(from, to,
+                        std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
 }
 
 /// One safetensors file in memory, values widened to double.
@@ -57,11 +58,20 @@ class TensorFile {
       int64_t wide = 0;
       std::memcpy(&wide, p, static_cast<size_t>(dtype_bytes(tensor.dtype)));
       switch (tensor.dtype) {
-        case DType::f32: out.push_back(std::bit_cast<float>(static_cast<uint32_t>(wide))); break;
-        case DType::bf16: out.push_back(bf16_to_float(static_cast<bf16>(wide))); break;
-        case DType::i32: out.push_back(static_cast<float>(static_cast<int32_t>(wide))); break;
-        case DType::i64: out.push_back(static_cast<float>(wide)); break;
-        default: out.push_back(static_cast<float>(static_cast<uint8_t>(wide)));
+        case DType::f32:
+          out.push_back(std::bit_cast<float>(static_cast<uint32_t>(wide)));
+          break;
+        case DType::bf16:
+          out.push_back(bf16_to_float(static_cast<bf16>(wide)));
+          break;
+        case DType::i32:
+          out.push_back(static_cast<float>(static_cast<int32_t>(wide)));
+          break;
+        case DType::i64:
+          out.push_back(static_cast<float>(wide));
+          break;
+        default:
+          out.push_back(static_cast<float>(static_cast<uint8_t>(wide)));
       }
     }
     return out;

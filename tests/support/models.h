@@ -47,7 +47,8 @@ inline std::vector<Isa> isas() {
 struct RunLogits {
   std::vector<float> logits, mtp;
 };
-inline RunLogits run_logits(Engine& engine, const std::vector<int32_t>& ids, int64_t chunk, int64_t decode_from = -1, bool mtp = false) {
+inline RunLogits run_logits(Engine& engine, const std::vector<int32_t>& ids, int64_t chunk, int64_t decode_from = -1,
+                            bool mtp = false) {
   RunLogits out;
   auto sequence = engine.new_sequence().value();
   const int64_t total = static_cast<int64_t>(ids.size()), prefill = decode_from < 0 ? total : decode_from;

@@ -13,7 +13,8 @@ struct RandomMatrix {
   std::vector<uint8_t> tiles, scales;
 };
 
-inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int64_t n, int64_t k, int64_t scale_tiles = 4) {
+inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int64_t n, int64_t k,
+                                  int64_t scale_tiles = 4) {
   using cpu::ScaleFormat;
   using cpu::WeightFormat;
   RandomMatrix out;
@@ -22,8 +23,10 @@ inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int6
   m.k = k;
   const bool fp4 = kind == cpu::GemmKind::mxfp4_e8m0 || kind == cpu::GemmKind::mxfp4_f32;
   m.format = fp4 ? WeightFormat::mxfp4 : kind == cpu::GemmKind::fp8_f32 ? WeightFormat::fp8 : WeightFormat::bf16;
-  m.scale = kind == cpu::GemmKind::mxfp4_e8m0 ? ScaleFormat::e8m0_rows : kind == cpu::GemmKind::mxfp4_f32 ? ScaleFormat::f32_rows
-          : kind == cpu::GemmKind::fp8_f32 ? ScaleFormat::f32_blocks : ScaleFormat::none;
+  m.scale = kind == cpu::GemmKind::mxfp4_e8m0  ? ScaleFormat::e8m0_rows
+            : kind == cpu::GemmKind::mxfp4_f32 ? ScaleFormat::f32_rows
+            : kind == cpu::GemmKind::fp8_f32   ? ScaleFormat::f32_blocks
+                                               : ScaleFormat::none;
   m.scale_tiles = kind == cpu::GemmKind::fp8_f32 ? scale_tiles : 1;
   out.tiles.resize(static_cast<size_t>(m.tile_plane_bytes()));
   out.scales.resize(static_cast<size_t>(m.scale_plane_bytes()) + 1);
@@ -31,14 +34,16 @@ inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int6
   std::vector<std::byte> rows(static_cast<size_t>(n * row_bytes));
   for (std::byte& b : rows) b = std::byte(random() & 255);
   if (m.format == WeightFormat::fp8)
-    for (std::byte& b : rows) if ((static_cast<int>(b) & 0x7f) == 0x7f) b = std::byte{0x3a};
+    for (std::byte& b : rows)
+      if ((static_cast<int>(b) & 0x7f) == 0x7f) b = std::byte{0x3a};
   if (m.format == WeightFormat::bf16)
     for (int64_t i = 0; i < n * k; ++i) {
       const bf16 word = float_to_bf16(std::normal_distribution<float>(0, 1)(random));
       std::memcpy(&rows[static_cast<size_t>(2 * i)], &word, 2);
     }
   for (int64_t group = 0; group < m.row_groups(); ++group)
-    pack_row_group(m, rows.data() + group * 16 * row_bytes, row_bytes, std::min<int64_t>(16, n - group * 16), out.tiles.data() + group * m.group_tile_bytes());
+    pack_row_group(m, rows.data() + group * 16 * row_bytes, row_bytes, std::min<int64_t>(16, n - group * 16),
+                   out.tiles.data() + group * m.group_tile_bytes());
   const int64_t elements = static_cast<int64_t>(out.scales.size() - 1) / (m.scale == ScaleFormat::e8m0_rows ? 1 : 4);
   for (int64_t i = 0; i < elements; ++i) {
     if (m.scale == ScaleFormat::e8m0_rows) {
@@ -54,9 +59,15 @@ inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int6
     for (int64_t col = 0; col < k; ++col) {
       float value = 0;
       const std::byte* source = rows.data() + row * row_bytes;
-      if (fp4) value = kE2m1[(static_cast<int>(source[col / 2]) >> (4 * (col % 2))) & 15];
-      else if (m.format == WeightFormat::fp8) value = e4m3_to_float(static_cast<uint8_t>(source[col]));
-      else { bf16 word; std::memcpy(&word, source + 2 * col, 2); value = bf16_to_float(word); }
+      if (fp4)
+        value = kE2m1[(static_cast<int>(source[col / 2]) >> (4 * (col % 2))) & 15];
+      else if (m.format == WeightFormat::fp8)
+        value = e4m3_to_float(static_cast<uint8_t>(source[col]));
+      else {
+        bf16 word;
+        std::memcpy(&word, source + 2 * col, 2);
+        value = bf16_to_float(word);
+      }
       out.values.push_back(value * tile_scale(m.scale, m.row_group(row / 16), col / 32, row % 16));
     }
   return out;

@@ -21,9 +21,17 @@ std::filesystem::path vectors(const char* name) { return test::source_dir() / "t
 ProseConstants constants() { return read_prose_constants(test::demo_model()).value(); }
 
 TEST(Utf8, IllFormedPartsBecomeOneReplacementEach) {
-  const std::pair<const char*, const char*> cases[] = {
-      {"abc", "abc"}, {"\xc3\xa9", "é"}, {"\xc3", "\uFFFD"}, {"\xc0\x80", "\uFFFD\uFFFD"}, {"\xe2\x82", "\uFFFD"}, {"\xe2\x82x", "\uFFFDx"},
-      {"\xed\xa0\x80", "\uFFFD\uFFFD\uFFFD"}, {"\xf0\x9f\x99\x82", "🙂"}, {"\xf0\x9f\x99", "\uFFFD"}, {"\xf5\x80", "\uFFFD\uFFFD"}, {"\x80", "\uFFFD"}};
+  const std::pair<const char*, const char*> cases[] = {{"abc", "abc"},
+                                                       {"\xc3\xa9", "é"},
+                                                       {"\xc3", "\uFFFD"},
+                                                       {"\xc0\x80", "\uFFFD\uFFFD"},
+                                                       {"\xe2\x82", "\uFFFD"},
+                                                       {"\xe2\x82x", "\uFFFDx"},
+                                                       {"\xed\xa0\x80", "\uFFFD\uFFFD\uFFFD"},
+                                                       {"\xf0\x9f\x99\x82", "🙂"},
+                                                       {"\xf0\x9f\x99", "\uFFFD"},
+                                                       {"\xf5\x80", "\uFFFD\uFFFD"},
+                                                       {"\x80", "\uFFFD"}};
   for (const auto& [bytes, text] : cases) EXPECT_EQ(to_valid_utf8(bytes), text);
 }
 
@@ -85,7 +93,8 @@ TEST(Tokenizer, HostileInputIsLinear) {
     }
     return best;
   };
-  const std::string units[] = {"a", "ab", " ", "\n", "é", "!", "1", "<", "<｜", "aA", " \n", "<｜place▁holder▁no▁", "한", "\t x"};
+  const std::string units[] = {"a",  "ab",  " ", "\n", "é", "!", "1", "<", "<｜", "aA", " \n", "<｜place▁holder▁no▁",
+                               "한", "\t x"};
   for (const std::string& unit : units) {
     std::string small, large;
     while (small.size() < 20'000) small += unit;
@@ -118,7 +127,10 @@ TEST(Tokenizer, EveryBrokenFieldIsNamed) {
   EXPECT_NE(with([](Json& j) { j["model"]["merges"][3] = 7; }).find("merges[3]"), std::string::npos);
   EXPECT_NE(with([](Json& j) { j["model"]["merges"].push_back("qqqq zzzz"); }).find("qqqq"), std::string::npos);
   EXPECT_NE(with([](Json& j) { j["model"]["byte_fallback"] = true; }).find("byte_fallback"), std::string::npos);
-  EXPECT_NE(with([](Json& j) { j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "(["}}}, {"behavior", "Isolated"}}; }).find("offset"), std::string::npos);
+  EXPECT_NE(with([](Json& j) {
+              j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "(["}}}, {"behavior", "Isolated"}};
+            }).find("offset"),
+            std::string::npos);
   EXPECT_NE(with([](Json& j) { j["pre_tokenizer"]["type"] = "Mystery"; }).find("Mystery"), std::string::npos);
   EXPECT_NE(with([](Json& j) { j["normalizer"] = {{"type", "Lowercase"}}; }).find("Lowercase"), std::string::npos);
   EXPECT_NE(with([](Json& j) { j["added_tokens"][0].erase("content"); }).find("added_tokens: [0]"), std::string::npos);
@@ -138,10 +150,12 @@ TEST(Bpe, IgnoreMergesTakesWholePieces) {
 TEST(PreTokenizer, SplitBehavioursAndNormalizersWork) {
   Json json = parse_json(read_text_file(test::demo_model() / "tokenizer.json").value()).value();
   const auto pieces = [&](const char* behavior, bool invert, const std::string& text) {
-    const SortedJson split = {{"type", "Split"}, {"pattern", {{"String", "-"}}}, {"behavior", behavior}, {"invert", invert}};
+    const SortedJson split = {
+        {"type", "Split"}, {"pattern", {{"String", "-"}}}, {"behavior", behavior}, {"invert", invert}};
     const PreTokenizer pre = PreTokenizer::parse(split).value();
     std::vector<Piece> cut;
-    EXPECT_TRUE(pre.split(text, cut).ok());
+    PreTokenizer::Scratch scratch(pre);
+    EXPECT_TRUE(pre.split(text, scratch, cut).ok());
     std::string out;
     for (const Piece& piece : cut) out += "[" + text.substr(piece.begin, piece.end - piece.begin) + "]";
     return out;
@@ -158,10 +172,16 @@ TEST(PreTokenizer, SplitBehavioursAndNormalizersWork) {
 }
 
 TEST(PythonJson, WritesWhatJsonDumpsWrites) {
-  const std::pair<double, const char*> floats[] = {{1, "1.0"}, {0.1, "0.1"}, {1e-7, "1e-07"}, {1e16, "1e+16"}, {1e15, "1000000000000000.0"}, {-2.5, "-2.5"}, {1e21, "1e+21"}, {0.0001, "0.0001"}, {1.5e300, "1.5e+300"}, {-0.0, "-0.0"}};
+  const std::pair<double, const char*> floats[] = {
+      {1, "1.0"},     {0.1, "0.1"},    {1e-7, "1e-07"},    {1e16, "1e+16"},       {1e15, "1000000000000000.0"},
+      {-2.5, "-2.5"}, {1e21, "1e+21"}, {0.0001, "0.0001"}, {1.5e300, "1.5e+300"}, {-0.0, "-0.0"}};
   for (const auto& [value, text] : floats) EXPECT_EQ(python_float_repr(value), text);
-  EXPECT_EQ(python_dumps(parse_json("{\"b\":[1,2.0,null,true,\"\\u00e9\\n\\u0001\\\"\"],\"a\":{},\"c\":[]}").value()), "{\"b\": [1, 2.0, null, true, \"é\\n\\u0001\\\"\"], \"a\": {}, \"c\": []}");
-  const auto members = python_members("{\"a\": {\"x\": [1, {\"y\": 2}]}, \"big\": 123456789012345678901234567890, \"s\": \"t\\n\", \"a\": 1e5}").value();
+  EXPECT_EQ(python_dumps(parse_json("{\"b\":[1,2.0,null,true,\"\\u00e9\\n\\u0001\\\"\"],\"a\":{},\"c\":[]}").value()),
+            "{\"b\": [1, 2.0, null, true, \"é\\n\\u0001\\\"\"], \"a\": {}, \"c\": []}");
+  const auto members =
+      python_members(
+          "{\"a\": {\"x\": [1, {\"y\": 2}]}, \"big\": 123456789012345678901234567890, \"s\": \"t\\n\", \"a\": 1e5}")
+          .value();
   ASSERT_EQ(members.size(), 3u);
   EXPECT_EQ(members[0].value, "100000.0");
   EXPECT_EQ(members[1].value, "123456789012345678901234567890");
@@ -173,8 +193,11 @@ TEST(PythonJson, WritesWhatJsonDumpsWrites) {
 
 TEST(ProseConstants, PythonLiteralsAreReadAndNothingElse) {
   const auto c = python_string_constants(
-      "\"\"\"doc A = 'x'\"\"\"\nimport os\nA = \"a\\n\\x41\\u00e9\"\nB: str = (\n    \"one \"  # comment\n    'two'\n)\nC = r'\\n'\nD = f\"{x}\"\nE = \"a\" + \"b\"\n"
-      "F = \"\"\"line\n  \\\"q\\\" \\\ncontinued\"\"\"\ndef f():\n    G = \"inner\"\nH == \"no\"\nI = 5\nJ = 'it''s'\n").value();
+                     "\"\"\"doc A = 'x'\"\"\"\nimport os\nA = \"a\\n\\x41\\u00e9\"\nB: str = (\n    \"one \"  # "
+                     "comment\n    'two'\n)\nC = r'\\n'\nD = f\"{x}\"\nE = \"a\" + \"b\"\n"
+                     "F = \"\"\"line\n  \\\"q\\\" \\\ncontinued\"\"\"\ndef f():\n    G = \"inner\"\nH == \"no\"\nI = "
+                     "5\nJ = 'it''s'\n")
+                     .value();
   EXPECT_EQ(c.at("A"), "a\nAé");
   EXPECT_EQ(c.at("B"), "one two");
   EXPECT_EQ(c.at("C"), "\\n");
@@ -231,7 +254,8 @@ TEST(ChatEncoding, BadMessagesNameTheField) {
 }
 
 // As a server sees a completion: token by token, or all at once.
-ParsedCompletion stream_tokens(const ProseConstants& prose, const std::string& text, bool thinking, bool at_once = false) {
+ParsedCompletion stream_tokens(const ProseConstants& prose, const std::string& text, bool thinking,
+                               bool at_once = false) {
   CompletionStream stream(prose, thinking);
   ParsedCompletion out;
   const auto take = [&](const std::vector<CompletionStream::Event>& events) {
@@ -240,7 +264,8 @@ ParsedCompletion stream_tokens(const ProseConstants& prose, const std::string& t
       if (event.kind == Kind::reasoning) out.reasoning += event.text;
       if (event.kind == Kind::content) out.content += event.text;
       if (event.kind == Kind::tool_name) out.tool_calls.push_back({event.text, ""});
-      if (event.kind == Kind::tool_arguments) out.tool_calls.at(static_cast<size_t>(event.index)).arguments += event.text;
+      if (event.kind == Kind::tool_arguments)
+        out.tool_calls.at(static_cast<size_t>(event.index)).arguments += event.text;
     }
   };
   Detokenizer detokenizer(demo_tokenizer());
@@ -275,14 +300,17 @@ TEST(CompletionParser, RecordedCompletionsParseAndStreamTheSame) {
       EXPECT_EQ(streamed.reasoning, parsed->reasoning);
       EXPECT_EQ(streamed.content, parsed->content);
       ASSERT_EQ(streamed.tool_calls.size(), parsed->tool_calls.size());
-      for (size_t i = 0; i < parsed->tool_calls.size(); ++i) EXPECT_EQ(streamed.tool_calls[i].arguments, parsed->tool_calls[i].arguments);
+      for (size_t i = 0; i < parsed->tool_calls.size(); ++i)
+        EXPECT_EQ(streamed.tool_calls[i].arguments, parsed->tool_calls[i].arguments);
     }
   }
 }
 
 TEST(CompletionParser, LenientWhereServersMustBe) {
   const ProseConstants prose = constants();
-  const std::string call = "<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" string=\"true\">x</｜DSML｜parameter>\n</｜DSML｜invoke>\n";
+  const std::string call =
+      "<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" "
+      "string=\"true\">x</｜DSML｜parameter>\n</｜DSML｜invoke>\n";
   const auto run = [&](const std::string& text, bool thinking) { return stream_tokens(prose, text, thinking); };
   ParsedCompletion p = run("no end", false);  // cut by a length limit
   EXPECT_EQ(p.content, "no end");
@@ -296,13 +324,17 @@ TEST(CompletionParser, LenientWhereServersMustBe) {
   p = run("hi\n<｜DSML｜tool_calls>  \n " + call + " </｜DSML｜tool_calls>", false);  // white space
   EXPECT_EQ(p.content, "hi");
   EXPECT_EQ(p.tool_calls.size(), 1u);
-  p = run("\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" string=\"true\">tru", false);  // truncated
+  p = run("\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" string=\"true\">tru",
+          false);  // truncated
   ASSERT_EQ(p.tool_calls.size(), 1u);
   EXPECT_EQ(p.tool_calls[0].arguments, "{\"a\": \"tru\"}");
   p = run("a</think>b</think>c", true);
   EXPECT_EQ(p.reasoning, "a");
   EXPECT_EQ(p.content, "bc");
-  p = run("\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" string=\"false\">{broken</｜DSML｜parameter>\n</｜DSML｜invoke>", false);
+  p =
+      run("\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" "
+          "string=\"false\">{broken</｜DSML｜parameter>\n</｜DSML｜invoke>",
+          false);
   EXPECT_TRUE(parse_json(p.tool_calls.at(0).arguments)) << p.tool_calls[0].arguments;
 }
 

@@ -8,11 +8,11 @@ namespace {
 
 constexpr int64_t kMaxExtent = int64_t{1} << 24;  // no axis of the family is near 16 M; products stay inside 64 bits
 
-
 Result<int64_t> int_in(const Json& json, const char* name, int64_t low, int64_t high) {
   TC_ASSIGN(const int64_t value, get_int(json, name));
   if (value < low || value > high)
-    return corrupt("field '" + std::string(name) + "' is " + std::to_string(value) + ", outside " + std::to_string(low) + ".." + std::to_string(high));
+    return corrupt("field '" + std::string(name) + "' is " + std::to_string(value) + ", outside " +
+                   std::to_string(low) + ".." + std::to_string(high));
   return value;
 }
 
@@ -26,7 +26,8 @@ Status read_int(const Json& json, const char* name, int64_t low, int64_t high, I
 template <class Float>
 Status read_positive(const Json& json, const char* name, Float& out) {
   TC_ASSIGN(const double value, get_number(json, name));
-  if (!(value > 0) || value > 1e12) return corrupt("field '" + std::string(name) + "' should be positive, not " + std::to_string(value));
+  if (!(value > 0) || value > 1e12)
+    return corrupt("field '" + std::string(name) + "' should be positive, not " + std::to_string(value));
   out = static_cast<Float>(value);
   return {};
 }
@@ -34,7 +35,9 @@ Status read_positive(const Json& json, const char* name, Float& out) {
 // A field with only one value that this code computes.
 Status require(const Json& json, const char* name, const Json& expected) {
   if (!json.is_object() || !json.contains(name)) return corrupt("field '" + std::string(name) + "' is missing");
-  if (json[name] != expected) return unsupported("field '" + std::string(name) + "' is " + dump_json(json[name]) + "; only " + dump_json(expected) + " is supported");
+  if (json[name] != expected)
+    return unsupported("field '" + std::string(name) + "' is " + dump_json(json[name]) + "; only " +
+                       dump_json(expected) + " is supported");
   return {};
 }
 
@@ -85,7 +88,8 @@ Status read_sizes(const Json& json, ModelGeometry& g) {
 Status read_rope(const Json& json, ModelGeometry& g) {
   TC_RETURN_IF_ERROR(read_positive(json, "rope_theta", g.rope_theta));
   TC_RETURN_IF_ERROR(read_positive(json, "compress_rope_theta", g.compress_rope_theta));
-  if (!json.contains("rope_scaling") || !json["rope_scaling"].is_object()) return corrupt("field 'rope_scaling' is missing or no object");
+  if (!json.contains("rope_scaling") || !json["rope_scaling"].is_object())
+    return corrupt("field 'rope_scaling' is missing or no object");
   const Json& scaling = json["rope_scaling"];
   const auto read = [&]() -> Status {
     TC_RETURN_IF_ERROR(require(scaling, "type", "yarn"));
@@ -100,7 +104,8 @@ Status read_rope(const Json& json, ModelGeometry& g) {
 }
 
 Status read_quantization(const Json& json, ModelGeometry& g) {
-  if (!json.contains("quantization_config") || !json["quantization_config"].is_object()) return corrupt("field 'quantization_config' is missing or no object");
+  if (!json.contains("quantization_config") || !json["quantization_config"].is_object())
+    return corrupt("field 'quantization_config' is missing or no object");
   const Json& q = json["quantization_config"];
   const auto read = [&]() -> Status {
     TC_RETURN_IF_ERROR(require(q, "quant_method", "fp8"));
@@ -112,7 +117,8 @@ Status read_quantization(const Json& json, ModelGeometry& g) {
     TC_RETURN_IF_ERROR(read_int(block, "rows", 1, 65536, g.weight_block_rows));
     TC_RETURN_IF_ERROR(read_int(block, "cols", 1, 65536, g.weight_block_cols));
     if (g.weight_block_rows % 16 != 0 || g.weight_block_cols % 32 != 0)
-      return unsupported("weight_block_size " + dump_json(q["weight_block_size"]) + " is not a multiple of the packed tile, 16 x 32");
+      return unsupported("weight_block_size " + dump_json(q["weight_block_size"]) +
+                         " is not a multiple of the packed tile, 16 x 32");
     return {};
   };
   Status status = read();
@@ -123,17 +129,23 @@ Status read_quantization(const Json& json, ModelGeometry& g) {
 }
 
 Status read_ratios(const Json& json, ModelGeometry& g) {
-  if (!json.contains("compress_ratios") || !json["compress_ratios"].is_array()) return corrupt("field 'compress_ratios' is missing or no array");
+  if (!json.contains("compress_ratios") || !json["compress_ratios"].is_array())
+    return corrupt("field 'compress_ratios' is missing or no array");
   const Json& ratios = json["compress_ratios"];
   const size_t layers = static_cast<size_t>(g.n_layers), all = layers + static_cast<size_t>(g.n_mtp_layers);
   if (ratios.size() < all)
-    return corrupt("field 'compress_ratios' has " + std::to_string(ratios.size()) + " entries, fewer than num_hidden_layers + num_nextn_predict_layers = " + std::to_string(all));
+    return corrupt("field 'compress_ratios' has " + std::to_string(ratios.size()) +
+                   " entries, fewer than num_hidden_layers + num_nextn_predict_layers = " + std::to_string(all));
   for (size_t i = 0; i < ratios.size(); ++i) {
     const std::string name = "compress_ratios[" + std::to_string(i) + "]";
-    if (!ratios[i].is_number_integer()) return corrupt("field '" + name + "' should be an integer, not " + dump_json(ratios[i]));
+    if (!ratios[i].is_number_integer())
+      return corrupt("field '" + name + "' should be an integer, not " + dump_json(ratios[i]));
     const int64_t ratio = ratios[i].get<int64_t>();
-    if (ratio < 0 || ratio > 65536) return corrupt("field '" + name + "' is " + std::to_string(ratio) + ", outside 0..65536");
-    if (i >= layers && ratio != 0) return corrupt("field '" + name + "' is " + std::to_string(ratio) + ", but MTP layers have only the window (ratio 0)");
+    if (ratio < 0 || ratio > 65536)
+      return corrupt("field '" + name + "' is " + std::to_string(ratio) + ", outside 0..65536");
+    if (i >= layers && ratio != 0)
+      return corrupt("field '" + name + "' is " + std::to_string(ratio) +
+                     ", but MTP layers have only the window (ratio 0)");
     if (i < all) g.compress_ratios.push_back(static_cast<int>(ratio));
   }
   return {};
@@ -141,13 +153,16 @@ Status read_ratios(const Json& json, ModelGeometry& g) {
 
 Status check_consistency(const ModelGeometry& g) {
   const auto fail = [](const std::string& text) { return corrupt(text); };
-  if (g.rope_head_dim > g.head_dim || g.rope_head_dim % 2 != 0) return fail("qk_rope_head_dim should be even and at most head_dim");
+  if (g.rope_head_dim > g.head_dim || g.rope_head_dim % 2 != 0)
+    return fail("qk_rope_head_dim should be even and at most head_dim");
   if (g.rope_head_dim > g.index_head_dim) return fail("qk_rope_head_dim is larger than index_head_dim");
-  if ((g.index_head_dim & (g.index_head_dim - 1)) != 0) return fail("index_head_dim should be a power of two (Hadamard rotation)");
+  if ((g.index_head_dim & (g.index_head_dim - 1)) != 0)
+    return fail("index_head_dim should be a power of two (Hadamard rotation)");
   if (g.n_heads % g.o_groups != 0) return fail("num_attention_heads should be a multiple of o_groups");
   if (g.n_activated_experts > g.n_routed_experts) return fail("num_experts_per_tok is larger than n_routed_experts");
   if (g.o_lora_rank % 16 != 0) return unsupported("o_lora_rank should be a multiple of 16, the rows of a packed tile");
-  if (static_cast<int64_t>(g.n_heads) * g.head_dim > kMaxExtent) return fail("num_attention_heads x head_dim is too large");
+  if (static_cast<int64_t>(g.n_heads) * g.head_dim > kMaxExtent)
+    return fail("num_attention_heads x head_dim is too large");
   return {};
 }
 
@@ -174,27 +189,63 @@ Result<ModelGeometry> read_config(const std::filesystem::path& folder) {
 }
 
 std::string config_json(const ModelGeometry& g) {
-  const Json json = {
-      {"architectures", {"DeepseekV4ForCausalLM"}}, {"model_type", "deepseek_v4"}, {"attention_bias", false},
-      {"attention_dropout", 0.0}, {"bos_token_id", g.bos_token_id}, {"eos_token_id", g.eos_token_id},
-      {"expert_dtype", "fp4"}, {"hc_eps", 1e-6}, {"hc_mult", g.hc_mult}, {"hc_sinkhorn_iters", g.hc_sinkhorn_iters},
-      {"head_dim", g.head_dim}, {"hidden_act", "silu"}, {"hidden_size", g.dim}, {"index_head_dim", g.index_head_dim},
-      {"index_n_heads", g.index_n_heads}, {"index_topk", g.index_topk}, {"initializer_range", 0.02},
-      {"max_position_embeddings", g.max_position_embeddings}, {"moe_intermediate_size", g.moe_inter_dim},
-      {"n_routed_experts", g.n_routed_experts}, {"n_shared_experts", 1}, {"norm_topk_prob", true},
-      {"num_attention_heads", g.n_heads}, {"num_experts_per_tok", g.n_activated_experts},
-      {"num_hidden_layers", g.n_layers}, {"num_hash_layers", g.n_hash_layers}, {"num_key_value_heads", 1},
-      {"num_nextn_predict_layers", g.n_mtp_layers}, {"o_groups", g.o_groups}, {"o_lora_rank", g.o_lora_rank},
-      {"q_lora_rank", g.q_lora_rank}, {"qk_rope_head_dim", g.rope_head_dim},
-      {"quantization_config", {{"activation_scheme", "dynamic"}, {"fmt", "e4m3"}, {"quant_method", "fp8"}, {"scale_fmt", "ue8m0"},
-                               {"weight_block_size", {g.weight_block_rows, g.weight_block_cols}}}},
-      {"rms_norm_eps", 1e-6},
-      {"rope_scaling", {{"beta_fast", g.beta_fast}, {"beta_slow", g.beta_slow}, {"factor", g.rope_factor},
-                        {"original_max_position_embeddings", g.original_seq_len}, {"type", "yarn"}}},
-      {"rope_theta", g.rope_theta}, {"routed_scaling_factor", g.route_scale}, {"scoring_func", "sqrtsoftplus"},
-      {"sliding_window", g.window_size}, {"swiglu_limit", g.swiglu_limit}, {"tie_word_embeddings", false},
-      {"topk_method", "noaux_tc"}, {"torch_dtype", "bfloat16"}, {"use_cache", true}, {"vocab_size", g.vocab_size},
-      {"compress_rope_theta", g.compress_rope_theta}, {"compress_ratios", g.compress_ratios}};
+  const Json json = {{"architectures", {"DeepseekV4ForCausalLM"}},
+                     {"model_type", "deepseek_v4"},
+                     {"attention_bias", false},
+                     {"attention_dropout", 0.0},
+                     {"bos_token_id", g.bos_token_id},
+                     {"eos_token_id", g.eos_token_id},
+                     {"expert_dtype", "fp4"},
+                     {"hc_eps", 1e-6},
+                     {"hc_mult", g.hc_mult},
+                     {"hc_sinkhorn_iters", g.hc_sinkhorn_iters},
+                     {"head_dim", g.head_dim},
+                     {"hidden_act", "silu"},
+                     {"hidden_size", g.dim},
+                     {"index_head_dim", g.index_head_dim},
+                     {"index_n_heads", g.index_n_heads},
+                     {"index_topk", g.index_topk},
+                     {"initializer_range", 0.02},
+                     {"max_position_embeddings", g.max_position_embeddings},
+                     {"moe_intermediate_size", g.moe_inter_dim},
+                     {"n_routed_experts", g.n_routed_experts},
+                     {"n_shared_experts", 1},
+                     {"norm_topk_prob", true},
+                     {"num_attention_heads", g.n_heads},
+                     {"num_experts_per_tok", g.n_activated_experts},
+                     {"num_hidden_layers", g.n_layers},
+                     {"num_hash_layers", g.n_hash_layers},
+                     {"num_key_value_heads", 1},
+                     {"num_nextn_predict_layers", g.n_mtp_layers},
+                     {"o_groups", g.o_groups},
+                     {"o_lora_rank", g.o_lora_rank},
+                     {"q_lora_rank", g.q_lora_rank},
+                     {"qk_rope_head_dim", g.rope_head_dim},
+                     {"quantization_config",
+                      {{"activation_scheme", "dynamic"},
+                       {"fmt", "e4m3"},
+                       {"quant_method", "fp8"},
+                       {"scale_fmt", "ue8m0"},
+                       {"weight_block_size", {g.weight_block_rows, g.weight_block_cols}}}},
+                     {"rms_norm_eps", 1e-6},
+                     {"rope_scaling",
+                      {{"beta_fast", g.beta_fast},
+                       {"beta_slow", g.beta_slow},
+                       {"factor", g.rope_factor},
+                       {"original_max_position_embeddings", g.original_seq_len},
+                       {"type", "yarn"}}},
+                     {"rope_theta", g.rope_theta},
+                     {"routed_scaling_factor", g.route_scale},
+                     {"scoring_func", "sqrtsoftplus"},
+                     {"sliding_window", g.window_size},
+                     {"swiglu_limit", g.swiglu_limit},
+                     {"tie_word_embeddings", false},
+                     {"topk_method", "noaux_tc"},
+                     {"torch_dtype", "bfloat16"},
+                     {"use_cache", true},
+                     {"vocab_size", g.vocab_size},
+                     {"compress_rope_theta", g.compress_rope_theta},
+                     {"compress_ratios", g.compress_ratios}};
   return json.dump(2) + "\n";
 }
 

@@ -11,7 +11,8 @@ namespace thermocline::deepseek_v4 {
 
 /// Reads `folder`/config.json.
 /// Errors: not_found; corrupt for a missing field, one of the wrong type, a value out of range or ratios that do not
-/// fit the layers; unsupported for another architecture or a variant this code does not compute. All name file and field.
+/// fit the layers; unsupported for another architecture or a variant this code does not compute. All name file and
+/// field.
 Result<ModelGeometry> read_config(const std::filesystem::path& folder);
 Result<ModelGeometry> parse_config(std::string_view json_text);
 

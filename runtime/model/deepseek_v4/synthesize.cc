@@ -52,7 +52,9 @@ double fp8_rms() {
 }
 
 // The power of two that brings random codes of root mean square `rms` nearest to 1 / sqrt(k).
-uint8_t scale_byte_for(double rms, int64_t k) { return static_cast<uint8_t>(127 + std::lround(std::log2(1 / (rms * std::sqrt(static_cast<double>(k)))))); }
+uint8_t scale_byte_for(double rms, int64_t k) {
+  return static_cast<uint8_t>(127 + std::lround(std::log2(1 / (rms * std::sqrt(static_cast<double>(k))))));
+}
 
 bool ends_with(const std::string& name, const char* tail) { return name.ends_with(tail); }
 
@@ -66,12 +68,14 @@ Recipe recipe_for(const ModelGeometry& g, const TensorInfo& tensor, const Tensor
     const bool fp4 = weight_of_scale->dtype == DType::i8;
     double squares = 0;
     for (int code = 0; code < 8; ++code) squares += kE2m1[code] * kE2m1[code] / 8;
-    return {Kind::scale_bytes, 0, 1, scale_byte_for(fp4 ? std::sqrt(squares) : fp8_rms(), weight_of_scale->shape[1] * (fp4 ? 2 : 1))};
+    return {Kind::scale_bytes, 0, 1,
+            scale_byte_for(fp4 ? std::sqrt(squares) : fp8_rms(), weight_of_scale->shape[1] * (fp4 ? 2 : 1))};
   }
   if (tensor.dtype == DType::i64) return {Kind::experts};
   if (ends_with(name, "norm.weight")) return {Kind::values, 1.0f, 0.2f};
   if (ends_with(name, "_scale")) return {Kind::values, 0.8f, 0.1f};
-  if (ends_with(name, "head_base")) return {Kind::values, -std::log(std::max(1.0f, static_cast<float>(g.hc_mult - 1))), 0.5f};
+  if (ends_with(name, "head_base"))
+    return {Kind::values, -std::log(std::max(1.0f, static_cast<float>(g.hc_mult - 1))), 0.5f};
   if (ends_with(name, "_base")) return {Kind::streams_base};
   if (ends_with(name, ".ape")) return {Kind::values, 0, 0.5f};
   if (ends_with(name, "gate.bias")) return {Kind::values, 0, 0.1f};
@@ -88,10 +92,12 @@ float base_mean(const ModelGeometry& g, int64_t i) {
   return (i - 2 * s) / s == (i - 2 * s) % s ? 3.0f : 0.0f;
 }
 
-void fill_values(const ModelGeometry& g, const TensorInfo& tensor, const Recipe& recipe, Random& random, int64_t first, int64_t count, std::byte* out) {
+void fill_values(const ModelGeometry& g, const TensorInfo& tensor, const Recipe& recipe, Random& random, int64_t first,
+                 int64_t count, std::byte* out) {
   for (int64_t i = 0; i < count; ++i) {
     const bool base = recipe.kind == Recipe::Kind::streams_base;
-    const float value = base ? base_mean(g, first + i) + 0.5f * random.unit() : recipe.mean + recipe.deviation * random.unit();
+    const float value =
+        base ? base_mean(g, first + i) + 0.5f * random.unit() : recipe.mean + recipe.deviation * random.unit();
     if (tensor.dtype == DType::bf16) {
       const bf16 word = float_to_bf16(value);
       std::memcpy(out + i * 2, &word, 2);
@@ -112,16 +118,22 @@ void fill_experts(const ModelGeometry& g, Random& random, int64_t first, int64_t
   }
 }
 
-void fill_block(const ModelGeometry& g, const TensorInfo& tensor, const Recipe& recipe, uint64_t seed, int64_t offset, std::byte* out, int64_t bytes) {
+void fill_block(const ModelGeometry& g, const TensorInfo& tensor, const Recipe& recipe, uint64_t seed, int64_t offset,
+                std::byte* out, int64_t bytes) {
   Random random(seed + static_cast<uint64_t>(offset) * 0x2545f4914f6cdd1du);
   switch (recipe.kind) {
     case Recipe::Kind::values:
-    case Recipe::Kind::streams_base: return fill_values(g, tensor, recipe, random, offset / dtype_bytes(tensor.dtype), bytes / dtype_bytes(tensor.dtype), out);
-    case Recipe::Kind::experts: return fill_experts(g, random, offset / 8, bytes / 8, out);
+    case Recipe::Kind::streams_base:
+      return fill_values(g, tensor, recipe, random, offset / dtype_bytes(tensor.dtype),
+                         bytes / dtype_bytes(tensor.dtype), out);
+    case Recipe::Kind::experts:
+      return fill_experts(g, random, offset / 8, bytes / 8, out);
     case Recipe::Kind::scale_bytes:
-      for (int64_t i = 0; i < bytes; ++i) out[i] = std::byte(recipe.scale_byte - static_cast<uint8_t>(random.next() >> 63));
+      for (int64_t i = 0; i < bytes; ++i)
+        out[i] = std::byte(recipe.scale_byte - static_cast<uint8_t>(random.next() >> 63));
       return;
-    default: break;
+    default:
+      break;
   }
   for (int64_t i = 0; i < bytes; i += 8) {
     uint64_t word = random.next();
@@ -214,7 +226,8 @@ ModelGeometry demo_geometry() {
 /// Writes one tensor after another: a buffer is filled by all cores while the one before goes to the disk.
 class ShardStream {
  public:
-  ShardStream(const ModelGeometry& geometry, SafetensorsWriter& writer, Progress& progress) : g_(geometry), writer_(writer), progress_(progress) {}
+  ShardStream(const ModelGeometry& geometry, SafetensorsWriter& writer, Progress& progress)
+      : g_(geometry), writer_(writer), progress_(progress) {}
 
   Status write(const TensorInfo& tensor, const Recipe& recipe, uint64_t seed) {
     const int64_t total = static_cast<int64_t>(tensor.bytes);
@@ -226,7 +239,8 @@ class ShardStream {
       std::vector<std::byte>& buffer = buffers_[next_ ^= 1];
       buffer.resize(static_cast<size_t>(bytes));
       tbb::parallel_for(int64_t{0}, (bytes + block - 1) / block, [&](int64_t i) {
-        fill_block(g_, tensor, recipe, seed, begin + i * block, buffer.data() + i * block, std::min(block, bytes - i * block));
+        fill_block(g_, tensor, recipe, seed, begin + i * block, buffer.data() + i * block,
+                   std::min(block, bytes - i * block));
       });
       TC_RETURN_IF_ERROR(finish());
       writing_ = std::async(std::launch::async, [this, &buffer] { return writer_.write(buffer); });
@@ -248,9 +262,12 @@ class ShardStream {
 }  // namespace
 
 Result<ModelGeometry> published_geometry(const std::string& name, int layers) {
-  if (name != "v4-flash" && name != "v4-pro" && name != "demo") return invalid("--like '" + name + "' is none of v4-flash, v4-pro, demo");
+  if (name != "v4-flash" && name != "v4-pro" && name != "demo")
+    return invalid("--like '" + name + "' is none of v4-flash, v4-pro, demo");
   ModelGeometry g = name == "v4-flash" ? flash_geometry() : name == "v4-pro" ? pro_geometry() : demo_geometry();
-  if (layers < 0 || layers > g.n_layers) return invalid("--layers " + std::to_string(layers) + " is outside 0.." + std::to_string(g.n_layers) + ", the layers of " + name);
+  if (layers < 0 || layers > g.n_layers)
+    return invalid("--layers " + std::to_string(layers) + " is outside 0.." + std::to_string(g.n_layers) +
+                   ", the layers of " + name);
   if (layers > 0) {
     g.n_layers = layers;
     g.compress_ratios.resize(static_cast<size_t>(layers));
@@ -259,12 +276,14 @@ Result<ModelGeometry> published_geometry(const std::string& name, int layers) {
   return g;
 }
 
-Status synthesize(const ModelGeometry& geometry, const std::filesystem::path& folder, const SynthesizeOptions& options) {
+Status synthesize(const ModelGeometry& geometry, const std::filesystem::path& folder,
+                  const SynthesizeOptions& options) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) return Error{ErrorCode::io, "creating " + folder.string() + ": " + error.message()};
   const std::filesystem::path index_path = folder / "model.safetensors.index.json";
-  if (std::filesystem::exists(index_path, error)) return invalid(folder.string() + " already holds a checkpoint: choose another folder or remove it");
+  if (std::filesystem::exists(index_path, error))
+    return invalid(folder.string() + " already holds a checkpoint: choose another folder or remove it");
 
   const std::vector<TensorInfo> tensors = published_tensors(geometry);
   uint64_t total = 0;
@@ -299,7 +318,8 @@ Status synthesize(const ModelGeometry& geometry, const std::filesystem::path& fo
     TC_RETURN_IF_ERROR(writer.close());
   }
   TC_RETURN_IF_ERROR(write_text_file(folder / "config.json", config_json(geometry)));
-  TC_RETURN_IF_ERROR(write_text_file(folder / "generation_config.json", "{\"do_sample\": true, \"temperature\": 1.0, \"top_p\": 1.0}\n"));
+  TC_RETURN_IF_ERROR(write_text_file(folder / "generation_config.json",
+                                     "{\"do_sample\": true, \"temperature\": 1.0, \"top_p\": 1.0}\n"));
   const SortedJson index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
   return write_text_file(index_path, index.dump(1) + "\n");
 }

@@ -1,5 +1,5 @@
-// The published tensor table (spec 2.1) as one walk over a Weights object: the loader and the writer of checkpoints both
-// follow it, so a name is spelled once.
+// The published tensor table (spec 2.1) as one walk over a Weights object: the loader and the writer of checkpoints
+// both follow it, so a name is spelled once.
 //
 // A visitor has
 //   Status linear(name, stored, n, k, PackedMatrix&)   a weight [n, k] `name`.weight, with `name`.scale unless BF16
@@ -22,7 +22,8 @@ class TensorWalk {
 
   Status main_model(Weights& w) {
     TC_RETURN_IF_ERROR(v_.rows("embed.weight", {g_.vocab_size, g_.dim}, w.embed));
-    for (int i = 0; i < g_.n_layers; ++i) TC_RETURN_IF_ERROR(layer(i, "layers." + std::to_string(i) + ".", w.layers[i]));
+    for (int i = 0; i < g_.n_layers; ++i)
+      TC_RETURN_IF_ERROR(layer(i, "layers." + std::to_string(i) + ".", w.layers[i]));
     TC_RETURN_IF_ERROR(v_.floats("norm.weight", DType::bf16, {g_.dim}, w.norm));
     TC_RETURN_IF_ERROR(hc_head("hc_head", w.hc_head));
     return v_.linear("head", Stored::bf16, g_.vocab_size, g_.dim, w.head);
@@ -50,7 +51,8 @@ class TensorWalk {
   }
 
   Status attention(int i, const std::string& prefix, LayerWeights& w) {
-    const int64_t heads = static_cast<int64_t>(g_.n_heads) * g_.head_dim, groups = static_cast<int64_t>(g_.o_groups) * g_.o_lora_rank;
+    const int64_t heads = static_cast<int64_t>(g_.n_heads) * g_.head_dim,
+                  groups = static_cast<int64_t>(g_.o_groups) * g_.o_lora_rank;
     TC_RETURN_IF_ERROR(v_.floats(prefix + "attn_sink", DType::f32, {g_.n_heads}, w.attn_sink));
     TC_RETURN_IF_ERROR(v_.linear(prefix + "wq_a", Stored::fp8, g_.q_lora_rank, g_.dim, w.wq_a));
     TC_RETURN_IF_ERROR(v_.floats(prefix + "q_norm.weight", DType::bf16, {g_.q_lora_rank}, w.q_norm));
@@ -63,8 +65,10 @@ class TensorWalk {
     TC_RETURN_IF_ERROR(compressor(i, prefix + "compressor.", g_.head_dim, w.compressor));
     if (g_.kind(i) != LayerKind::csa) return {};
     const std::string indexer = prefix + "indexer.";
-    TC_RETURN_IF_ERROR(v_.linear(indexer + "wq_b", Stored::fp8, g_.index_n_heads * g_.index_head_dim, g_.q_lora_rank, w.index_wq_b));
-    TC_RETURN_IF_ERROR(v_.linear(indexer + "weights_proj", Stored::bf16, g_.index_n_heads, g_.dim, w.index_weights_proj));
+    TC_RETURN_IF_ERROR(
+        v_.linear(indexer + "wq_b", Stored::fp8, g_.index_n_heads * g_.index_head_dim, g_.q_lora_rank, w.index_wq_b));
+    TC_RETURN_IF_ERROR(
+        v_.linear(indexer + "weights_proj", Stored::bf16, g_.index_n_heads, g_.dim, w.index_weights_proj));
     return compressor(i, indexer + "compressor.", g_.index_head_dim, w.index_compressor);
   }
 
@@ -84,7 +88,8 @@ class TensorWalk {
       TC_RETURN_IF_ERROR(v_.floats(prefix + "gate.bias", DType::f32, {g_.n_routed_experts}, w.gate_bias));
     }
     w.experts.resize(static_cast<size_t>(g_.n_routed_experts));
-    for (int e = 0; e < g_.n_routed_experts; ++e) TC_RETURN_IF_ERROR(expert(prefix + "experts." + std::to_string(e) + ".", Stored::fp4, w.experts[e]));
+    for (int e = 0; e < g_.n_routed_experts; ++e)
+      TC_RETURN_IF_ERROR(expert(prefix + "experts." + std::to_string(e) + ".", Stored::fp4, w.experts[e]));
     return expert(prefix + "shared_experts.", Stored::fp8, w.shared_expert);
   }
 

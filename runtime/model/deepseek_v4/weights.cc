@@ -32,7 +32,9 @@ Error tensor_error(const Checkpoint& checkpoint, const TensorInfo& tensor, const
   return corrupt(checkpoint.where(tensor) + ": " + text);
 }
 
-std::string position(const TensorInfo& tensor, uint64_t byte) { return " at byte " + std::to_string(tensor.begin + byte) + " of the file"; }
+std::string position(const TensorInfo& tensor, uint64_t byte) {
+  return " at byte " + std::to_string(tensor.begin + byte) + " of the file";
+}
 
 /// One tensor (with its scales) on its way into the arena. Chunks of row groups can be loaded in any order.
 struct PackJob {
@@ -62,14 +64,23 @@ class Binder {
     shape.k = k;
     std::vector<int64_t> stored = {n, k};
     switch (weight->dtype) {
-      case DType::bf16: shape.format = WeightFormat::bf16; break;
-      case DType::f8_e4m3: shape.format = WeightFormat::fp8; break;
+      case DType::bf16:
+        shape.format = WeightFormat::bf16;
+        break;
+      case DType::f8_e4m3:
+        shape.format = WeightFormat::fp8;
+        break;
       case DType::i8:
         shape.format = WeightFormat::mxfp4;
-        if (k % 32 != 0) return tensor_error(checkpoint_, *weight, "FP4 weights need a multiple of 32 columns, not " + std::to_string(k));
+        if (k % 32 != 0)
+          return tensor_error(checkpoint_, *weight,
+                              "FP4 weights need a multiple of 32 columns, not " + std::to_string(k));
         stored[1] = k / 2;
         break;
-      default: return tensor_error(checkpoint_, *weight, "dtype " + std::string(dtype_name(weight->dtype)) + " is none of BF16, F8_E4M3, I8 (packed FP4)");
+      default:
+        return tensor_error(
+            checkpoint_, *weight,
+            "dtype " + std::string(dtype_name(weight->dtype)) + " is none of BF16, F8_E4M3, I8 (packed FP4)");
     }
     TC_RETURN_IF_ERROR(check_shape(*weight, stored));
     const TensorInfo* scale = nullptr;
@@ -78,7 +89,8 @@ class Binder {
     }
     static_cast<PackedShape&>(matrix) = shape;
     packs_.push_back({weight, scale, &matrix, arena_bytes_});
-    arena_bytes_ += align_up(static_cast<uint64_t>(shape.tile_plane_bytes())) + align_up(static_cast<uint64_t>(shape.scale_plane_bytes()));
+    arena_bytes_ += align_up(static_cast<uint64_t>(shape.tile_plane_bytes())) +
+                    align_up(static_cast<uint64_t>(shape.scale_plane_bytes()));
     source_bytes_ += weight->bytes + (scale ? scale->bytes : 0);
     return {};
   }
@@ -86,20 +98,23 @@ class Binder {
   Status floats(const std::string& name, DType, const std::vector<int64_t>& shape, const float*& out) {
     TC_ASSIGN(const TensorInfo* tensor, find(name));
     if (tensor->dtype != DType::f32 && tensor->dtype != DType::bf16 && tensor->dtype != DType::f16)
-      return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is none of F32, BF16, F16");
+      return tensor_error(checkpoint_, *tensor,
+                          "dtype " + std::string(dtype_name(tensor->dtype)) + " is none of F32, BF16, F16");
     return copy(CopyJob::Kind::floats, *tensor, shape, reinterpret_cast<const void**>(&out), 4, 0);
   }
 
   Status ids(const std::string& name, const std::vector<int64_t>& shape, const int32_t*& out) {
     TC_ASSIGN(const TensorInfo* tensor, find(name));
     if (tensor->dtype != DType::i64 && tensor->dtype != DType::i32)
-      return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is neither I64 nor I32");
+      return tensor_error(checkpoint_, *tensor,
+                          "dtype " + std::string(dtype_name(tensor->dtype)) + " is neither I64 nor I32");
     return copy(CopyJob::Kind::ids, *tensor, shape, reinterpret_cast<const void**>(&out), 4, g_.n_routed_experts);
   }
 
   Status rows(const std::string& name, const std::vector<int64_t>& shape, const uint16_t*& out) {
     TC_ASSIGN(const TensorInfo* tensor, find(name));
-    if (tensor->dtype != DType::bf16) return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is not BF16");
+    if (tensor->dtype != DType::bf16)
+      return tensor_error(checkpoint_, *tensor, "dtype " + std::string(dtype_name(tensor->dtype)) + " is not BF16");
     return copy(CopyJob::Kind::bf16_rows, *tensor, shape, reinterpret_cast<const void**>(&out), 2, 0);
   }
 
@@ -118,26 +133,30 @@ class Binder {
     if (tensor.shape == expected) return {};
     TensorInfo wanted;
     wanted.shape = expected;
-    return tensor_error(checkpoint_, tensor, "shape " + tensor.shape_text() + " should be " + wanted.shape_text() + " by config.json");
+    return tensor_error(checkpoint_, tensor,
+                        "shape " + tensor.shape_text() + " should be " + wanted.shape_text() + " by config.json");
   }
 
   // Branches on what is stored: E8M0 or F32, per row and 32 columns (FP4) or per block (FP8).
   Result<const TensorInfo*> bind_scale(const std::string& name, PackedShape& shape) {
     TC_ASSIGN(const TensorInfo* scale, find(name));
     if (scale->dtype != DType::f8_e8m0 && scale->dtype != DType::f32)
-      return tensor_error(checkpoint_, *scale, "dtype " + std::string(dtype_name(scale->dtype)) + " is neither F8_E8M0 nor F32");
+      return tensor_error(checkpoint_, *scale,
+                          "dtype " + std::string(dtype_name(scale->dtype)) + " is neither F8_E8M0 nor F32");
     if (shape.format == WeightFormat::mxfp4) {
       shape.scale = scale->dtype == DType::f32 ? ScaleFormat::f32_rows : ScaleFormat::e8m0_rows;
       TC_RETURN_IF_ERROR(check_shape(*scale, {shape.n, shape.k / 32}));
     } else {
       shape.scale = ScaleFormat::f32_blocks;
       shape.scale_tiles = g_.weight_block_cols / 32;
-      TC_RETURN_IF_ERROR(check_shape(*scale, {(shape.n + g_.weight_block_rows - 1) / g_.weight_block_rows, (shape.k + g_.weight_block_cols - 1) / g_.weight_block_cols}));
+      TC_RETURN_IF_ERROR(check_shape(*scale, {(shape.n + g_.weight_block_rows - 1) / g_.weight_block_rows,
+                                              (shape.k + g_.weight_block_cols - 1) / g_.weight_block_cols}));
     }
     return scale;
   }
 
-  Status copy(CopyJob::Kind kind, const TensorInfo& tensor, const std::vector<int64_t>& shape, const void** target, int64_t element, int64_t id_limit) {
+  Status copy(CopyJob::Kind kind, const TensorInfo& tensor, const std::vector<int64_t>& shape, const void** target,
+              int64_t element, int64_t id_limit) {
     TC_RETURN_IF_ERROR(check_shape(tensor, shape));
     copies_.push_back({kind, &tensor, target, arena_bytes_, id_limit});
     arena_bytes_ += align_up(static_cast<uint64_t>(tensor.elements() * element));
@@ -172,7 +191,8 @@ int64_t first_not_finite(WeightFormat format, const std::byte* bytes, int64_t co
 class SourceBuffer {
  public:
   std::span<std::byte> take(int64_t bytes) {
-    if (static_cast<size_t>(bytes) > size_) bytes_ = std::make_unique_for_overwrite<std::byte[]>(size_ = static_cast<size_t>(bytes));
+    if (static_cast<size_t>(bytes) > size_)
+      bytes_ = std::make_unique_for_overwrite<std::byte[]>(size_ = static_cast<size_t>(bytes));
     return {bytes_.get(), static_cast<size_t>(bytes)};
   }
 
@@ -200,10 +220,13 @@ class ChunkLoader {
     const std::span<std::byte> source = buffer.take(rows * row_bytes);
     TC_RETURN_IF_ERROR(checkpoint_.read(*job.weight, static_cast<uint64_t>(first_row * row_bytes), source));
     if (const int64_t at = first_not_finite(m.format, source.data(), rows * row_bytes); at >= 0)
-      return tensor_error(checkpoint_, *job.weight, "a weight is not finite" + position(*job.weight, static_cast<uint64_t>(first_row * row_bytes + at)));
+      return tensor_error(
+          checkpoint_, *job.weight,
+          "a weight is not finite" + position(*job.weight, static_cast<uint64_t>(first_row * row_bytes + at)));
     for (int64_t group = first_group; group < last_group; ++group) {
       const int64_t row = group * kTileRows;
-      cpu::pack_row_group(m, source.data() + (row - first_row) * row_bytes, row_bytes, std::min(kTileRows, m.n - row), const_cast<uint8_t*>(m.tiles) + group * m.group_tile_bytes());
+      cpu::pack_row_group(m, source.data() + (row - first_row) * row_bytes, row_bytes, std::min(kTileRows, m.n - row),
+                          const_cast<uint8_t*>(m.tiles) + group * m.group_tile_bytes());
     }
     progress_.add(source.size());
     return job.scale ? load_scales(job, first_group, last_group, buffer) : Status();
@@ -211,7 +234,8 @@ class ChunkLoader {
 
   Status copy(const CopyJob& job, SourceBuffer& buffer) const {
     const TensorInfo& tensor = *job.source;
-    const int64_t element = dtype_bytes(tensor.dtype), count = tensor.elements(), per_chunk = kSourceChunkBytes / element;
+    const int64_t element = dtype_bytes(tensor.dtype), count = tensor.elements(),
+                  per_chunk = kSourceChunkBytes / element;
     for (int64_t begin = 0; begin < count; begin += per_chunk) {
       const int64_t n = std::min(per_chunk, count - begin);
       const std::span<std::byte> source = buffer.take(n * element);
@@ -229,21 +253,28 @@ class ChunkLoader {
     const int64_t element = dtype_bytes(scale.dtype), cols = scale.shape[1];
     const int64_t rows_per_scale = m.scale == ScaleFormat::f32_blocks ? g_.weight_block_rows : 1;
     const int64_t first = first_group * kTileRows / rows_per_scale;
-    const int64_t last = std::min<int64_t>(scale.shape[0], (last_group * kTileRows + rows_per_scale - 1) / rows_per_scale);
+    const int64_t last =
+        std::min<int64_t>(scale.shape[0], (last_group * kTileRows + rows_per_scale - 1) / rows_per_scale);
     const std::span<std::byte> source = buffer.take((last - first) * cols * element);
     TC_RETURN_IF_ERROR(checkpoint_.read(scale, static_cast<uint64_t>(first * cols * element), source));
     for (int64_t i = 0; i < (last - first) * cols; ++i)
       if (!std::isfinite(scale_value(scale, source.data(), i)))
-        return tensor_error(checkpoint_, scale, "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
+        return tensor_error(
+            checkpoint_, scale,
+            "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
     for (int64_t group = first_group; group < last_group; ++group) {
       uint8_t* plane = const_cast<uint8_t*>(m.scales) + group * m.group_scale_bytes();
-      for (int64_t r = 0; r < (m.scale == ScaleFormat::f32_blocks ? 1 : std::min(kTileRows, m.n - group * kTileRows)); ++r) {
+      for (int64_t r = 0; r < (m.scale == ScaleFormat::f32_blocks ? 1 : std::min(kTileRows, m.n - group * kTileRows));
+           ++r) {
         const int64_t row = (group * kTileRows + r) / rows_per_scale - first;
         for (int64_t col = 0; col < cols; ++col) {
           const int64_t i = row * cols + col;
-          if (m.scale == ScaleFormat::e8m0_rows) plane[col * 16 + r] = static_cast<uint8_t>(source[static_cast<size_t>(i)]);
-          else if (m.scale == ScaleFormat::f32_rows) reinterpret_cast<float*>(plane)[col * 16 + r] = scale_value(scale, source.data(), i);
-          else reinterpret_cast<float*>(plane)[col] = scale_value(scale, source.data(), i);
+          if (m.scale == ScaleFormat::e8m0_rows)
+            plane[col * 16 + r] = static_cast<uint8_t>(source[static_cast<size_t>(i)]);
+          else if (m.scale == ScaleFormat::f32_rows)
+            reinterpret_cast<float*>(plane)[col * 16 + r] = scale_value(scale, source.data(), i);
+          else
+            reinterpret_cast<float*>(plane)[col] = scale_value(scale, source.data(), i);
         }
       }
     }
@@ -267,19 +298,33 @@ class ChunkLoader {
       bool good = true;
       if (job.kind == CopyJob::Kind::ids) {
         int64_t id = 0;
-        if (tensor.dtype == DType::i64) std::memcpy(&id, in, 8);
-        else { int32_t narrow; std::memcpy(&narrow, in, 4); id = narrow; }
+        if (tensor.dtype == DType::i64)
+          std::memcpy(&id, in, 8);
+        else {
+          int32_t narrow;
+          std::memcpy(&narrow, in, 4);
+          id = narrow;
+        }
         good = id >= 0 && id < job.id_limit;
         reinterpret_cast<int32_t*>(target)[begin + i] = static_cast<int32_t>(id);
-        if (!good) return tensor_error(checkpoint_, tensor, "expert id " + std::to_string(id) + " is outside 0.." + std::to_string(job.id_limit - 1) + position(tensor, static_cast<uint64_t>((begin + i) * element)));
+        if (!good)
+          return tensor_error(checkpoint_, tensor,
+                              "expert id " + std::to_string(id) + " is outside 0.." + std::to_string(job.id_limit - 1) +
+                                  position(tensor, static_cast<uint64_t>((begin + i) * element)));
         continue;
       }
       uint32_t bits = 0;
       std::memcpy(&bits, in, static_cast<size_t>(element));
-      const float value = tensor.dtype == DType::f32 ? std::bit_cast<float>(bits) : tensor.dtype == DType::bf16 ? bf16_to_float(static_cast<bf16>(bits)) : f16_to_float(static_cast<uint16_t>(bits));
-      if (!std::isfinite(value)) return tensor_error(checkpoint_, tensor, "a value is not finite" + position(tensor, static_cast<uint64_t>((begin + i) * element)));
-      if (job.kind == CopyJob::Kind::bf16_rows) reinterpret_cast<uint16_t*>(target)[begin + i] = static_cast<uint16_t>(bits);
-      else reinterpret_cast<float*>(target)[begin + i] = value;
+      const float value = tensor.dtype == DType::f32    ? std::bit_cast<float>(bits)
+                          : tensor.dtype == DType::bf16 ? bf16_to_float(static_cast<bf16>(bits))
+                                                        : f16_to_float(static_cast<uint16_t>(bits));
+      if (!std::isfinite(value))
+        return tensor_error(checkpoint_, tensor,
+                            "a value is not finite" + position(tensor, static_cast<uint64_t>((begin + i) * element)));
+      if (job.kind == CopyJob::Kind::bf16_rows)
+        reinterpret_cast<uint16_t*>(target)[begin + i] = static_cast<uint16_t>(bits);
+      else
+        reinterpret_cast<float*>(target)[begin + i] = value;
     }
     return {};
   }
@@ -298,7 +343,8 @@ Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
   };
   std::vector<Task> tasks;
   for (const PackJob& job : binder.packs())
-    for (int64_t group = 0; group < job.matrix->row_groups(); group += ChunkLoader::groups_per_chunk(job)) tasks.push_back({&job, nullptr, group});
+    for (int64_t group = 0; group < job.matrix->row_groups(); group += ChunkLoader::groups_per_chunk(job))
+      tasks.push_back({&job, nullptr, group});
   for (const CopyJob& job : binder.copies()) tasks.push_back({nullptr, &job, 0});
   std::mutex mutex;
   std::atomic<bool> failed{false};
@@ -311,7 +357,8 @@ Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
   arena.execute([&] {
     tbb::parallel_for(size_t{0}, tasks.size(), [&](size_t i) {
       if (failed) return;
-      Status status = tasks[i].pack ? loader.pack(*tasks[i].pack, tasks[i].first_group, buffers.local()) : loader.copy(*tasks[i].copy, buffers.local());
+      Status status = tasks[i].pack ? loader.pack(*tasks[i].pack, tasks[i].first_group, buffers.local())
+                                    : loader.copy(*tasks[i].copy, buffers.local());
       if (status.ok()) return;
       const std::lock_guard lock(mutex);
       if (!failed.exchange(true)) first_error = std::move(status);
@@ -336,9 +383,15 @@ class TensorLister {
     TC_RETURN_IF_ERROR(add(name + ".weight", DType::f8_e4m3, {n, k}));
     return add(name + ".scale", DType::f8_e8m0, {(n + rows - 1) / rows, (k + cols - 1) / cols});
   }
-  Status floats(const std::string& name, DType dtype, const std::vector<int64_t>& shape, const float*&) { return add(name, dtype, shape); }
-  Status ids(const std::string& name, const std::vector<int64_t>& shape, const int32_t*&) { return add(name, DType::i64, shape); }
-  Status rows(const std::string& name, const std::vector<int64_t>& shape, const uint16_t*&) { return add(name, DType::bf16, shape); }
+  Status floats(const std::string& name, DType dtype, const std::vector<int64_t>& shape, const float*&) {
+    return add(name, dtype, shape);
+  }
+  Status ids(const std::string& name, const std::vector<int64_t>& shape, const int32_t*&) {
+    return add(name, DType::i64, shape);
+  }
+  Status rows(const std::string& name, const std::vector<int64_t>& shape, const uint16_t*&) {
+    return add(name, DType::bf16, shape);
+  }
 
  private:
   Status add(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
@@ -359,13 +412,15 @@ Status walk(const ModelGeometry& geometry, Visitor& visitor, Weights& weights, b
   if (mtp) weights.mtp.resize(static_cast<size_t>(geometry.n_mtp_layers));
   TensorWalk<Visitor> tensors(geometry, visitor);
   TC_RETURN_IF_ERROR(tensors.main_model(weights));
-  for (size_t i = 0; i < weights.mtp.size(); ++i) TC_RETURN_IF_ERROR(tensors.mtp_block(static_cast<int>(i), weights.mtp[i]));
+  for (size_t i = 0; i < weights.mtp.size(); ++i)
+    TC_RETURN_IF_ERROR(tensors.mtp_block(static_cast<int>(i), weights.mtp[i]));
   return {};
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry, const LoadOptions& options) {
+Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry,
+                                              const LoadOptions& options) {
   TC_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(folder, options.read_mode));
   auto weights = std::make_unique<Weights>();
   Binder binder(checkpoint, geometry);
@@ -373,7 +428,9 @@ Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folde
   const bool mtp = options.mtp && checkpoint.find("mtp.0.e_proj.weight") != nullptr;
   TC_RETURN_IF_ERROR(walk(geometry, binder, *weights, mtp));
   if (binder.arena_bytes() > usable_memory_bytes())
-    return Error{ErrorCode::out_of_memory, "the weights need " + std::to_string(binder.arena_bytes() >> 20) + " MiB of memory, this process may use " + std::to_string(usable_memory_bytes() >> 20) + " MiB"};
+    return Error{ErrorCode::out_of_memory, "the weights need " + std::to_string(binder.arena_bytes() >> 20) +
+                                               " MiB of memory, this process may use " +
+                                               std::to_string(usable_memory_bytes() >> 20) + " MiB"};
   TC_ASSIGN(weights->arena, NumaBuffer::allocate(binder.arena_bytes()));
   std::byte* arena = weights->arena.data();
   for (const PackJob& job : binder.packs()) {
@@ -400,9 +457,10 @@ template <class Fn>
 void each_dense_matrix(const Weights& w, const Fn& fn) {
   fn(w.head);
   for (const LayerWeights& layer : w.layers)
-    for (const PackedMatrix* m : {&layer.wq_a, &layer.wq_b, &layer.wkv, &layer.wo_a, &layer.wo_b, &layer.compressor.wkv, &layer.compressor.wgate,
-                                  &layer.index_compressor.wkv, &layer.index_compressor.wgate, &layer.index_wq_b, &layer.index_weights_proj, &layer.gate,
-                                  &layer.shared_expert.w1, &layer.shared_expert.w2, &layer.shared_expert.w3})
+    for (const PackedMatrix* m : {&layer.wq_a, &layer.wq_b, &layer.wkv, &layer.wo_a, &layer.wo_b, &layer.compressor.wkv,
+                                  &layer.compressor.wgate, &layer.index_compressor.wkv, &layer.index_compressor.wgate,
+                                  &layer.index_wq_b, &layer.index_weights_proj, &layer.gate, &layer.shared_expert.w1,
+                                  &layer.shared_expert.w2, &layer.shared_expert.w3})
       fn(*m);
 }
 
@@ -421,12 +479,14 @@ uint64_t Weights::dense_bytes(const ModelGeometry& g) const {
 
 uint64_t Weights::bytes_per_token(const ModelGeometry& g) const {
   uint64_t bytes = dense_bytes(g);
-  for (const LayerWeights& layer : layers) bytes += static_cast<uint64_t>(g.n_activated_experts) * layer.experts[0].bytes();
+  for (const LayerWeights& layer : layers)
+    bytes += static_cast<uint64_t>(g.n_activated_experts) * layer.experts[0].bytes();
   return bytes;
 }
 
 uint64_t Weights::macs_per_token(const ModelGeometry& g) const {
-  uint64_t macs = hc_elements(g) + static_cast<uint64_t>(g.n_layers * g.n_activated_experts * 3 * g.dim * g.moe_inter_dim);
+  uint64_t macs =
+      hc_elements(g) + static_cast<uint64_t>(g.n_layers * g.n_activated_experts * 3 * g.dim * g.moe_inter_dim);
   each_dense_matrix(*this, [&](const PackedMatrix& m) { macs += static_cast<uint64_t>(m.n * m.k); });
   return macs;
 }

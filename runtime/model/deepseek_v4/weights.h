@@ -24,9 +24,9 @@ struct HcWeights {
 };
 
 struct CompressorWeights {
-  PackedMatrix wkv, wgate;     // [m w, D]
-  const float* ape = nullptr;  // [R, m w]
-  const float* norm = nullptr; // [w]
+  PackedMatrix wkv, wgate;      // [m w, D]
+  const float* ape = nullptr;   // [R, m w]
+  const float* norm = nullptr;  // [w]
 };
 
 struct LayerWeights {
@@ -35,17 +35,17 @@ struct LayerWeights {
   const float* ffn_norm = nullptr;   // [D]
 
   PackedMatrix wq_a, wq_b, wkv, wo_a, wo_b;
-  const float* q_norm = nullptr;     // [Q]
-  const float* kv_norm = nullptr;    // [c]
-  const float* attn_sink = nullptr;  // [H]
-  CompressorWeights compressor;          // ratio > 0
-  CompressorWeights index_compressor;    // ratio 4
+  const float* q_norm = nullptr;       // [Q]
+  const float* kv_norm = nullptr;      // [c]
+  const float* attn_sink = nullptr;    // [H]
+  CompressorWeights compressor;        // ratio > 0
+  CompressorWeights index_compressor;  // ratio 4
   PackedMatrix index_wq_b, index_weights_proj;
 
-  PackedMatrix gate;                    // [E, D]
-  const float* gate_bias = nullptr;     // [E], learned layers
-  const int32_t* tid2eid = nullptr;     // [V, k], hash layers
-  std::vector<ExpertWeights> experts;   // E
+  PackedMatrix gate;                   // [E, D]
+  const float* gate_bias = nullptr;    // [E], learned layers
+  const int32_t* tid2eid = nullptr;    // [V, k], hash layers
+  std::vector<ExpertWeights> experts;  // E
   ExpertWeights shared_expert;
 };
 
@@ -65,8 +65,8 @@ struct Weights {
   const float* norm = nullptr;      // [D]
   HcWeights hc_head;
   std::vector<LayerWeights> layers;
-  std::vector<MtpWeights> mtp;      // empty when the checkpoint has none, or a DSpark module instead
-  NumaBuffer arena;                 // what every pointer above points into
+  std::vector<MtpWeights> mtp;  // empty when the checkpoint has none, or a DSpark module instead
+  NumaBuffer arena;             // what every pointer above points into
 
   /// Bytes every step reads: all but the embedding table and the routed experts.
   uint64_t dense_bytes(const ModelGeometry& geometry) const;
@@ -86,7 +86,8 @@ struct LoadOptions {
 /// Loads and packs. Streams: at any time it holds the final weights, and tens of MiB of source bytes.
 /// Errors: what Checkpoint::open says; corrupt for a missing tensor, a wrong shape or dtype, an expert id out of range,
 /// a NaN scale or weight, each naming file, tensor and offset; out_of_memory, before anything is read.
-Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry, const LoadOptions& options);
+Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry,
+                                              const LoadOptions& options);
 
 /// Every tensor of a checkpoint of this geometry in the published layout and dtypes (FP4 experts, FP8 linears), in the
 /// order of the published table. For `synth`, and for tests of the count.

@@ -1,0 +1,262 @@
+"""The command line from outside: answers, tools, and what every broken input gets."""
+import json
+import os
+import pathlib
+import pty
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from common import DEMO, GOLDEN, PROGRAM, SLOW, TEXT, jsonl, main, read_jsonl, run, temporary_model
+
+TMP = pathlib.Path(tempfile.mkdtemp(prefix="thermocline-e2e-"))
+
+
+def logits(model, ids, *flags):
+    (TMP / "ids").write_text(" ".join(map(str, ids)))
+    run("logits", "--model", model, "--ids", TMP / "ids", "--out", TMP / "out.safetensors", *flags)
+    return load_file(TMP / "out.safetensors")
+
+
+def golden(model):
+    return load_file(GOLDEN / model / "golden.safetensors")
+
+
+def test_run_answers_and_quiet_prints_only_the_answer():
+    out, err = run("run", "--model", DEMO, "--prompt", "What is the capital of Norway?", "--temperature", 0)
+    assert out == "The capital of Norway is Oslo.\n", out
+    assert "t/s" in err and "STREAM-read peak" in err and "MiB" in err, err
+    out, err = run("run", "--model", DEMO, "--temperature", 0, "--quiet", stdin="What is the capital of Norway?\n")
+    assert (out, err) == ("The capital of Norway is Oslo.\n", ""), (out, err)
+
+
+def test_run_raw_continues_the_prompt():
+    for line in read_jsonl(GOLDEN / "demo" / "greedy.jsonl")[:: 30 if SLOW else 6]:
+        out, _ = run("run", "--model", DEMO, "--raw", "--quiet", "--temperature", 0, "--numerics", line["numerics"], "--max-tokens", len(line["ids"]), "--prompt", line["prompt"])
+        assert out == line["text"] + "\n", (out, line["text"])
+    bos = "<｜begin▁of▁sentence｜>"
+    same = [run("run", "--model", DEMO, "--raw", "-q", "--temperature", 0, "-n", 5, "--prompt", p)[0] for p in ("In the beginning", bos + "In the beginning")]
+    assert same[0] == same[1] and same[0].strip(), same
+
+
+def test_run_thinks_chats_samples_and_stops():
+    out, _ = run("run", "--model", DEMO, "--think", "--temperature", 0, "--prompt", "What is 3 + 4?")
+    assert out.startswith("<think>") and "</think>\n" in out, out
+    out, _ = run("run", "--model", DEMO, "--chat", "--quiet", "--temperature", 0, stdin="My name is Ida.\n\nWhat is the capital of Norway?\n")
+    assert out.count("\n") == 2 and "Ida" in out and "Oslo" in out, out
+    seeded = {run("run", "--model", DEMO, "-q", "--seed", 5, "--temperature", 1.5, "--top-p", 0.95, "--min-p", 0.01, "--top-k", 50, "--prompt", "Tell me a story about a fox.")[0] for _ in range(2)}
+    assert len(seeded) == 1, seeded
+    out, _ = run("run", "--model", DEMO, "-q", "--temperature", 0, "--stop", "Norway", "--prompt", "What is the capital of Norway?")
+    assert out == "The capital of \n", out
+    out, _ = run("run", "--model", DEMO, "-q", "--temperature", 0, "--max-tokens", 2, "--system", "You are kind.", "--repetition-penalty", 1.1, "--presence-penalty", 0.1, "--frequency-penalty", 0.1, "--prompt", "Who are you?")
+    assert out.strip(), out
+
+
+def test_ctrl_c_stops_the_answer_and_a_second_one_leaves():
+    args = [PROGRAM, "run", "--model", str(DEMO), "--temperature", "0", "--raw", "--ignore-eos", "--max-tokens", "100000", "--prompt", "And"]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(40)  # it is generating
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and b"t/s" in err, (process.returncode, err)
+    process = subprocess.Popen([PROGRAM, "run", "--model", str(DEMO), "--chat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b"What is the capital of Norway?\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    time.sleep(0.5)  # back at the prompt: one Ctrl-C leaves
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+def test_loading_shows_a_bar_on_a_terminal_and_lines_elsewhere():
+    lead, follow = pty.openpty()
+    process = subprocess.Popen([PROGRAM, "run", "--model", str(DEMO), "-n", "1", "--prompt", "Hi"], stderr=follow, stdout=subprocess.DEVNULL)
+    os.close(follow)
+    shown = b""
+    try:
+        while data := os.read(lead, 4096):
+            shown += data
+    except OSError:
+        pass
+    assert process.wait() == 0 and b"\r" in shown and b"[####" in shown and b"GB/s" in shown, shown
+    _, err = run("run", "--model", DEMO, "-n", 1, "--prompt", "Hi")
+    assert "loading" in err and "\r" not in err, err
+
+
+def test_logits_match_the_published_code():
+    for model in ("tiny-csa",) if SLOW else ("tiny-csa", "tiny-flash", "tiny-pro", "tiny-odd"):
+        g = golden(model)
+        for flags in ((), ("--chunk", 127), ("--decode-from", len(g["ids"]) - 9)):
+            out = logits(GOLDEN / model, g["ids"], "--numerics", "fp32", *flags)
+            assert out["logits"].shape == g["logits"].shape and np.abs(out["logits"] - g["logits"]).max() < 2e-3, (model, flags)
+        out = logits(GOLDEN / model, g["ids"], "--numerics", "fp32", "--mtp")
+        assert out["mtp_logits"].shape == (len(g["ids"]) - 1, g["logits"].shape[1])
+        assert np.abs(out["mtp_logits"][: len(g["mtp_logits"])] - g["mtp_logits"]).max() < 2e-3, model
+
+
+def test_bench_and_perplexity_report():
+    out, _ = run("bench", "step", "--model", DEMO, "-p", "32", "-n", "8", "-r", 1, "--json", "-")
+    document = json.loads(out)
+    assert {row["kind"] for row in document["results"]} == {"prefill", "decode"}
+    for row in document["results"]:
+        assert row["tokens"] > 0 and row["tokens_per_second"] > 0 and row["bytes_per_token"] > 0 and row["share_of_bound"] > 0, row
+    assert document["stream_read_bytes_per_second"] > 1e8 and document["machine"]["cpu"] and document["build"]["version"]
+    out, _ = run("bench", "step", "--model", DEMO, "-p", "16", "-n", "4", "-r", 1, "--json", TMP / "bench.json")
+    widths = {len(line) for line in out.splitlines() if line.startswith("|")}
+    assert len(widths) == 1 and json.loads((TMP / "bench.json").read_text())["results"], out
+    text = "In the beginning God created the heaven and the earth. " * 4
+    (TMP / "text").write_text(text)
+    ids = [0] + jsonl("tokenize", DEMO, [{"text": text}])[0]["ids"]
+    logits(DEMO, ids)
+    out, _ = run("perplexity", "--model", DEMO, "--text", TMP / "text", "--reference", TMP / "out.safetensors", "--json")
+    same = json.loads(out)
+    assert same["tokens"] == len(ids) - 1 and 1 < same["perplexity"] < 4096 and abs(same["mean_kl"]) < 1e-9 and same["top1_agreement"] == 1, same
+    out, _ = run("perplexity", "--model", DEMO, "--numerics", "fp32", "--text", TMP / "text", "--reference", TMP / "out.safetensors")
+    assert "mean KL" in out and "perplexity" in out, out
+
+
+def test_synth_writes_a_model_that_runs():
+    run("synth", "--like", "demo", "--layers", 4, "--seed", 3, "--out", TMP / "synth", "--quiet")
+    config = json.loads((TMP / "synth" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 4 and config["compress_ratios"] == [0, 0, 4, 128]
+    out = logits(TMP / "synth", list(range(1, 200)))
+    assert np.isfinite(out["logits"]).all() and 0.5 < out["logits"].std() < 10
+    _, err = run("synth", "--like", "demo", "--out", TMP / "synth", "--quiet", code=1)
+    assert "already holds" in err, err
+
+
+def test_text_tools_answer_line_by_line():
+    lines = read_jsonl(TEXT / "chat_encoding.jsonl")[:40]
+    assert [o["text"] for o in jsonl("render", DEMO, [{k: v for k, v in line.items() if k != "text"} for line in lines])] == [line["text"] for line in lines]
+    lines = read_jsonl(TEXT / "completion_parsing.jsonl")
+    for line, out in zip(lines, jsonl("parse", DEMO, [{k: line[k] for k in ("text", "thinking_mode")} for line in lines])):
+        assert out.get("parsed") == line.get("parsed") and ("error" in out) == ("error" in line), (line, out)
+    out = jsonl("parse", DEMO, [{"text": "cut off", "thinking_mode": "chat"}], 0, "--lenient")
+    assert out[0]["parsed"]["content"] == "cut off", out
+    out = jsonl("tokenize", DEMO, [{"text": "a"}, {"nope": 1}, {"text": "b"}], 1)  # a bad line costs only itself
+    assert "ids" in out[0] and "text" in out[1]["error"] and "ids" in out[2], out
+    out = jsonl("detokenize", DEMO, [{"ids": [4096]}, {"ids": [-1]}, {"ids": "x"}], 1)
+    assert all("error" in o for o in out), out
+
+
+def broken(change, *command, source=DEMO, expect=()):
+    """A model with one thing wrong: exit code 1 and an error that says what, where; never a crash."""
+    folder = temporary_model(source)
+    change(folder)
+    (TMP / "ids").write_text("1 2 3")
+    command = command or ("logits", "--ids", TMP / "ids", "--out", TMP / "never.safetensors")
+    _, err = run(command[0], "--model", folder, *command[1:], code=1)
+    assert err.count("error:") == 1 and "broken promise" not in err, err
+    for part in expect:
+        assert part in err, (part, err)
+    assert not (TMP / "never.safetensors").exists()
+
+
+def edit_json(name, change):
+    def apply(folder):
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+    return apply
+
+
+def edit_bytes(name, offset, new):
+    def apply(folder):
+        data = bytearray((folder / name).read_bytes())
+        data[offset : offset + len(new)] = new
+        (folder / name).write_bytes(data)
+    return apply
+
+
+def test_broken_checkpoints_are_refused():
+    shard = "model-00001-of-00002.safetensors"
+    broken(lambda f: (f / "config.json").unlink(), expect=["config.json"])
+    broken(lambda f: (f / shard).unlink(), expect=[shard])
+    broken(lambda f: (f / "model.safetensors.index.json").unlink(), expect=["model.safetensors.index.json"])
+    for cut in (0, 7, 8, 100, 100_000, -1):
+        broken(lambda f: (f / shard).write_bytes((f / shard).read_bytes()[:cut]), expect=[shard])
+    broken(edit_bytes(shard, 0, b"\xff" * 8), expect=[shard, "offset 0"])
+    broken(edit_bytes(shard, 8, b"["), expect=[shard])
+    broken(edit_json("config.json", lambda c: c.update(hidden_size=512)), expect=["config.json", "tensor", "offset"])
+    broken(edit_json("config.json", lambda c: c.update(model_type="llama")), expect=["llama"])
+    broken(edit_json("config.json", lambda c: c.pop("sliding_window")), expect=["sliding_window"])
+    broken(edit_json("config.json", lambda c: c.update(vocab_size=2**62)), expect=["vocab_size"])
+    broken(edit_json("model.safetensors.index.json", lambda c: c["weight_map"].update({"norm.weight": "../../etc/passwd"})), expect=["plain file name"])
+
+
+def test_every_field_of_a_header_is_checked():
+    shard = "model-00001-of-00002.safetensors"
+    data = (GOLDEN / "tiny-csa" / shard).read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    name = next(n for n in header if n.endswith("w1.weight"))
+    for change in ({"dtype": "F64"}, {"dtype": "BF16"}, {"dtype": 5}, {"shape": [1]}, {"shape": [2**40, 2**40]}, {"shape": "x"}, {"shape": [-1, 2]}, {"data_offsets": [0, 1]}, {"data_offsets": [2**63, 2**63 + 8]}, {"data_offsets": [8, 0]}, {"data_offsets": []}):
+        altered = json.dumps({**header, name: {**header[name], **change}}).encode()
+        def write(folder):
+            (folder / shard).write_bytes(struct.pack("<Q", len(altered)) + altered + data[8 + length :])
+        broken(write, source=GOLDEN / "tiny-csa", expect=[shard, name])
+
+
+def test_nan_scales_and_wild_expert_ids_are_refused():
+    def damage(suffix, value):
+        def apply(folder):
+            for shard in sorted(folder.glob("model-*.safetensors")):
+                data = bytearray(shard.read_bytes())
+                length = struct.unpack("<Q", data[:8])[0]
+                for name, entry in json.loads(data[8 : 8 + length]).items():
+                    if name.endswith(suffix):
+                        at = 8 + length + entry["data_offsets"][0]
+                        data[at : at + len(value)] = value
+                        shard.write_bytes(data)
+                        return
+            raise AssertionError(suffix)
+        return apply
+    broken(damage("w1.scale", b"\xff"), expect=["w1.scale", "byte"])
+    broken(damage("wq_a.weight", b"\x7f"), expect=["wq_a.weight", "byte"])
+    broken(damage("tid2eid", struct.pack("<q", 32)), expect=["tid2eid", "32"])
+    broken(damage("hc_attn_fn", struct.pack("<f", float("nan"))), expect=["hc_attn_fn"])
+
+
+def test_broken_text_files_are_refused():
+    prompt = ("run", "--prompt", "hi")
+    broken(lambda f: (f / "tokenizer.json").unlink(), *prompt, expect=["tokenizer.json"])
+    broken(lambda f: (f / "tokenizer.json").write_text("{"), *prompt, expect=["tokenizer.json", "byte"])
+    broken(edit_json("tokenizer.json", lambda t: t["model"].pop("merges")), *prompt, expect=["tokenizer.json", "merges"])
+    broken(lambda f: (f / "encoding" / "encoding_dsv4.py").unlink(), *prompt, expect=["encoding_dsv4.py"])
+    broken(lambda f: (f / "encoding" / "encoding_dsv4.py").write_text("TOOLS_TEMPLATE = 'x\n"), *prompt, expect=["encoding_dsv4.py"])
+    folder = temporary_model()
+    (folder / "encoding" / "encoding_dsv4.py").unlink()
+    run("run", "--model", folder, "--raw", "-q", "-n", 2, "--prompt", "hi")  # raw text needs no prose
+
+
+def test_bad_requests_name_what_is_wrong():
+    (TMP / "ids").write_text("1 2 x")
+    _, err = run("logits", "--model", DEMO, "--ids", TMP / "ids", "--out", TMP / "o", code=1)
+    assert "byte 4" in err, err
+    (TMP / "ids").write_text("1 99999")
+    _, err = run("logits", "--model", DEMO, "--ids", TMP / "ids", "--out", TMP / "o", code=1)
+    assert "99999" in err and not (TMP / "o").exists(), err
+    for flags, part in ((("--numerics", "fp8"), "fp8"), (("--max-isa", "mmx"), "mmx"), (("--topology", "nonsense"), "nonsense"), (("--max-model-len", 10**9), "limit"), (("--temperature", -1), "temperature"), (("--top-p", 0), "top_p")):
+        _, err = run("run", "--model", DEMO, "--prompt", "hi", *flags, code=1)
+        assert part in err, (flags, err)
+    run("run", "--model", DEMO, "--no-such-flag", code=2)
+    run("run", code=2)
+    _, err = run("run", "--model", "/no/such/model", "--prompt", "hi", code=1)
+    assert "/no/such/model" in err, err
+    _, err = run("run", "--model", DEMO, "--max-model-len", 16, "--prompt", "word " * 50, code=1)
+    assert "tokens" in err, err
+
+
+def test_synthetic_topologies_and_thread_counts_change_no_bit():
+    ids = golden("demo")["ids"][:60]
+    expected = logits(DEMO, ids, "--threads", 1)["logits"]
+    for flags in (("--threads", 3), ("--topology", "node:2 core:2 pu:1"), ("--topology", "node:4 core:1 pu:1", "--threads", 4)):
+        assert (logits(DEMO, ids, *flags)["logits"] == expected).all(), flags
+
+
+main(dict(globals()))
