@@ -97,8 +97,8 @@ def test_other_rules_of_the_family():
     def added(t):
         top = max([*t["model"]["vocab"].values(), *(a["id"] for a in t["added_tokens"])]) + 1
         for i, flags in enumerate(({"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True, "special": False})):
-            t["added_tokens"].append({"id": top + i, "content": ["[L]", "[R]", "word", "New"][i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True, **flags})
-    texts = [mixed_text(20_000, 7), "a  [L]b [R]  c word words sword New newNew", "  [L]", "[R]  ", "[L][R] [L]", "I'LL we'Re 12345 ſ's"]
+            t["added_tokens"].append({"id": top + i, "content": ["[L]", "[R]", "wordq", "Newq"][i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True, **flags})
+    texts = [mixed_text(20_000, 7), "a  [L]b [R]  c wordq wordqs swordq wordq, Newq newNewq", "  [L]", "[R]  ", "[L][R] [L]", "I'LL we'Re 12345 ſ's"]
     for change in (llama, qwen, gpt2, digits, added):
         try:
             compare(variant(change), texts)
