@@ -1,6 +1,7 @@
 #include "kernels_cpu/packed_matrix.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "runtime/base/number_formats.h"
@@ -58,23 +59,57 @@ void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row
   for (int64_t r = 0; r < valid_rows; ++r) pack(rows + r * row_bytes, row_bytes, r, shape.k_tiles(), tiles);
 }
 
-void decode_tile(WeightFormat format, const uint8_t* tile, float* out) {
-  for (int64_t col = 0; col < kTileCols; ++col) {
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      float& value = out[col * kTileRows + r];
-      const int64_t p = col % 2;
-      if (format == WeightFormat::mxfp4) {
-        const uint8_t* word = tile + col / 8 * 64 + 2 * (2 * r + p);
-        const int64_t s = col % 8 / 2;
-        value = kE2m1[(word[s / 2] >> (4 * (s % 2))) & 15];
-      } else if (format == WeightFormat::fp8) {
-        value = e4m3_to_float(tile[col / 4 * 64 + 16 * (r / 4) + 8 * (col % 4 / 2) + 2 * (r % 4) + p]);
-      } else {
-        bf16 word;
-        std::memcpy(&word, tile + col / 2 * 64 + 2 * (2 * r + p), 2);
-        value = bf16_to_float(word);
-      }
+namespace {
+
+// The float values of all e4m3 codes: looked up, as every element of a tile is decoded for every token.
+const float* e4m3_table() {
+  static const auto table = [] {
+    std::array<float, 256> values;
+    for (int code = 0; code < 256; ++code) values[static_cast<size_t>(code)] = e4m3_to_float(static_cast<uint8_t>(code));
+    return values;
+  }();
+  return table.data();
+}
+
+// One line of a tile: 16 rows, columns 8b.. (mxfp4), 4b.. (fp8) or 2b.. (bf16); out is the first of these columns.
+void decode_mxfp4_line(const uint8_t* line, float* out) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    uint32_t words;
+    std::memcpy(&words, line + 4 * r, 4);
+    for (int64_t s = 0; s < 4; ++s, words >>= 4) {
+      out[2 * s * kTileRows + r] = kE2m1[words & 15];
+      out[(2 * s + 1) * kTileRows + r] = kE2m1[words >> 16 & 15];
     }
+  }
+}
+
+void decode_fp8_line(const float* table, const uint8_t* line, float* out) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    const uint8_t* codes = line + 16 * (r / 4) + 2 * (r % 4);
+    for (int64_t q = 0; q < 2; ++q)
+      for (int64_t p = 0; p < 2; ++p) out[(2 * q + p) * kTileRows + r] = table[codes[8 * q + p]];
+  }
+}
+
+void decode_bf16_line(const uint8_t* line, float* out) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    uint32_t words;
+    std::memcpy(&words, line + 4 * r, 4);
+    out[r] = std::bit_cast<float>(words << 16);
+    out[kTileRows + r] = std::bit_cast<float>(words & 0xffff0000u);
+  }
+}
+
+}  // namespace
+
+void decode_tile(WeightFormat format, const uint8_t* tile, float* out) {
+  if (format == WeightFormat::mxfp4) {
+    for (int64_t line = 0; line < 4; ++line) decode_mxfp4_line(tile + line * 64, out + line * 8 * kTileRows);
+  } else if (format == WeightFormat::fp8) {
+    const float* const table = e4m3_table();
+    for (int64_t line = 0; line < 8; ++line) decode_fp8_line(table, tile + line * 64, out + line * 4 * kTileRows);
+  } else {
+    for (int64_t line = 0; line < 16; ++line) decode_bf16_line(tile + line * 64, out + line * 2 * kTileRows);
   }
 }
 

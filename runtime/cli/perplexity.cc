@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "runtime/cli/command.h"
 #include "runtime/io/json_document.h"
@@ -29,31 +30,33 @@ std::vector<double> log_softmax(const float* logits, int64_t n) {
   return out;
 }
 
-/// A recorded run, read row by row.
+/// A recorded run, mapped: rows are read where they lie.
 class Reference {
  public:
   static Result<Reference> open(const PerplexityOptions& o, int64_t vocab) {
-    TC_ASSIGN(InputFile file, InputFile::open(o.reference_path));
+    TC_ASSIGN(const InputFile file, InputFile::open(o.reference_path));
     TC_ASSIGN(const std::vector<TensorInfo> tensors, read_safetensors_header(file));
     for (const TensorInfo& tensor : tensors) {
       if (tensor.name != o.reference_tensor) continue;
       if (tensor.dtype != DType::f32 || tensor.shape.size() != 2 || tensor.shape[1] != vocab)
         return corrupt(o.reference_path + ", tensor '" + tensor.name + "' should be F32 [T, " + std::to_string(vocab) +
                        "], not " + tensor.shape_text());
-      return Reference(std::move(file), tensor);
+      TC_ASSIGN(MappedFile mapped, MappedFile::open(o.reference_path));
+      return Reference(std::move(mapped), tensor);
     }
     return Error{ErrorCode::not_found, o.reference_path + " holds no tensor '" + o.reference_tensor + "'"};
   }
   int64_t rows() const { return tensor_.shape[0]; }
-  Status read(int64_t row, std::vector<float>& out) const {
-    out.resize(static_cast<size_t>(tensor_.shape[1]));
-    return file_.read_at(tensor_.begin + static_cast<uint64_t>(row) * out.size() * 4,
-                         std::as_writable_bytes(std::span(out)));
+  std::vector<float> row(int64_t i) const {
+    std::vector<float> out(static_cast<size_t>(tensor_.shape[1]));
+    const uint64_t bytes = out.size() * 4;
+    std::memcpy(out.data(), file_.bytes().data() + tensor_.begin + static_cast<uint64_t>(i) * bytes, bytes);
+    return out;
   }
 
  private:
-  Reference(InputFile file, TensorInfo tensor) : file_(std::move(file)), tensor_(std::move(tensor)) {}
-  InputFile file_;
+  Reference(MappedFile file, TensorInfo tensor) : file_(std::move(file)), tensor_(std::move(tensor)) {}
+  MappedFile file_;
   TensorInfo tensor_;
 };
 
@@ -62,10 +65,7 @@ struct Sums {
   int64_t predicted = 0, compared = 0, same_top1 = 0;
 };
 
-Status compare(const Reference& reference, int64_t row, const float* logits, const std::vector<double>& ours,
-               Sums& sums) {
-  std::vector<float> recorded;
-  TC_RETURN_IF_ERROR(reference.read(row, recorded));
+void compare(const std::vector<float>& recorded, const float* logits, const std::vector<double>& ours, Sums& sums) {
   const int64_t n = static_cast<int64_t>(recorded.size());
   const std::vector<double> theirs = log_softmax(recorded.data(), n);
   double kl = 0;
@@ -76,7 +76,6 @@ Status compare(const Reference& reference, int64_t row, const float* logits, con
   sums.same_top1 += std::max_element(logits, logits + n) - logits ==
                     std::max_element(recorded.begin(), recorded.end()) - recorded.begin();
   ++sums.compared;
-  return {};
 }
 
 void report(const PerplexityOptions& o, const Sums& s) {
@@ -141,7 +140,7 @@ Status perplexity(const PerplexityOptions& o) {
           sums.nll -= ours[static_cast<size_t>(piece[static_cast<size_t>(t + 1)])];
           ++sums.predicted;
         }
-        if (reference && t < reference->rows()) TC_RETURN_IF_ERROR(compare(*reference, t, logits, ours, sums));
+        if (reference && t < reference->rows()) compare(reference->row(t), logits, ours, sums);
       }
     }
     begin += count;

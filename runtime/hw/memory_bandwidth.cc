@@ -11,11 +11,17 @@
 namespace thermocline {
 namespace {
 
+#ifdef TC_SANITIZED  // the resolvers of clones run before a sanitizer's runtime is up
+#define TC_VECTOR_CLONES
+#else
+#define TC_VECTOR_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#endif
+
 typedef uint64_t Vector __attribute__((vector_size(64)));
 
 // Wider vectors where the CPU has them; the compiler makes one clone per target and the loader picks.
 // Prefetching 4 KiB ahead keeps the read streams of one core full.
-__attribute__((target_clones("default", "avx2", "avx512f"))) uint64_t sum_lines(const std::byte* data, int64_t bytes) {
+TC_VECTOR_CLONES uint64_t sum_lines(const std::byte* data, int64_t bytes) {
   Vector sums[4] = {};
   for (int64_t i = 0; i + 256 <= bytes; i += 256) {
     for (int line = 0; line < 4; ++line) {

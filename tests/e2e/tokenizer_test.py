@@ -64,7 +64,7 @@ def test_vectors_of_the_real_tokenizer():
 
 
 def test_megabytes_of_mixed_text():
-    size = 100_000 if SLOW else 1_500_000
+    size = 100_000 if SLOW else 2_500_000
     for folder in (V4, DEMO):
         compare(folder, [mixed_text(size, 1), *(mixed_text(3_000, seed) for seed in range(2, 60))])
 
