@@ -9,6 +9,7 @@
 #include "runtime/hw/memory_bandwidth.h"
 #include "runtime/hw/numa_buffer.h"
 #include "runtime/hw/topology.h"
+#include "runtime/hw/uneven_work.h"
 #include "runtime/hw/worker_pool.h"
 #include "tests/support/fixtures.h"
 
@@ -108,6 +109,19 @@ TEST(WorkerPool, WakesFromParking) {
     pool.run([&](int) { ++calls; });
   }
   EXPECT_EQ(calls, 90);
+}
+
+TEST(UnevenWork, EveryPieceIsDoneOnceAndSlotsNeverOverlap) {
+  for (const int threads : {1, 2, 5}) {
+    std::vector<std::atomic<int>> done(500), busy(static_cast<size_t>(threads));
+    for_each_uneven(500, threads, [&](int64_t index, int slot) {
+      ASSERT_LT(slot, threads);
+      EXPECT_EQ(busy[static_cast<size_t>(slot)]++, 0);
+      ++done[static_cast<size_t>(index)];
+      --busy[static_cast<size_t>(slot)];
+    });
+    for (const auto& n : done) EXPECT_EQ(n, 1);
+  }
 }
 
 TEST(MemoryBandwidth, IsAPlausibleNumber) {

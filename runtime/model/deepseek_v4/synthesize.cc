@@ -1,7 +1,6 @@
 #include "runtime/model/deepseek_v4/synthesize.h"
 
 #include <fmt/format.h>
-#include <oneapi/tbb/parallel_for.h>
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +8,7 @@
 #include <future>
 
 #include "runtime/base/number_formats.h"
+#include "runtime/hw/uneven_work.h"
 #include "runtime/io/json_document.h"
 #include "runtime/io/progress.h"
 #include "runtime/io/safetensors.h"
@@ -238,7 +238,7 @@ class ShardStream {
       const int64_t bytes = std::min(buffer_bytes, total - begin);
       std::vector<std::byte>& buffer = buffers_[next_ ^= 1];
       buffer.resize(static_cast<size_t>(bytes));
-      tbb::parallel_for(int64_t{0}, (bytes + block - 1) / block, [&](int64_t i) {
+      for_each_uneven((bytes + block - 1) / block, 0, [&](int64_t i, int) {
         fill_block(g_, tensor, recipe, seed, begin + i * block, buffer.data() + i * block,
                    std::min(block, bytes - i * block));
       });

@@ -1,10 +1,5 @@
 #include "runtime/model/deepseek_v4/weights.h"
 
-#include <oneapi/tbb/enumerable_thread_specific.h>
-#include <oneapi/tbb/global_control.h>
-#include <oneapi/tbb/parallel_for.h>
-#include <oneapi/tbb/task_arena.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -13,6 +8,7 @@
 
 #include "runtime/base/number_formats.h"
 #include "runtime/hw/topology.h"
+#include "runtime/hw/uneven_work.h"
 #include "runtime/io/progress.h"
 #include "runtime/model/deepseek_v4/tensor_visitor.h"
 
@@ -350,19 +346,16 @@ Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
   std::atomic<bool> failed{false};
   Status first_error;
   // Twice the cores: while some threads wait for the disk, others pack.
-  const int workers = 2 * (threads > 0 ? threads : tbb::this_task_arena::max_concurrency());
-  const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(workers));
-  tbb::task_arena arena(workers);
-  tbb::enumerable_thread_specific<SourceBuffer> buffers;
-  arena.execute([&] {
-    tbb::parallel_for(size_t{0}, tasks.size(), [&](size_t i) {
-      if (failed) return;
-      Status status = tasks[i].pack ? loader.pack(*tasks[i].pack, tasks[i].first_group, buffers.local())
-                                    : loader.copy(*tasks[i].copy, buffers.local());
-      if (status.ok()) return;
-      const std::lock_guard lock(mutex);
-      if (!failed.exchange(true)) first_error = std::move(status);
-    });
+  const int workers = 2 * (threads > 0 ? threads : default_uneven_threads());
+  std::vector<SourceBuffer> buffers(static_cast<size_t>(workers));
+  for_each_uneven(static_cast<int64_t>(tasks.size()), workers, [&](int64_t i, int slot) {
+    if (failed) return;
+    const Task& task = tasks[static_cast<size_t>(i)];
+    SourceBuffer& buffer = buffers[static_cast<size_t>(slot)];
+    Status status = task.pack ? loader.pack(*task.pack, task.first_group, buffer) : loader.copy(*task.copy, buffer);
+    if (status.ok()) return;
+    const std::lock_guard lock(mutex);
+    if (!failed.exchange(true)) first_error = std::move(status);
   });
   return first_error;
 }
