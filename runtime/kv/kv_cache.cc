@@ -49,6 +49,7 @@ int32_t PagePool::take() {
 SequenceKv::~SequenceKv() {
   for (const int32_t page : window_pages_) cache_.window_.give_back(page);
   for (const int32_t page : compressed_pages_) cache_.compressed_.give_back(page);
+  cache_.free_rings_.push_back(std::move(rings_));
 }
 
 const KvLayout& SequenceKv::layout() const { return cache_.layout(); }
@@ -110,12 +111,19 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelGeometry& geometry, 
   TC_ASSIGN(cache->window_, PagePool::allocate(std::min(window_pages, whole) * options.max_sequences,
                                                cache->layout_.window_page_bytes()));
   TC_ASSIGN(cache->compressed_, PagePool::allocate(whole, cache->layout_.compressed_page_bytes()));
+  for (int i = 0; i < options.max_sequences; ++i) {
+    TC_ASSIGN(HostArray<float> rings, HostArray<float>::allocate(cache->layout_.ring_floats()));
+    cache->free_rings_.push_back(std::move(rings));
+  }
   return cache;
 }
 
 Result<std::unique_ptr<SequenceKv>> KvCache::new_sequence() {
+  if (free_rings_.empty())
+    return Error{ErrorCode::out_of_memory, "all " + std::to_string(options_.max_sequences) + " sequences are in use"};
   std::unique_ptr<SequenceKv> sequence(new SequenceKv(*this));
-  TC_ASSIGN(sequence->rings_, HostArray<float>::allocate(layout_.ring_floats()));
+  sequence->rings_ = std::move(free_rings_.back());
+  free_rings_.pop_back();
   return sequence;
 }
 

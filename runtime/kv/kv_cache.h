@@ -111,6 +111,7 @@ class KvCache {
  public:
   /// Errors: out_of_memory.
   static Result<std::unique_ptr<KvCache>> create(const ModelGeometry& geometry, const KvOptions& options);
+  /// Allocates nothing. Errors: out_of_memory when max_sequences are in use.
   Result<std::unique_ptr<SequenceKv>> new_sequence();
 
   const KvLayout& layout() const { return layout_; }
@@ -125,6 +126,7 @@ class KvCache {
   const int64_t window_size_;
   const KvLayout layout_;
   PagePool window_, compressed_;
+  std::vector<HostArray<float>> free_rings_;  // one a sequence; what an earlier sequence left there is never read
 };
 
 }  // namespace thermocline

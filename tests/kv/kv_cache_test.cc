@@ -49,6 +49,17 @@ TEST(KvCache, WindowPagesComeBackAndCompressedOnesStay) {
   EXPECT_NE(kv->compressed_row(2, 1023), nullptr);
 }
 
+TEST(KvCache, SequencesAreLimitedAndComeBack) {
+  auto cache = KvCache::create(demo(), {.max_tokens = 512, .max_sequences = 2, .max_chunk = 512}).value();
+  auto a = cache->new_sequence().value(), b = cache->new_sequence().value();
+  EXPECT_NE(a->ring_slot(2, 0), b->ring_slot(2, 0));
+  const auto third = cache->new_sequence();
+  ASSERT_FALSE(third);
+  EXPECT_EQ(third.error().code, ErrorCode::out_of_memory);
+  a.reset();
+  EXPECT_TRUE(cache->new_sequence());
+}
+
 TEST(KvCache, ASequenceGivesItsPagesBack) {
   const ModelGeometry g = demo();
   auto cache = KvCache::create(g, {.max_tokens = 512, .max_sequences = 1, .max_chunk = 512}).value();
