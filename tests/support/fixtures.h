@@ -47,7 +47,6 @@ class TensorFile {
     for (const TensorInfo& tensor : tensors) tensors_[tensor.name] = tensor;
   }
   const TensorInfo& info(const std::string& name) const { return tensors_.at(name); }
-  bool has(const std::string& name) const { return tensors_.contains(name); }
 
   std::vector<float> floats(const std::string& name) const {
     const TensorInfo& tensor = info(name);
