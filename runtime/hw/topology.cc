@@ -86,12 +86,6 @@ int Topology::default_threads() const {
   return std::max(1, threads);
 }
 
-uint64_t Topology::memory_bytes() const {
-  uint64_t bytes = 0;
-  for (const NumaNode& node : nodes) bytes += node.memory_bytes;
-  return bytes;
-}
-
 Result<Topology> read_topology(const std::string& synthetic) {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return Error{ErrorCode::internal, "hwloc could not be initialised"};

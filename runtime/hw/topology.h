@@ -28,7 +28,6 @@ struct Topology {
 
   /// How many workers this process should run: one per core, no more than the cgroup's quota.
   int default_threads() const;
-  uint64_t memory_bytes() const;
 };
 
 /// Reads the topology. `synthetic` is an hwloc description such as "node:2 core:4 pu:1"; empty asks the machine

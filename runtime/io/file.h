@@ -27,7 +27,6 @@ class InputFile {
 
   const std::filesystem::path& path() const { return path_; }
   uint64_t size() const { return size_; }
-  bool direct() const { return direct_; }
 
   /// Fills `out` with the bytes at `offset`. Errors: corrupt when the file ends before, io.
   Status read_at(uint64_t offset, std::span<std::byte> out) const;
