@@ -1,6 +1,7 @@
 #include "kernels_cpu/gemm.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels_cpu/ref/ops.h"
@@ -11,91 +12,147 @@ namespace {
 
 constexpr int64_t kActivationBlock = 128;  // spec 5.2: linear inputs are rounded per 128 channels
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 }  // namespace
 
 Result<GemmInput> GemmInput::allocate(int64_t max_rows, int64_t max_k) {
   GemmInput input;
-  TC_ASSIGN(input.buffer_, NumaBuffer::allocate(static_cast<uint64_t>(max_rows * round_up(max_k, kTileCols) * 4)));
+  const int64_t chunks = max_rows * ((max_k + kTileCols - 1) / kTileCols);
+  TC_ASSIGN(input.buffer_, NumaBuffer::allocate(static_cast<uint64_t>(chunks * chunk_bytes(Activation::f32))));
   return input;
 }
 
-void GemmInput::reshape(const KernelTable& table, int64_t rows, int64_t k) {
+void GemmInput::reshape(const KernelTable& table, Activation activation, int64_t rows, int64_t k) {
+  activation_ = activation;
+  token_block_ = table.token_block;
   rows_ = rows;
   k_ = k;
-  row_bytes_ = round_up(k, kTileCols) * (table.bf16_inputs ? 2 : 4);
-  TC_CHECK(static_cast<uint64_t>(rows * row_bytes_) <= buffer_.size());
+  TC_CHECK(static_cast<uint64_t>(rows * row_bytes()) <= buffer_.size());
 }
 
-void prepare_row(const KernelTable& table, const float* x, int64_t k, bool quantise, float* scratch, std::byte* row) {
-  const float* values = x;
-  if (quantise) {
-    std::copy_n(x, k, scratch);
-    ref::fake_fp8(scratch, k, kActivationBlock);
-    values = scratch;
-  }
-  const int64_t padded = round_up(k, kTileCols);
-  if (table.bf16_inputs) {
-    bf16* out = reinterpret_cast<bf16*>(row);
-    for (int64_t i = 0; i < k; ++i) out[i] = float_to_bf16(values[i]);
-    std::fill(out + k, out + padded, bf16{0});
-  } else {
-    float* out = reinterpret_cast<float*>(row);
-    std::copy_n(values, k, out);
-    std::fill(out + k, out + padded, 0.0f);
-  }
-}
+namespace {
 
-void prepare(const CpuContext& cpu, TensorView<const float, 2> x, bool quantise, const GemmScratch& scratch,
-             GemmInput& input) {
-  const int64_t rows = x.shape[0], k = x.shape[1];
-  input.reshape(cpu.table, rows, k);
-  cpu.pool.split(rows, [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t i = begin; i < end; ++i)
-      prepare_row(cpu.table, x.row(i), k, quantise, scratch.row(worker), input.row(i));
-  });
-}
-
-Result<GemmScratch> GemmScratch::allocate(int workers, int64_t max_rows, int64_t max_k) {
-  GemmScratch scratch;
-  scratch.tile_offset_ = round_up(max_k, kTileCols) / kTileCols * 1024;
-  scratch.row_offset_ = scratch.tile_offset_ + 2 * max_rows * kTileRows * 4;
-  scratch.stride_ = round_up(scratch.row_offset_ + max_k * 4, 4096);
-  TC_ASSIGN(scratch.buffer_, NumaBuffer::allocate(static_cast<uint64_t>(workers * scratch.stride_)));
-  return scratch;
-}
-
-void gemm_row_group(const KernelTable& table, const PackedMatrix& w, int64_t group, const std::byte* x,
-                    int64_t row_bytes, int64_t count, uint8_t* expanded, float* y) {
-  const int kind = static_cast<int>(gemm_kind(w));
-  const int64_t x_stride = row_bytes / (table.bf16_inputs ? 2 : 4);
-  RowGroup rows = w.row_group(group);
-  GemmTile tile = table.gemm[kind];
-  if (count > table.max_tokens && table.expand[kind]) {
-    table.expand[kind](rows.tiles, rows.k_tiles, expanded);
-    rows.tiles = expanded;
-    tile = table.gemm_expanded[kind];
-  }
-  for (int64_t i = 0; i < count; i += table.max_tokens) {
-    const int m = static_cast<int>(std::min<int64_t>(table.max_tokens, count - i));
-    tile(rows, x + i * row_bytes, x_stride, m, y + i * kTileRows);
+// The nearest integers to x / scale, scale = max |x| / 127, in the chunk order of Int8Chunk.
+void store_int8(const float* x, int64_t k, int64_t block, const RowChunks& out) {
+  constexpr int kOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+  for (int64_t begin = 0; begin < k; begin += block) {
+    const int64_t end = std::min(k, begin + block);
+    float amax = 0;
+    for (int64_t i = begin; i < end; ++i) amax = std::max(amax, std::fabs(x[i]));
+    const float scale = amax / 127, inverse = amax > 0 ? 127 / amax : 0;
+    for (int64_t tile = begin / kTileCols; tile * kTileCols < end; ++tile) {
+      float padded[kTileCols] = {};
+      std::copy(x + tile * kTileCols, x + std::min(end, (tile + 1) * kTileCols), padded);
+      Int8Chunk& chunk = *reinterpret_cast<Int8Chunk*>(out.first + tile * out.stride);
+      int8_t codes[kTileCols];
+      int32_t sum = 0;
+      for (int64_t i = 0; i < kTileCols; ++i) {
+        // Adding 1.5 x 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
+        const float shifted = padded[i] * inverse + 0x1.8p23f;
+        const int32_t code = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(0x1.8p23f);
+        codes[i] = static_cast<int8_t>(std::clamp(code, -127, 127));
+        sum += codes[i];
+      }
+      for (int64_t i = 0; i < kTileCols; ++i) chunk.codes[i] = codes[i / 8 * 8 + kOrder[i % 8]];
+      chunk.scale = scale;
+      chunk.sum = sum;
+    }
   }
 }
 
-void gemm(const CpuContext& cpu, const PackedMatrix& w, const GemmInput& x, const GemmScratch& scratch, float* y,
-          int64_t y_stride, bool round, int64_t first, int64_t step) {
-  TC_CHECK_EQ(w.k, x.k());
-  const int64_t count = (x.rows() - first + step - 1) / step;
-  cpu.pool.split(w.row_groups(), [&](int64_t begin, int64_t end, int worker) {
-    float* tile = scratch.tile(worker);
-    for (int64_t group = begin; group < end; ++group) {
-      gemm_row_group(cpu.table, w, group, x.row(first), step * x.row_bytes(), count, scratch.expanded(worker), tile);
-      const int64_t n = group * kTileRows, width = std::min(kTileRows, w.n - n);
-      if (round) ref::round_to_bf16(tile, count * kTileRows);
-      for (int64_t i = 0; i < count; ++i) std::copy_n(tile + i * kTileRows, width, y + i * y_stride + n);
+}  // namespace
+
+void store_row(const InputFormat& format, float* x, int64_t k, const RowChunks& out) {
+  if (format.round_e4m3) ref::fake_fp8(x, k, kActivationBlock);
+  if (format.activation == Activation::int8) return store_int8(x, k, format.int8_block, out);
+  for (int64_t begin = 0, tile = 0; begin < k; begin += kTileCols, ++tile) {
+    const int64_t count = std::min(kTileCols, k - begin);
+    std::byte* chunk = out.first + tile * out.stride;
+    if (format.activation == Activation::bf16) {
+      bf16* to = reinterpret_cast<bf16*>(chunk);
+      for (int64_t i = 0; i < count; ++i) to[i] = float_to_bf16(x[begin + i]);
+      std::fill(to + count, to + kTileCols, bf16{0});
+    } else {
+      float* to = reinterpret_cast<float*>(chunk);
+      std::copy_n(x + begin, count, to);
+      std::fill(to + count, to + kTileCols, 0.0f);
+    }
+  }
+}
+
+void prepare(const CpuContext& cpu, TensorView<const float, 2> x, const InputFormat& format, GemmInput& input,
+             int64_t batches) {
+  const int64_t rows = x.shape[0], k = x.shape[1], per_batch = rows / batches;
+  TC_CHECK_EQ(per_batch * batches, rows);
+  input.reshape(cpu.table, format.activation, rows, k);
+  cpu.pool.split(rows, [&](int64_t begin, int64_t end, int) {
+    constexpr int64_t kPiece = 512;  // whole blocks of every format; a piece is rounded on the stack
+    float piece[kPiece];
+    for (int64_t i = begin; i < end; ++i) {
+      const RowRange range{i % batches * per_batch, per_batch};
+      const RowChunks chunks = input.row(range, i / batches);
+      for (int64_t at = 0; at < k; at += kPiece) {
+        const int64_t count = std::min(kPiece, k - at);
+        std::copy_n(x.row(i) + at, count, piece);
+        store_row(format, piece, count, {chunks.first + at / kTileCols * chunks.stride, chunks.stride});
+      }
     }
   });
+}
+
+GemmTile gemm_tile(const KernelTable& table, const PackedShape& w, Activation activation) {
+  const int kind = static_cast<int>(gemm_kind(w));
+  TC_CHECK(activation == Activation::int8 || activation == table.activation);
+  const GemmTile tile = activation == Activation::int8 ? table.gemm_int8[kind] : table.gemm[kind];
+  TC_CHECK(tile != nullptr);
+  return tile;
+}
+
+namespace {
+
+// Row groups [first, last) of one job. A group comes from memory once and stays in cache while all rows pass; decoding
+// it again for every block costs less than a decoded copy of four times the bytes.
+void run_job(const KernelTable& table, const GemmJob& job, int64_t first, int64_t last) {
+  const PackedMatrix& w = *job.w;
+  const GemmInput& x = *job.x;
+  const int64_t blocks = x.blocks(job.rows);
+  const GemmTile tile = gemm_tile(table, w, x.activation());
+  alignas(64) float out[kMaxTokenBlock * kTileRows];
+  for (int64_t group = first; group < last; ++group) {
+    const RowGroup rows = w.row_group(group);
+    const int64_t width = std::min(kTileRows, w.n - group * kTileRows);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const RowBlock block = x.block(job.rows, b);
+      tile(rows, x.data(block), block.rows, out);
+      if (job.round) ref::round_to_bf16(out, block.rows * kTileRows);
+      float* y = job.y + (block.first - job.rows.first) * job.y_stride + (group - job.first_group) * kTileRows;
+      for (int i = 0; i < block.rows; ++i) std::copy_n(out + i * kTileRows, width, y + i * job.y_stride);
+    }
+  }
+}
+
+}  // namespace
+
+void gemm(const CpuContext& cpu, std::span<const GemmJob> jobs) {
+  const WeightTraffic::Timer timer(cpu.traffic);
+  for (const GemmJob& job : jobs) TC_CHECK_EQ(job.w->k, job.x->k());
+  const auto range_of = [&](int64_t i) {
+    const GemmJob& job = jobs[static_cast<size_t>(i)];
+    const int64_t groups = job.groups < 0 ? job.w->row_groups() : job.groups;
+    return GroupRange{job.w, job.first_group, job.first_group + groups, group_cost(*job.w, job.rows.count)};
+  };
+  cpu.pool.run([&](int worker) {
+    for_own_groups(cpu.pool, worker, static_cast<int64_t>(jobs.size()), 1, range_of,
+                   [&](int64_t i, int64_t first, int64_t last) {
+                     const GemmJob& job = jobs[static_cast<size_t>(i)];
+                     run_job(cpu.table, job, first, last);
+                     cpu.count(worker, *job.w, first, last - first);
+                   });
+  });
+}
+
+void gemm(const CpuContext& cpu, const PackedMatrix& w, const GemmInput& x, float* y, bool round) {
+  const GemmJob job{.w = &w, .x = &x, .rows = {0, x.rows()}, .y = y, .y_stride = w.n, .round = round};
+  gemm(cpu, std::span(&job, 1));
 }
 
 }  // namespace thermocline::cpu

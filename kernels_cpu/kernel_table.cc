@@ -15,15 +15,18 @@ GemmKind gemm_kind(const PackedShape& shape) {
       return shape.scale == ScaleFormat::e8m0_rows ? GemmKind::mxfp4_e8m0 : GemmKind::mxfp4_f32;
     case WeightFormat::fp8:
       return GemmKind::fp8_f32;
+    case WeightFormat::int8:
+      return GemmKind::int8_f32;
+    case WeightFormat::int4:
+      return GemmKind::int4_f32;
     case WeightFormat::bf16:
-      return GemmKind::bf16;
+      break;
   }
   return GemmKind::bf16;
 }
 
 std::string KernelTable::to_string() const {
-  return "kernels: " + std::string(isa_name(isa)) + (bf16_inputs ? ", bf16 inputs" : ", f32 inputs") + ", " +
-         std::to_string(max_tokens) + " tokens a tile call";
+  return "kernels: " + std::string(isa_name(isa)) + (activation == Activation::bf16 ? ", bf16 inputs" : ", f32 inputs");
 }
 
 }  // namespace thermocline::cpu

@@ -14,18 +14,34 @@
 namespace thermocline::cpu {
 
 /// The weight and scale formats a GEMM micro-kernel exists for.
-enum class GemmKind { mxfp4_e8m0, mxfp4_f32, fp8_f32, bf16 };
-inline constexpr int kGemmKinds = 4;
+enum class GemmKind { mxfp4_e8m0, mxfp4_f32, fp8_f32, bf16, int8_f32, int4_f32 };
+inline constexpr int kGemmKinds = 6;
 
-/// y[token][0..15] = sum_k w[row, k] x[token, k] for one row group; token < m.
-///   x  [m, x_stride]  bf16 or f32 as KernelTable::bf16_inputs says, zero from K to padded_k
-///   y  [m, 16]        f32 out
+/// What a GEMM's activations are stored as. f32 and bf16 are exact; int8 rounds.
+enum class Activation : uint8_t { f32, bf16, int8 };
+
+/// 32 columns of one row of INT8 activations: x = scale * codes. Columns lie in the order 0 4 1 5 2 6 3 7 of every
+/// eight, which is how the nibbles of a line come apart.
+struct Int8Chunk {
+  int8_t codes[32];
+  float scale;
+  int32_t sum;  // of the codes: what a bias on the weights adds
+};
+
+/// Bytes of one row's 32 columns.
+constexpr int64_t chunk_bytes(Activation activation) {
+  return activation == Activation::f32 ? 128 : activation == Activation::bf16 ? 64 : sizeof(Int8Chunk);
+}
+
+/// The most tokens a GEMM micro-kernel takes on any instruction set.
+inline constexpr int kMaxTokenBlock = 16;
+
+/// y[token][0..15] = sum_k w[row, k] x[token, k] for one row group; 1 <= m <= KernelTable::token_block.
+///   x  [k_tiles][m] chunks of 32 columns, zero beyond K
+///   y  [m, 16]      f32 out
 /// The order of additions for one (row, token) is the same for every m, so a token's result does not depend on who
 /// shares the call.
-using GemmTile = void (*)(const RowGroup& w, const void* x, int64_t x_stride, int m, float* y);
-
-/// Widens a row group's codes to bf16 tiles, once for many tokens; scales stay where they are.
-using ExpandTiles = void (*)(const uint8_t* tiles, int64_t k_tiles, uint8_t* bf16_tiles);
+using GemmTile = void (*)(const RowGroup& w, const void* x, int m, float* y);
 
 /// scores[head][i] = scale * dot(q[head], row i) for `heads` heads and n rows of c elements.
 using AttentionScores = void (*)(const float* q, int64_t q_stride, int heads, const void* const* rows, int64_t n,
@@ -36,24 +52,26 @@ using AttentionValues = void (*)(const float* p, int64_t p_stride, int heads, co
 
 struct KernelTable {
   Isa isa = Isa::scalar;
-  bool bf16_inputs = false;  // GEMM activations: bf16, or f32
-  int max_tokens = 1;        // tokens a GemmTile call takes
+  Activation activation = Activation::f32;  // what gemm[] takes: f32 or bf16
+  int token_block = kMaxTokenBlock;         // tokens a GemmTile call takes
   GemmTile gemm[kGemmKinds] = {};
-  /// With more than max_tokens tokens: expand once, then the kind's kernel on bf16 tiles with its own scales.
-  /// Null where decoding twice costs little.
-  ExpandTiles expand[kGemmKinds] = {};
-  GemmTile gemm_expanded[kGemmKinds] = {};
+  GemmTile gemm_int8[kGemmKinds] = {};  // on INT8 activations; null for fp8 and bf16 weights, which are no integers
 
   AttentionScores attention_scores_bf16 = nullptr, attention_scores_f32 = nullptr;  // by the element type of the rows
   AttentionValues attention_values_bf16 = nullptr, attention_values_f32 = nullptr;
 
+  /// out[i] = weight * silu(min(gate, limit)) * clamp(up, limit); round: gate, up and the result are rounded to bf16.
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float limit, float weight, bool round,
+                 float* out) = nullptr;
   /// Sum of x[i]^2.
   float (*sum_squares)(const float* x, int64_t n) = nullptr;
   /// out[i] = dot(w[i], x), w [n, k] row-major f32.
   void (*gemv_f32)(const float* w, const float* x, int64_t n, int64_t k, float* out) = nullptr;
 
-  /// Runs the multiply-add instruction of the GEMMs on registers, `rounds` times; returns the FLOPs done.
+  /// Runs the multiply-add instruction of gemm[] on registers, `rounds` times; returns the FLOPs done.
   double (*peak_flops)(int64_t rounds) = nullptr;
+  /// The same for gemm_int8[], in integer operations.
+  double (*peak_int8_ops)(int64_t rounds) = nullptr;
 
   /// One line for the log: which version won each entry.
   std::string to_string() const;
@@ -72,6 +90,7 @@ void fill(KernelTable& table);
 }
 namespace avx512 {
 void fill(KernelTable& table);
-}
+void fill_gemm(KernelTable& table);
+}  // namespace avx512
 
 }  // namespace thermocline::cpu

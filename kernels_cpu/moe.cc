@@ -6,184 +6,206 @@
 #include "kernels_cpu/ref/ops.h"
 
 namespace thermocline::cpu {
+namespace {
 
-Result<MoeWorkspace> MoeWorkspace::allocate(int64_t max_tokens, int top_k, int experts, int64_t dim,
+constexpr int64_t kUnitCols = kMoeUnit * kTileRows;
+
+}  // namespace
+
+Result<MoeWorkspace> MoeWorkspace::allocate(int workers, int64_t max_tokens, int top_k, int experts, int64_t dim,
                                             int64_t inter_dim) {
-  const int64_t pairs = max_tokens * (top_k + 1);
+  const int64_t pairs = max_tokens * top_k;
   MoeWorkspace w;
-  TC_ASSIGN(w.x_, GemmInput::allocate(pairs, dim));
-  TC_ASSIGN(w.h_, GemmInput::allocate(pairs, inter_dim));
-  TC_ASSIGN(w.hidden_, HostArray<float>::allocate(pairs * inter_dim));
-  TC_ASSIGN(w.y_, HostArray<float>::allocate(pairs * dim));
+  w.workers_.resize(static_cast<size_t>(workers));
+  for (Worker& worker : w.workers_) {
+    TC_ASSIGN(worker.x, GemmInput::allocate(max_tokens, dim));
+    TC_ASSIGN(worker.gate, HostArray<float>::allocate(max_tokens * kUnitCols));
+    TC_ASSIGN(worker.up, HostArray<float>::allocate(max_tokens * kUnitCols));
+  }
+  TC_ASSIGN(w.h_routed_, GemmInput::allocate(pairs, inter_dim));
+  TC_ASSIGN(w.h_shared_, GemmInput::allocate(max_tokens, inter_dim));
   TC_ASSIGN(w.pair_weight_, HostArray<float>::allocate(pairs));
   TC_ASSIGN(w.pair_token_, HostArray<int32_t>::allocate(pairs));
-  TC_ASSIGN(w.pair_of_, HostArray<int32_t>::allocate(pairs));
   w.expert_begin_.resize(static_cast<size_t>(experts) + 1);
-  w.active_.reserve(static_cast<size_t>(experts) + 1);
+  w.active_.reserve(static_cast<size_t>(experts + top_k) + 1);
   return w;
 }
 
 /// One call of moe(): the phases in the order the data moves.
 class MoeLayer {
  public:
-  MoeLayer(const CpuContext& cpu, const GemmInput& x, const MoeOptions& options, const GemmScratch& scratch,
-           MoeWorkspace& w, int64_t top_k)
-      : cpu_(cpu),
-        x_(x),
-        options_(options),
-        scratch_(scratch),
-        w_(w),
-        tokens_(x.rows()),
-        top_k_(top_k),
-        pairs_(tokens_ * (top_k + 1)) {}
+  MoeLayer(const CpuContext& cpu, const MoeOptions& options, MoeWorkspace& w, int64_t tokens, int64_t top_k)
+      : cpu_(cpu), options_(options), w_(w), tokens_(tokens), top_k_(top_k) {}
 
-  void group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights& shared,
-                       TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights);
-  void gather();
+  void group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights* shared, const GemmInput& routed_x,
+                       const GemmInput& shared_x, TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights);
   void gate_and_up();
-  void down();
-  void combine(float* out);
+  void down(float* out);
 
  private:
-  template <class Fn>
-  void for_row_groups(PackedMatrix ExpertWeights::*which, const Fn& fn);
+  using Active = MoeWorkspace::Active;
+  using Worker = MoeWorkspace::Worker;
+
+  bool is_shared(const Active& active) const { return &active == &w_.active_.back() && has_shared_; }
+  int64_t token_of(const Active& active, int64_t i) const {
+    return is_shared(active) ? i : w_.pair_token_[active.pairs.first + i];
+  }
+  const GemmInput& gather(const Active& active, Worker& worker) const;
+  void run_unit(const PackedMatrix& w, const GemmInput& x, const RowRange& rows, int64_t first, int64_t last,
+                float* out) const;
+  void activate(const Active& active, int64_t first_group, int64_t width, float* gate, float* up) const;
 
   const CpuContext& cpu_;
-  const GemmInput& x_;
   const MoeOptions& options_;
-  const GemmScratch& scratch_;
   MoeWorkspace& w_;
-  const int64_t tokens_, top_k_, pairs_;
+  const int64_t tokens_, top_k_;
+  bool has_shared_ = false;
 };
 
-// A counting sort of (token, expert) pairs. Scanning tokens in order keeps a token's pairs reachable in expert order.
-void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights& shared,
-                               TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights) {
+// A counting sort of (token, expert) pairs; scanning tokens in order keeps those of an expert in order.
+void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights* shared,
+                               const GemmInput& routed_x, const GemmInput& shared_x, TensorView<const int32_t, 2> ids,
+                               TensorView<const float, 2> weights) {
   std::vector<int32_t>& begin = w_.expert_begin_;
   std::fill(begin.begin(), begin.end(), 0);
   for (int64_t i = 0; i < tokens_ * top_k_; ++i) ++begin[static_cast<size_t>(ids.data[i]) + 1];
   for (size_t e = 1; e < begin.size(); ++e) begin[e] += begin[e - 1];
   w_.active_.clear();
   for (size_t e = 0; e < experts.size(); ++e)
-    if (begin[e + 1] > begin[e]) w_.active_.push_back({&experts[e], begin[e], begin[e + 1] - begin[e]});
-  w_.active_.push_back({&shared, tokens_ * top_k_, tokens_});
-  for (int64_t token = 0; token < tokens_; ++token) {
-    int32_t* pairs = &w_.pair_of_[token * (top_k_ + 1)];
+    // A token that names an expert twice makes more pairs than tokens; the buffers of a worker hold one of each.
+    for (int64_t first = begin[e]; first < begin[e + 1]; first += tokens_)
+      w_.active_.push_back({&experts[e], &routed_x, {first, std::min<int64_t>(tokens_, begin[e + 1] - first)}});
+  if ((has_shared_ = shared != nullptr)) w_.active_.push_back({shared, &shared_x, {0, tokens_}});
+  for (int64_t token = 0; token < tokens_; ++token)
     for (int64_t j = 0; j < top_k_; ++j) {
       const int32_t pair = begin[static_cast<size_t>(ids.row(token)[j])]++;
-      pairs[j] = pair;
       w_.pair_token_[pair] = static_cast<int32_t>(token);
       w_.pair_weight_[pair] = weights.row(token)[j];
     }
-    std::sort(pairs, pairs + top_k_);  // pairs are numbered by expert
-    const int64_t pair = tokens_ * top_k_ + token;
-    pairs[top_k_] = static_cast<int32_t>(pair);
-    w_.pair_token_[pair] = static_cast<int32_t>(token);
-    w_.pair_weight_[pair] = 1.0f;
+  w_.h_routed_.reshape(cpu_.table, options_.routed.activation, tokens_ * top_k_, experts[0].w2.k);
+  if (shared) w_.h_shared_.reshape(cpu_.table, options_.shared.activation, tokens_, shared->w2.k);
+}
+
+// The expert's rows of x, laid out for the micro-kernels: a copy of each worker's own, in its cache, except where every
+// token is there and the input lies right already.
+const GemmInput& MoeLayer::gather(const Active& active, Worker& worker) const {
+  const GemmInput& x = *active.x;
+  if (active.pairs.count == tokens_ && (is_shared(active) || tokens_ == 1)) return x;
+  worker.x.reshape(cpu_.table, x.activation(), active.pairs.count, x.k());
+  const int64_t chunk = chunk_bytes(x.activation()), chunks = x.row_bytes() / chunk;
+  for (int64_t i = 0; i < active.pairs.count; ++i) {
+    const RowChunks from = x.row({0, tokens_}, token_of(active, i)), to = worker.x.row({0, active.pairs.count}, i);
+    for (int64_t c = 0; c < chunks; ++c)
+      std::memcpy(to.first + c * to.stride, from.first + c * from.stride, static_cast<size_t>(chunk));
+  }
+  return worker.x;
+}
+
+// Row groups [first, last) of w, at most a unit, times the expert's rows: out [count, 128].
+void MoeLayer::run_unit(const PackedMatrix& w, const GemmInput& x, const RowRange& rows, int64_t first, int64_t last,
+                        float* out) const {
+  const int64_t blocks = x.blocks(rows);
+  const GemmTile tile = gemm_tile(cpu_.table, w, x.activation());
+  alignas(64) float y[kMaxTokenBlock * kTileRows];
+  for (int64_t group = first; group < last; ++group) {
+    const RowGroup weights = w.row_group(group);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const RowBlock block = x.block(rows, b);
+      tile(weights, x.data(block), block.rows, y);
+      for (int i = 0; i < block.rows; ++i)
+        std::memcpy(out + (block.first - rows.first + i) * kUnitCols + (group - first) * kTileRows, y + i * kTileRows,
+                    kTileRows * sizeof(float));
+    }
   }
 }
 
-void MoeLayer::gather() {
-  w_.x_.reshape(cpu_.table, pairs_, x_.k());
-  cpu_.pool.split(pairs_, [&](int64_t begin, int64_t end, int) {
-    for (int64_t pair = begin; pair < end; ++pair)
-      std::memcpy(w_.x_.row(pair), x_.row(w_.pair_token_[pair]), static_cast<size_t>(x_.row_bytes()));
-  });
-}
-
-// Calls fn(active, group, worker) for every row group of matrix `which` of every active expert, split so that each
-// worker gets the same share of the work: weight bytes read plus multiplications.
-template <class Fn>
-void MoeLayer::for_row_groups(PackedMatrix ExpertWeights::*which, const Fn& fn) {
-  const auto matrix = [&](const MoeWorkspace::Active& active) -> const PackedMatrix& { return active.weights->*which; };
-  const auto cost = [&](const MoeWorkspace::Active& active) {
-    return matrix(active).group_tile_bytes() + active.count * matrix(active).k_tiles() * 64;
-  };
-  int64_t total = 0;
-  for (const auto& active : w_.active_) total += matrix(active).row_groups() * cost(active);
-  cpu_.pool.run([&](int worker) {
-    const int64_t low = total * worker / cpu_.pool.size(), high = total * (worker + 1) / cpu_.pool.size();
-    int64_t base = 0;
-    for (const auto& active : w_.active_) {
-      // Group g stands for the costs [base + g c, base + (g + 1) c); it goes to the worker whose share holds the first.
-      const int64_t c = cost(active), groups = matrix(active).row_groups();
-      const auto group_at = [&](int64_t bound) { return std::clamp<int64_t>((bound - base + c - 1) / c, 0, groups); };
-      const int64_t last = group_at(high);
-      for (int64_t group = group_at(low); group < last; ++group) fn(active, group, worker);
-      base += groups * c;
-    }
-  });
+// swiglu of one unit, into the prepared inputs of w2. A unit is a whole block of every rounding.
+void MoeLayer::activate(const Active& active, int64_t first_group, int64_t width, float* gate, float* up) const {
+  const bool shared = is_shared(active);
+  const GemmInput& h = shared ? w_.h_shared_ : w_.h_routed_;
+  const InputFormat& format = shared ? options_.shared : options_.routed;
+  for (int64_t i = 0; i < active.pairs.count; ++i) {
+    float* g = gate + i * kUnitCols;
+    cpu_.table.swiglu(g, up + i * kUnitCols, kUnitCols, options_.swiglu_limit,
+                      shared ? 1.0f : w_.pair_weight_[active.pairs.first + i], options_.round, g);
+    const RowChunks row = h.row(active.pairs, i);
+    store_row(format, g, width, {row.first + first_group * kTileRows / kTileCols * row.stride, row.stride});
+  }
 }
 
 void MoeLayer::gate_and_up() {
-  const int64_t inter_dim = w_.active_[0].weights->w1.n;
-  for_row_groups(&ExpertWeights::w1, [&](const MoeWorkspace::Active& active, int64_t group, int worker) {
-    float* g = scratch_.tile(worker);
-    float* u = g + active.count * kTileRows;
-    const std::byte* x = w_.x_.row(active.first);
-    gemm_row_group(cpu_.table, active.weights->w1, group, x, w_.x_.row_bytes(), active.count, scratch_.expanded(worker),
-                   g);
-    gemm_row_group(cpu_.table, active.weights->w3, group, x, w_.x_.row_bytes(), active.count, scratch_.expanded(worker),
-                   u);
-    if (options_.round) ref::round_to_bf16(g, 2 * active.count * kTileRows);
-    const int64_t n = group * kTileRows, width = std::min(kTileRows, inter_dim - n);
-    for (int64_t i = 0; i < active.count; ++i) {
-      float* h = &w_.hidden_[(active.first + i) * inter_dim + n];
-      const float weight = w_.pair_weight_[active.first + i];
-      for (int64_t r = 0; r < width; ++r)
-        h[r] = weight * ref::swiglu(g[i * kTileRows + r], u[i * kTileRows + r], options_.swiglu_limit);
-      if (options_.round) ref::round_to_bf16(h, width);
-    }
+  const auto range_of = [&](int64_t i) {
+    const Active& active = w_.active_[static_cast<size_t>(i)];
+    const PackedMatrix& w1 = active.weights->w1;
+    return GroupRange{&w1, 0, w1.row_groups(), group_cost(w1, active.pairs.count)};
+  };
+  cpu_.pool.run([&](int id) {
+    Worker& worker = w_.workers_[static_cast<size_t>(id)];
+    for_own_groups(cpu_.pool, id, static_cast<int64_t>(w_.active_.size()), kMoeUnit, range_of,
+                   [&](int64_t item, int64_t first, int64_t last) {
+                     const Active& active = w_.active_[static_cast<size_t>(item)];
+                     const ExpertWeights& e = *active.weights;
+                     const GemmInput& x = gather(active, worker);
+                     const RowRange rows{0, active.pairs.count};
+                     cpu_.count(id, e.w1, first, last - first);
+                     cpu_.count(id, e.w3, first, last - first);
+                     for (; first < last; first += kMoeUnit) {
+                       const int64_t unit_last = std::min(last, first + kMoeUnit);
+                       run_unit(e.w1, x, rows, first, unit_last, worker.gate.data());
+                       run_unit(e.w3, x, rows, first, unit_last, worker.up.data());
+                       activate(active, first, std::min(e.w1.n - first * kTileRows, kUnitCols), worker.gate.data(),
+                                worker.up.data());
+                     }
+                   });
   });
 }
 
-void MoeLayer::down() {
-  const int64_t dim = w_.active_[0].weights->w2.n, inter_dim = w_.active_[0].weights->w2.k;
-  prepare(cpu_, TensorView<const float, 2>(w_.hidden_.data(), {pairs_, inter_dim}), options_.quantise, scratch_, w_.h_);
-  for_row_groups(&ExpertWeights::w2, [&](const MoeWorkspace::Active& active, int64_t group, int worker) {
-    float* tile = scratch_.tile(worker);
-    gemm_row_group(cpu_.table, active.weights->w2, group, w_.h_.row(active.first), w_.h_.row_bytes(), active.count,
-                   scratch_.expanded(worker), tile);
-    if (options_.round) ref::round_to_bf16(tile, active.count * kTileRows);
-    const int64_t n = group * kTileRows, width = std::min(kTileRows, dim - n);
-    for (int64_t i = 0; i < active.count; ++i)
-      std::copy_n(tile + i * kTileRows, width, &w_.y_[(active.first + i) * dim + n]);
-  });
-}
-
-void MoeLayer::combine(float* out) {
-  const int64_t dim = w_.active_[0].weights->w2.n;
-  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
-    for (int64_t token = begin; token < end; ++token) {
-      float* sum = out + token * dim;
-      std::fill_n(sum, dim, 0.0f);
-      for (int64_t j = 0; j <= top_k_; ++j) {
-        const float* y = &w_.y_[w_.pair_of_[token * (top_k_ + 1) + j] * dim];
-        for (int64_t d = 0; d < dim; ++d) sum[d] += y[d];
+// Each worker owns some of the D outputs and adds up all experts for them.
+void MoeLayer::down(float* out) {
+  const PackedMatrix& any = w_.active_[0].weights->w2;
+  const int64_t dim = any.n;
+  const auto range_of = [&](int64_t) { return GroupRange{&any, 0, any.row_groups(), 1}; };
+  cpu_.pool.run([&](int id) {
+    for_own_groups(cpu_.pool, id, 1, 1, range_of, [&](int64_t, int64_t first, int64_t last) {
+      const int64_t begin = first * kTileRows, width = std::min(dim, last * kTileRows) - begin;
+      for (int64_t token = 0; token < tokens_; ++token) std::fill_n(out + token * dim + begin, width, 0.0f);
+      alignas(64) float y[kMaxTokenBlock * kTileRows];
+      for (const Active& active : w_.active_) {
+        const PackedMatrix& w2 = active.weights->w2;
+        const GemmInput& h = is_shared(active) ? w_.h_shared_ : w_.h_routed_;
+        const int64_t blocks = h.blocks(active.pairs);
+        const GemmTile tile = gemm_tile(cpu_.table, w2, h.activation());
+        cpu_.count(id, w2, first, last - first);
+        for (int64_t group = first; group < last; ++group) {
+          const RowGroup rows = w2.row_group(group);
+          const int64_t n = group * kTileRows, count = std::min(kTileRows, dim - n);
+          for (int64_t b = 0; b < blocks; ++b) {
+            const RowBlock block = h.block(active.pairs, b);
+            tile(rows, h.data(block), block.rows, y);
+            if (options_.round) ref::round_to_bf16(y, block.rows * kTileRows);
+            for (int i = 0; i < block.rows; ++i) {
+              float* sum = out + token_of(active, block.first - active.pairs.first + i) * dim + n;
+              for (int64_t r = 0; r < count; ++r) sum[r] += y[i * kTileRows + r];
+            }
+          }
+        }
       }
-      if (options_.round) ref::round_to_bf16(sum, dim);
-    }
+      if (options_.round)
+        for (int64_t token = 0; token < tokens_; ++token) ref::round_to_bf16(out + token * dim + begin, width);
+    });
   });
 }
 
-int64_t distinct_experts(TensorView<const int32_t, 2> ids, MoeWorkspace& workspace) {
-  std::vector<int32_t>& seen = workspace.expert_begin_;
-  std::fill(seen.begin(), seen.end(), 0);
-  int64_t count = 0;
-  for (int64_t i = 0; i < ids.size(); ++i) count += seen[static_cast<size_t>(ids.data[i])]++ == 0;
-  return count;
-}
-
-void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const ExpertWeights& shared, const GemmInput& x,
-         TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
-         const GemmScratch& scratch, MoeWorkspace& workspace, float* out) {
-  if (x.rows() == 0) return;
-  MoeLayer layer(cpu, x, options, scratch, workspace, ids.shape[1]);
-  layer.group_by_expert(experts, shared, ids, weights);
-  layer.gather();
+void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const ExpertWeights* shared,
+         const GemmInput& routed_x, const GemmInput& shared_x, TensorView<const int32_t, 2> ids,
+         TensorView<const float, 2> weights, const MoeOptions& options, MoeWorkspace& workspace, float* out) {
+  const int64_t tokens = routed_x.rows();
+  if (tokens == 0) return;
+  const WeightTraffic::Timer timer(cpu.traffic);
+  MoeLayer layer(cpu, options, workspace, tokens, ids.shape[1]);
+  layer.group_by_expert(experts, shared, routed_x, shared_x, ids, weights);
   layer.gate_and_up();
-  layer.down();
-  layer.combine(out);
+  layer.down(out);
 }
 
 }  // namespace thermocline::cpu

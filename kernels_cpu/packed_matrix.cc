@@ -23,7 +23,7 @@ uint32_t even_nibbles(uint32_t x) {
 }
 
 // Four source bytes of row r become one 32-bit word of the tile, in every format; what differs is which and where.
-void pack_mxfp4_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_tiles, uint8_t* tiles) {
+void pack_nibble_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_tiles, uint8_t* tiles) {
   for (int64_t word = 0; word < k_tiles * 4; ++word) {  // word = tile * 4 + line: eight columns
     const uint32_t x = load_u32(row + word * 4, bytes - word * 4);
     const uint32_t packed = even_nibbles(x) | even_nibbles(x >> 4) << 16;
@@ -31,9 +31,21 @@ void pack_mxfp4_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_ti
   }
 }
 
-void pack_fp8_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_tiles, uint8_t* tiles) {
+// Two's complement bytes to sign and magnitude; -128 becomes -127.
+uint32_t sign_magnitude(uint32_t x) {
+  uint32_t out = 0;
+  for (int shift = 0; shift < 32; shift += 8) {
+    const int value = std::max<int>(static_cast<int8_t>(x >> shift), -127);
+    out |= static_cast<uint32_t>(value < 0 ? 128 - value : value) << shift;
+  }
+  return out;
+}
+
+template <bool is_int8>
+void pack_byte_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_tiles, uint8_t* tiles) {
   for (int64_t word = 0; word < k_tiles * 8; ++word) {  // word = tile * 8 + line: four columns
-    const uint32_t x = load_u32(row + word * 4, bytes - word * 4);
+    uint32_t x = load_u32(row + word * 4, bytes - word * 4);
+    if constexpr (is_int8) x = sign_magnitude(x);
     const uint16_t pairs[2] = {static_cast<uint16_t>(x), static_cast<uint16_t>(x >> 16)};
     uint8_t* line = tiles + word * 64 + 16 * (r / 4) + 2 * (r % 4);
     std::memcpy(line, &pairs[0], 2);
@@ -53,9 +65,10 @@ void pack_bf16_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_til
 void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row_bytes, int64_t valid_rows,
                     uint8_t* tiles) {
   if (valid_rows < kTileRows) std::memset(tiles, 0, static_cast<size_t>(shape.group_tile_bytes()));
-  const auto pack = shape.format == WeightFormat::mxfp4 ? pack_mxfp4_row
-                    : shape.format == WeightFormat::fp8 ? pack_fp8_row
-                                                        : pack_bf16_row;
+  const auto pack = shape.format == WeightFormat::bf16   ? pack_bf16_row
+                    : shape.format == WeightFormat::fp8  ? pack_byte_row<false>
+                    : shape.format == WeightFormat::int8 ? pack_byte_row<true>
+                                                         : pack_nibble_row;
   for (int64_t r = 0; r < valid_rows; ++r) pack(rows + r * row_bytes, row_bytes, r, shape.k_tiles(), tiles);
 }
 
@@ -65,25 +78,38 @@ namespace {
 const float* e4m3_table() {
   static const auto table = [] {
     std::array<float, 256> values;
-    for (int code = 0; code < 256; ++code) values[static_cast<size_t>(code)] = e4m3_to_float(static_cast<uint8_t>(code));
+    for (int code = 0; code < 256; ++code)
+      values[static_cast<size_t>(code)] = e4m3_to_float(static_cast<uint8_t>(code));
     return values;
   }();
   return table.data();
 }
 
+const float* int8_table() {
+  static const auto table = [] {
+    std::array<float, 256> values;
+    for (int code = 0; code < 256; ++code)
+      values[static_cast<size_t>(code)] = static_cast<float>(code < 128 ? code : 128 - code);
+    return values;
+  }();
+  return table.data();
+}
+
+constexpr float kInt4[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+
 // One line of a tile: 16 rows, columns 8b.. (mxfp4), 4b.. (fp8) or 2b.. (bf16); out is the first of these columns.
-void decode_mxfp4_line(const uint8_t* line, float* out) {
+void decode_nibble_line(const float* table, const uint8_t* line, float* out) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     uint32_t words;
     std::memcpy(&words, line + 4 * r, 4);
     for (int64_t s = 0; s < 4; ++s, words >>= 4) {
-      out[2 * s * kTileRows + r] = kE2m1[words & 15];
-      out[(2 * s + 1) * kTileRows + r] = kE2m1[words >> 16 & 15];
+      out[2 * s * kTileRows + r] = table[words & 15];
+      out[(2 * s + 1) * kTileRows + r] = table[words >> 16 & 15];
     }
   }
 }
 
-void decode_fp8_line(const float* table, const uint8_t* line, float* out) {
+void decode_byte_line(const float* table, const uint8_t* line, float* out) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     const uint8_t* codes = line + 16 * (r / 4) + 2 * (r % 4);
     for (int64_t q = 0; q < 2; ++q)
@@ -103,11 +129,12 @@ void decode_bf16_line(const uint8_t* line, float* out) {
 }  // namespace
 
 void decode_tile(WeightFormat format, const uint8_t* tile, float* out) {
-  if (format == WeightFormat::mxfp4) {
-    for (int64_t line = 0; line < 4; ++line) decode_mxfp4_line(tile + line * 64, out + line * 8 * kTileRows);
-  } else if (format == WeightFormat::fp8) {
-    const float* const table = e4m3_table();
-    for (int64_t line = 0; line < 8; ++line) decode_fp8_line(table, tile + line * 64, out + line * 4 * kTileRows);
+  if (format == WeightFormat::mxfp4 || format == WeightFormat::int4) {
+    const float* const table = format == WeightFormat::mxfp4 ? kE2m1 : kInt4;
+    for (int64_t line = 0; line < 4; ++line) decode_nibble_line(table, tile + line * 64, out + line * 8 * kTileRows);
+  } else if (format == WeightFormat::fp8 || format == WeightFormat::int8) {
+    const float* const table = format == WeightFormat::fp8 ? e4m3_table() : int8_table();
+    for (int64_t line = 0; line < 8; ++line) decode_byte_line(table, tile + line * 64, out + line * 4 * kTileRows);
   } else {
     for (int64_t line = 0; line < 16; ++line) decode_bf16_line(tile + line * 64, out + line * 2 * kTileRows);
   }
@@ -120,7 +147,7 @@ float tile_scale(ScaleFormat format, const RowGroup& group, int64_t tile, int64_
     case ScaleFormat::e8m0_rows:
       return e8m0_to_float(static_cast<const uint8_t*>(group.scales)[tile * 16 + row]);
     case ScaleFormat::f32_rows:
-      return static_cast<const float*>(group.scales)[tile * 16 + row];
+      return static_cast<const float*>(group.scales)[tile / group.scale_tiles * 16 + row];
     case ScaleFormat::f32_blocks:
       return static_cast<const float*>(group.scales)[tile / group.scale_tiles];
   }

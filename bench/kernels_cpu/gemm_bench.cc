@@ -38,16 +38,15 @@ void gemm_bench(benchmark::State& state, GemmKind kind, int64_t n, int64_t k) {
   const NumaBuffer weights = NumaBuffer::allocate(bytes * copies).value();
   std::memset(weights.data(), 0x35, weights.size());  // a finite value in every format
   GemmInput input = GemmInput::allocate(tokens, k).value();
-  const GemmScratch scratch = GemmScratch::allocate(pool.size(), tokens, k).value();
   const std::vector<float> x(static_cast<size_t>(tokens * k), 0.5f);
   std::vector<float> y(static_cast<size_t>(tokens * n));
-  prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, k}), true, scratch, input);
+  prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, k}), {table.activation, true}, input);
   const double peak = measure_read_bandwidth(pool, kRotation, 3).value();
   uint64_t copy = 0;
   for (auto _ : state) {
     w.tiles = reinterpret_cast<const uint8_t*>(weights.data() + copy * bytes);
     w.scales = w.tiles + w.tile_plane_bytes();
-    gemm(cpu, w, input, scratch, y.data(), n, true);
+    gemm(cpu, w, input, y.data(), true);
     copy = (copy + 1) % copies;
   }
   const double total = static_cast<double>(w.bytes()) * static_cast<double>(state.iterations());
@@ -60,7 +59,11 @@ void gemm_bench(benchmark::State& state, GemmKind kind, int64_t n, int64_t k) {
 
 BENCHMARK_CAPTURE(gemm_bench, expert_w1_mxfp4_2048x4096, GemmKind::mxfp4_e8m0, 2048, 4096)
     ->Arg(1)
+    ->Arg(2)
+    ->Arg(4)
     ->Arg(8)
+    ->Arg(12)
+    ->Arg(16)
     ->Arg(128)
     ->UseRealTime();
 BENCHMARK_CAPTURE(gemm_bench, wq_b_fp8_32768x1024, GemmKind::fp8_f32, 32768, 1024)

@@ -9,12 +9,13 @@
 namespace thermocline::cpu::avx2 {
 namespace {
 
-constexpr int kMaxTokens = 4;
+constexpr int kTokens = 4;  // that share a pass over the weights: more would spill
 
 // A decoder covers `kRows` of the 16 rows per pass and fills f32 vectors of eight lanes. Lane layout differs:
 //   by rows   lane = row; one vector per column, multiplied by a broadcast x[k]
 //   by pairs  lane = 2 (row - first) + p for four rows; one vector per column pair, multiplied by x[k], x[k+1], ...
-struct Mxfp4 {
+template <bool is_int4>
+struct Nibbles {
   static constexpr int64_t kTileBytes = 256;
   static constexpr int kPasses = 2;  // eight rows each
   static constexpr bool kPairs = false;
@@ -23,16 +24,19 @@ struct Mxfp4 {
   static void each(const uint8_t* tile, int pass, const Use& use) {
     const __m256 magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
     const __m256 sign = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0x80000000u)));
+    // The nibble in the low bits of a lane: looked up with its sign, or shifted up and down again.
+    const auto value = [&](__m256i words) {
+      if constexpr (is_int4)
+        return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 28), 28));
+      else
+        return _mm256_xor_ps(_mm256_permutevar8x32_ps(magnitudes, words),
+                             _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28))));
+    };
     for (int line = 0; line < 4; ++line) {
       __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + line * 64 + pass * 32));
       for (int s = 0; s < 4; ++s) {  // columns 8 line + 2 s (low word) and + 1 (high word)
-        const __m256 even = _mm256_permutevar8x32_ps(magnitudes, words);
-        use(8 * line + 2 * s,
-            _mm256_xor_ps(even, _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)))));
-        const __m256i high = _mm256_srli_epi32(words, 16);
-        const __m256 odd = _mm256_permutevar8x32_ps(magnitudes, high);
-        use(8 * line + 2 * s + 1,
-            _mm256_xor_ps(odd, _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_slli_epi32(high, 28)))));
+        use(8 * line + 2 * s, value(words));
+        use(8 * line + 2 * s + 1, value(_mm256_srli_epi32(words, 16)));
         words = _mm256_srli_epi32(words, 4);
       }
     }
@@ -54,6 +58,25 @@ struct Fp8 {
                                              _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8));
       use(4 * line, _mm256_cvtph_ps(_mm256_castsi256_si128(halves)));
       use(4 * line + 2, _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)));
+    }
+  }
+};
+
+struct Int8 {
+  static constexpr int64_t kTileBytes = 512;
+  static constexpr int kPasses = 4;  // four rows each
+  static constexpr bool kPairs = true;
+  static constexpr float kValueScale = 1.0f;
+  template <class Use>
+  static void each(const uint8_t* tile, int pass, const Use& use) {
+    for (int line = 0; line < 8; ++line) {
+      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + line * 64 + pass * 16));
+      // Sign and magnitude to two's complement: a negative code is 128 + magnitude.
+      const __m128i negative = _mm_cmplt_epi8(codes, _mm_setzero_si128());
+      const __m128i values =
+          _mm_blendv_epi8(codes, _mm_sub_epi8(_mm_set1_epi8(static_cast<char>(0x80)), codes), negative);
+      use(4 * line, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(values)));
+      use(4 * line + 2, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(values, values))));
     }
   }
 };
@@ -95,7 +118,13 @@ __m256 load_scale(const RowGroup& w, int64_t tile, int pass) {
     const __m256i zero = _mm256_cmpeq_epi32(exponents, _mm256_setzero_si256());  // byte 0 is 2^-127, a subnormal
     return _mm256_castsi256_ps(_mm256_or_si256(exponents, _mm256_and_si256(zero, _mm256_set1_epi32(0x00400000))));
   } else if constexpr (scale == ScaleFormat::f32_rows) {
-    return _mm256_loadu_ps(static_cast<const float*>(w.scales) + tile * 16 + pass * 8);
+    const float* rows = static_cast<const float*>(w.scales) + tile / w.scale_tiles * 16;
+    if constexpr (Weight::kPairs) {  // every row's scale twice
+      const __m128 four = _mm_loadu_ps(rows + pass * 4);
+      return _mm256_set_m128(_mm_unpackhi_ps(four, four), _mm_unpacklo_ps(four, four));
+    } else {
+      return _mm256_loadu_ps(rows + pass * 8);
+    }
   } else {
     return _mm256_set1_ps(static_cast<const float*>(w.scales)[tile / w.scale_tiles] * Weight::kValueScale);
   }
@@ -113,8 +142,8 @@ void store(__m256 acc, int pass, float* y) {
 }
 
 template <class Weight, ScaleFormat scale, int M>
-void gemm_m(const RowGroup& w, const float* x, int64_t x_stride, float* y) {
-  const int64_t span = scale == ScaleFormat::none ? w.k_tiles : scale == ScaleFormat::f32_blocks ? w.scale_tiles : 1;
+void gemm_m(const RowGroup& w, const float* x, int64_t tile_stride, float* y) {
+  const int64_t span = scale == ScaleFormat::none ? w.k_tiles : scale == ScaleFormat::e8m0_rows ? 1 : w.scale_tiles;
   for (int pass = 0; pass < Weight::kPasses; ++pass) {
     __m256 acc[M];
     for (__m256& a : acc) a = _mm256_setzero_ps();
@@ -124,11 +153,11 @@ void gemm_m(const RowGroup& w, const float* x, int64_t x_stride, float* y) {
         for (__m256& c : chain) c = _mm256_setzero_ps();
       const int64_t last = first + span < w.k_tiles ? first + span : w.k_tiles;
       for (int64_t tile = first; tile < last; ++tile) {
-        const float* xt = x + tile * kTileCols;
+        const float* xt = x + tile * tile_stride;
         Weight::each(w.tiles + tile * Weight::kTileBytes, pass, [&](int column, __m256 v) {
           __m256(&chain)[M] = chains[(Weight::kPairs ? column / 2 : column) % 2];
           for (int token = 0; token < M; ++token)
-            chain[token] = _mm256_fmadd_ps(v, load_x<Weight::kPairs>(xt + token * x_stride + column), chain[token]);
+            chain[token] = _mm256_fmadd_ps(v, load_x<Weight::kPairs>(xt + token * kTileCols + column), chain[token]);
         });
       }
       for (int token = 0; token < M; ++token) {
@@ -144,17 +173,20 @@ void gemm_m(const RowGroup& w, const float* x, int64_t x_stride, float* y) {
 }
 
 template <class Weight, ScaleFormat scale>
-void gemm(const RowGroup& w, const void* x_void, int64_t x_stride, int m, float* y) {
+void gemm(const RowGroup& w, const void* x_void, int m, float* y) {
   const float* x = static_cast<const float*>(x_void);
-  switch (m) {
-    case 1:
-      return gemm_m<Weight, scale, 1>(w, x, x_stride, y);
-    case 2:
-      return gemm_m<Weight, scale, 2>(w, x, x_stride, y);
-    case 3:
-      return gemm_m<Weight, scale, 3>(w, x, x_stride, y);
-    default:
-      return gemm_m<Weight, scale, 4>(w, x, x_stride, y);
+  const int64_t tile_stride = m * kTileCols;
+  for (; m > 0; m -= kTokens, x += kTokens * kTileCols, y += kTokens * kTileRows) {
+    switch (m) {
+      case 1:
+        return gemm_m<Weight, scale, 1>(w, x, tile_stride, y);
+      case 2:
+        return gemm_m<Weight, scale, 2>(w, x, tile_stride, y);
+      case 3:
+        return gemm_m<Weight, scale, 3>(w, x, tile_stride, y);
+      default:
+        gemm_m<Weight, scale, kTokens>(w, x, tile_stride, y);
+    }
   }
 }
 
@@ -275,12 +307,13 @@ double peak_flops(int64_t rounds) {
 
 void fill(KernelTable& table) {
   table.isa = Isa::avx2;
-  table.bf16_inputs = false;
-  table.max_tokens = kMaxTokens;
-  table.gemm[static_cast<int>(GemmKind::mxfp4_e8m0)] = gemm<Mxfp4, ScaleFormat::e8m0_rows>;
-  table.gemm[static_cast<int>(GemmKind::mxfp4_f32)] = gemm<Mxfp4, ScaleFormat::f32_rows>;
+  table.activation = Activation::f32;
+  table.gemm[static_cast<int>(GemmKind::mxfp4_e8m0)] = gemm<Nibbles<false>, ScaleFormat::e8m0_rows>;
+  table.gemm[static_cast<int>(GemmKind::mxfp4_f32)] = gemm<Nibbles<false>, ScaleFormat::f32_rows>;
   table.gemm[static_cast<int>(GemmKind::fp8_f32)] = gemm<Fp8, ScaleFormat::f32_blocks>;
   table.gemm[static_cast<int>(GemmKind::bf16)] = gemm<Bf16, ScaleFormat::none>;
+  table.gemm[static_cast<int>(GemmKind::int8_f32)] = gemm<Int8, ScaleFormat::f32_rows>;
+  table.gemm[static_cast<int>(GemmKind::int4_f32)] = gemm<Nibbles<true>, ScaleFormat::f32_rows>;
   table.attention_scores_bf16 = attention_scores;
   table.attention_values_bf16 = attention_values;
   table.sum_squares = sum_squares;

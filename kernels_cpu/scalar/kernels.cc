@@ -1,5 +1,6 @@
 // Micro-kernels in plain C++: they run everywhere, and the fp32 numerics are defined by them.
 #include "kernels_cpu/kernel_table.h"
+#include "kernels_cpu/ref/ops.h"
 #include "runtime/base/number_formats.h"
 
 namespace thermocline::cpu::scalar {
@@ -7,7 +8,7 @@ namespace {
 
 // A tile is decoded once and used by every token of the call; sums run over k in order, one scale at a time.
 template <WeightFormat format, ScaleFormat scale>
-void gemm(const RowGroup& w, const void* x_void, int64_t x_stride, int m, float* y) {
+void gemm(const RowGroup& w, const void* x_void, int m, float* y) {
   const float* x = static_cast<const float*>(x_void);
   for (int64_t i = 0; i < m * kTileRows; ++i) y[i] = 0;
   float values[kTileRows * kTileCols];
@@ -17,10 +18,33 @@ void gemm(const RowGroup& w, const void* x_void, int64_t x_stride, int m, float*
     for (int64_t r = 0; r < kTileRows; ++r) scales[r] = tile_scale(scale, w, tile, r);
     for (int token = 0; token < m; ++token) {
       float sums[kTileRows] = {};
-      const float* xt = x + token * x_stride + tile * kTileCols;
+      const float* xt = x + (tile * m + token) * kTileCols;
       for (int64_t k = 0; k < kTileCols; ++k)
         for (int64_t r = 0; r < kTileRows; ++r) sums[r] += values[k * kTileRows + r] * xt[k];
       for (int64_t r = 0; r < kTileRows; ++r) y[token * kTileRows + r] += sums[r] * scales[r];
+    }
+  }
+}
+
+// On INT8 activations the products of a tile add up as integers (e2m1 in halves), exactly.
+template <WeightFormat format, ScaleFormat scale>
+void gemm_int8(const RowGroup& w, const void* x_void, int m, float* y) {
+  constexpr int kOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+  constexpr float kUnit = format == WeightFormat::mxfp4 ? 0.5f : 1.0f;
+  const Int8Chunk* x = static_cast<const Int8Chunk*>(x_void);
+  for (int64_t i = 0; i < m * kTileRows; ++i) y[i] = 0;
+  float values[kTileRows * kTileCols];
+  for (int64_t tile = 0; tile < w.k_tiles; ++tile) {
+    decode_tile(format, w.tiles + tile * tile_bytes(format), values);
+    for (int token = 0; token < m; ++token) {
+      const Int8Chunk& chunk = x[tile * m + token];
+      int32_t dots[kTileRows] = {};
+      for (int64_t i = 0; i < kTileCols; ++i) {
+        const float* column = values + (i / 8 * 8 + kOrder[i % 8]) * kTileRows;
+        for (int64_t r = 0; r < kTileRows; ++r) dots[r] += static_cast<int32_t>(column[r] / kUnit) * chunk.codes[i];
+      }
+      for (int64_t r = 0; r < kTileRows; ++r)
+        y[token * kTileRows + r] += static_cast<float>(dots[r]) * (tile_scale(scale, w, tile, r) * kUnit * chunk.scale);
     }
   }
 }
@@ -71,6 +95,14 @@ void gemv_f32(const float* w, const float* x, int64_t n, int64_t k, float* out) 
   for (int64_t i = 0; i < n; ++i) out[i] = dot(w + i * k, x, k);
 }
 
+void swiglu(const float* gate, const float* up, int64_t n, float limit, float weight, bool round, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = round ? round_bf16(gate[i]) : gate[i], u = round ? round_bf16(up[i]) : up[i];
+    const float h = weight * ref::swiglu(g, u, limit);
+    out[i] = round ? round_bf16(h) : h;
+  }
+}
+
 double peak_flops(int64_t rounds) {
   float sums[16] = {};
   volatile float seed = 1.0f;
@@ -81,24 +113,45 @@ double peak_flops(int64_t rounds) {
   return static_cast<double>(rounds) * 16 * 2;
 }
 
+double peak_int8_ops(int64_t rounds) {
+  int32_t sums[16] = {};
+  volatile int8_t seed = 1;
+  const int8_t a = seed;
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int32_t& sum : sums) sum += a * (a + static_cast<int32_t>(round & 1));
+  for (const int32_t sum : sums) seed = static_cast<int8_t>(seed + sum);
+  return static_cast<double>(rounds) * 16 * 2;
+}
+
 }  // namespace
 
 KernelTable table() {
   KernelTable table;
   table.isa = Isa::scalar;
-  table.bf16_inputs = false;
-  table.max_tokens = 64;
-  table.gemm[static_cast<int>(GemmKind::mxfp4_e8m0)] = gemm<WeightFormat::mxfp4, ScaleFormat::e8m0_rows>;
-  table.gemm[static_cast<int>(GemmKind::mxfp4_f32)] = gemm<WeightFormat::mxfp4, ScaleFormat::f32_rows>;
-  table.gemm[static_cast<int>(GemmKind::fp8_f32)] = gemm<WeightFormat::fp8, ScaleFormat::f32_blocks>;
-  table.gemm[static_cast<int>(GemmKind::bf16)] = gemm<WeightFormat::bf16, ScaleFormat::none>;
+  table.activation = Activation::f32;
+  const auto set = [&](GemmKind kind, GemmTile exact, GemmTile int8) {
+    table.gemm[static_cast<int>(kind)] = exact;
+    table.gemm_int8[static_cast<int>(kind)] = int8;
+  };
+  set(GemmKind::mxfp4_e8m0, gemm<WeightFormat::mxfp4, ScaleFormat::e8m0_rows>,
+      gemm_int8<WeightFormat::mxfp4, ScaleFormat::e8m0_rows>);
+  set(GemmKind::mxfp4_f32, gemm<WeightFormat::mxfp4, ScaleFormat::f32_rows>,
+      gemm_int8<WeightFormat::mxfp4, ScaleFormat::f32_rows>);
+  set(GemmKind::fp8_f32, gemm<WeightFormat::fp8, ScaleFormat::f32_blocks>, nullptr);
+  set(GemmKind::bf16, gemm<WeightFormat::bf16, ScaleFormat::none>, nullptr);
+  set(GemmKind::int8_f32, gemm<WeightFormat::int8, ScaleFormat::f32_rows>,
+      gemm_int8<WeightFormat::int8, ScaleFormat::f32_rows>);
+  set(GemmKind::int4_f32, gemm<WeightFormat::int4, ScaleFormat::f32_rows>,
+      gemm_int8<WeightFormat::int4, ScaleFormat::f32_rows>);
   table.attention_scores_bf16 = attention_scores<bf16>;
   table.attention_scores_f32 = attention_scores<float>;
   table.attention_values_bf16 = attention_values<bf16>;
   table.attention_values_f32 = attention_values<float>;
+  table.swiglu = swiglu;
   table.sum_squares = sum_squares;
   table.gemv_f32 = gemv_f32;
   table.peak_flops = peak_flops;
+  table.peak_int8_ops = peak_int8_ops;
   return table;
 }
 

@@ -77,7 +77,7 @@ Result<Sample> run_once(Engine& engine, const Row& row) {
     const int64_t count = prefill ? std::min(engine.options().max_chunk, row.tokens - done) : 1;
     TC_RETURN_IF_ERROR(
         engine.prefill(*sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
-    sample.bytes += static_cast<double>(engine.step().weight_bytes());
+    sample.bytes += static_cast<double>(engine.step().traffic().total_bytes());
     done += count;
   }
   sample.seconds = std::chrono::duration<double>(Clock::now() - start).count();

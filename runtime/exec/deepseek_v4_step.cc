@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "kernels_cpu/attention.h"
 #include "kernels_cpu/ref/ops.h"
@@ -21,9 +22,28 @@ constexpr int64_t kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 6
 
 }  // namespace
 
+namespace {
+
+bool experts_take_int8(const cpu::KernelTable& table, const deepseek_v4::Weights& weights) {
+  const auto& experts = weights.layers[0].experts;
+  return cpu::takes_int8(table, experts[0].w1) && cpu::takes_int8(table, experts[0].w2);
+}
+
+}  // namespace
+
 DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                Numerics numerics, const ExecOptions& options)
-    : g_(geometry), w_(weights), cpu_(cpu), round_(rounding_of(numerics)), options_(options) {
+    : g_(geometry),
+      w_(weights),
+      traffic_(cpu.pool.size(), cpu.pool.nodes()),
+      cpu_{cpu.pool, cpu.table, &traffic_},
+      round_(rounding_of(numerics)),
+      options_(options),
+      plain_{cpu.table.activation, false},
+      linear_{cpu.table.activation, round_.linear_inputs},
+      expert_(options.int8_activations && experts_take_int8(cpu.table, weights)
+                  ? cpu::InputFormat{cpu::Activation::int8, false}
+                  : linear_) {
   frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
   frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
                                           g_.beta_fast, g_.beta_slow);
@@ -42,7 +62,7 @@ Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* cons
   TC_RETURN_IF_ERROR(check(batch, sequences));
   sequences_ = sequences;
   tokens_ = batch.size();
-  weight_bytes_ = w_.dense_bytes(g_);
+  traffic_.reset();
   for (const Segment& segment : batch.segments)
     TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
   embed(batch.token_ids);
@@ -86,8 +106,8 @@ void DeepseekV4Step::for_tokens(const Segments& segments, const Fn& fn) {
   });
 }
 
-void DeepseekV4Step::gemm(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) {
-  cpu::gemm(cpu_, w, x, b_.gemm, y, w.n, round && round_.results);
+cpu::GemmJob DeepseekV4Step::job(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const {
+  return {.w = &w, .x = &x, .rows = {0, x.rows()}, .y = y, .y_stride = w.n, .round = round && round_.results};
 }
 
 // Every stream starts as the token's embedding.
@@ -112,25 +132,25 @@ void DeepseekV4Step::rope_tables(const Segments& segments) {
 
 void DeepseekV4Step::layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids,
                            const Segments& segments) {
-  hc_read(w.hc_attn, streams, w.attn_norm);  // b.x, b.post, b.comb
-  attention(index, w, segments);             // b.y
+  hc_read(w.hc_attn, streams, w.attn_norm, false);  // b.x and its inputs, b.post, b.comb
+  attention(index, w, segments);                    // b.y
   hc_write(streams);
-  hc_read(w.hc_ffn, streams, w.ffn_norm);
+  hc_read(w.hc_ffn, streams, w.ffn_norm, true);
   moe(w, ids);  // b.y
   hc_write(streams);
 }
 
-// Mixes S streams to one and norms it. The mixing weights are a small f32 GEMM over the flattened streams.
-void DeepseekV4Step::hc_read(const HcWeights& hc, const float* streams, const float* norm) {
+// Mixes S streams to one, norms it and lays it out as the inputs of the linears. The mixing weights are a small f32
+// GEMM over the flattened streams.
+void DeepseekV4Step::hc_read(const HcWeights& hc, const float* streams, const float* norm, bool experts) {
   const int64_t width = g_.hc_mult * g_.dim, outputs = g_.hc_outputs();
   const int s = g_.hc_mult;
-  cpu_.pool.split(tokens_ * outputs, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end;) {
-      const int64_t token = i / outputs, first = i % outputs, count = std::min(outputs - first, end - i);
-      cpu_.table.gemv_f32(hc.fn + first * width, streams + token * width, count, width, &b_.mixes[i]);
-      i += count;
-    }
-  });
+  hc_mixes(hc, streams);
+  b_.plain_x.reshape(cpu_.table, plain_.activation, tokens_, g_.dim);
+  if (round_.linear_inputs) b_.linear_x.reshape(cpu_.table, linear_.activation, tokens_, g_.dim);
+  const bool int8 = experts && expert_.activation == cpu::Activation::int8;
+  if (int8) b_.int8_x.reshape(cpu_.table, expert_.activation, tokens_, g_.dim);
+  const cpu::RowRange all{0, tokens_};
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token) {
       const float* in = streams + token * width;
@@ -142,7 +162,25 @@ void DeepseekV4Step::hc_read(const HcWeights& hc, const float* streams, const fl
       float* x = &b_.x[token * g_.dim];
       ref::hc_read(in, &b_.pre[token * s], s, g_.dim, round_.results, x);
       cpu::rms_norm(cpu_.table, x, norm, g_.dim, g_.norm_eps, round_.results, x);
+      cpu::store_row(plain_, x, g_.dim, b_.plain_x.row(all, token));
+      if (int8) cpu::store_row(expert_, x, g_.dim, b_.int8_x.row(all, token));
+      if (round_.linear_inputs) cpu::store_row(linear_, x, g_.dim, b_.linear_x.row(all, token));  // rounds x
     }
+  });
+}
+
+// Reads the mixing weights once a step: outputs are split over the workers, and with them the weights.
+void DeepseekV4Step::hc_mixes(const HcWeights& hc, const float* streams) {
+  const cpu::WeightTraffic::Timer timer(&traffic_);
+  const int64_t width = g_.hc_mult * g_.dim, outputs = g_.hc_outputs();
+  cpu_.pool.run([&](int worker) {
+    const WorkerPool::Team& team = cpu_.pool.team(worker);
+    const int64_t first = outputs * worker / cpu_.pool.size(), last = outputs * (worker + 1) / cpu_.pool.size();
+    if (first == last) return;
+    traffic_.add(worker, team.node, (last - first) * width * 4);
+    for (int64_t token = 0; token < tokens_; ++token)
+      cpu_.table.gemv_f32(hc.fn_on(team.node) + first * width, streams + token * width, last - first, width,
+                          &b_.mixes[token * outputs + first]);
   });
 }
 
@@ -156,20 +194,31 @@ void DeepseekV4Step::hc_write(float* streams) {
 }
 
 void DeepseekV4Step::attention(int index, const LayerWeights& w, const Segments& segments) {
-  const bool compressed = g_.kind(index) != LayerKind::swa;
-  const TensorView<const float, 2> x(b_.x.data(), {tokens_, g_.dim});
-  cpu::prepare(cpu_, x, round_.linear_inputs, b_.gemm, b_.input);
-  gemm(w.wq_a, b_.input, b_.qr.data(), true);
-  gemm(w.wkv, b_.input, b_.kv.data(), true);
-  store_raw_rows(index, w, segments);
-  if (compressed) {
-    cpu::prepare(cpu_, x, false, b_.gemm, b_.plain_input);  // compressors and index weights take x as it is
-    compress(index, w, segments);
-  }
-  project_queries(index, w);
-  if (compressed && g_.kind(index) == LayerKind::csa) index_select(index, w, segments);
-  attend(index, w, segments);
-  project_output(w);
+  const LayerKind kind = g_.kind(index);
+  const bool scores = kind == LayerKind::csa && must_score(index, segments);
+  project_inputs(index, w, scores);    // b.qr, b.kv, b.a, b.z, b.index_g
+  store_raw_rows(index, w, segments);  // b.qr_input
+  project_queries(index, w, scores);   // b.q, b.index_q
+  if (kind != LayerKind::swa) compress(index, w, segments);
+  if (scores) index_select(index, segments);
+  if (kind == LayerKind::csa && !scores) select_all(index, segments);
+  attend(index, w, segments);  // b.o
+  project_output(w);           // b.y
+}
+
+// Everything that multiplies x, in one region.
+void DeepseekV4Step::project_inputs(int index, const LayerWeights& w, bool scores) {
+  cpu::GemmJob jobs[7] = {job(w.wq_a, linear_x(), b_.qr.data(), true), job(w.wkv, linear_x(), b_.kv.data(), true)};
+  size_t count = 2;
+  // Compressors and index weights take x as it is; float32 results, as the pooling is in float32.
+  const auto add_compressor = [&](const CompressorWeights& c, float* a, float* z) {
+    jobs[count++] = job(c.wkv, b_.plain_x, a, false);
+    jobs[count++] = job(c.wgate, b_.plain_x, z, false);
+  };
+  if (g_.kind(index) != LayerKind::swa) add_compressor(w.compressor, b_.a.data(), b_.z.data());
+  if (g_.kind(index) == LayerKind::csa) add_compressor(w.index_compressor, b_.index_a.data(), b_.index_z.data());
+  if (scores) jobs[count++] = job(w.index_weights_proj, b_.plain_x, b_.index_g.data(), true);
+  cpu::gemm(cpu_, std::span(jobs, count));
 }
 
 void DeepseekV4Step::store_row(const float* row, int64_t n, std::byte* out) const {
@@ -184,6 +233,7 @@ void DeepseekV4Step::store_row(const float* row, int64_t n, std::byte* out) cons
 void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segments& segments) {
   const int table = g_.compress_ratios[index] > 0;
   const int64_t pairs = g_.rope_head_dim / 2, nope = g_.nope_head_dim();
+  b_.qr_input.reshape(cpu_.table, linear_.activation, tokens_, g_.q_lora_rank);
   for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int) {
     float* row = &b_.kv[token * g_.head_dim];
     cpu::rms_norm(cpu_.table, row, w.kv_norm, g_.head_dim, g_.norm_eps, round_.results, row);
@@ -192,39 +242,52 @@ void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segm
     store_row(row, g_.head_dim, kv.raw_row(index, pos));
     float* qr = &b_.qr[token * g_.q_lora_rank];
     cpu::rms_norm(cpu_.table, qr, w.q_norm, g_.q_lora_rank, g_.norm_eps, round_.results, qr);
+    cpu::store_row(linear_, qr, g_.q_lora_rank, b_.qr_input.row({0, tokens_}, token));
+    const auto add_position = [&](const CompressorWeights& c, float* z) {
+      const int64_t width = c.wkv.n;
+      const float* ape = c.ape + pos % g_.compress_ratios[index] * width;
+      for (int64_t d = 0; d < width; ++d) z[token * width + d] += ape[d];
+    };
+    if (table) add_position(w.compressor, b_.z.data());
+    if (w.index_compressor.ape) add_position(w.index_compressor, b_.index_z.data());
   });
 }
 
-void DeepseekV4Step::project_queries(int index, const LayerWeights& w) {
+void DeepseekV4Step::project_queries(int index, const LayerWeights& w, bool scores) {
+  const cpu::GemmJob jobs[2] = {job(w.wq_b, b_.qr_input, b_.q.data(), true),
+                                scores ? job(w.index_wq_b, b_.qr_input, b_.index_q.data(), true) : cpu::GemmJob()};
+  cpu::gemm(cpu_, std::span(jobs, scores ? 2 : 1));
   const int table = g_.compress_ratios[index] > 0;
-  const int64_t pairs = g_.rope_head_dim / 2, c = g_.head_dim;
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.qr.data(), {tokens_, g_.q_lora_rank}), round_.linear_inputs, b_.gemm,
-               b_.input);
-  gemm(w.wq_b, b_.input, b_.q.data(), true);
-  cpu_.pool.split(tokens_ * g_.n_heads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t token = i / g_.n_heads;
-      float* q = &b_.q[i * c];
-      ref::head_norm(q, c, g_.norm_eps, round_.results);
-      ref::rope(q + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false,
-                round_.results);
+  const int64_t pairs = g_.rope_head_dim / 2, c = g_.head_dim, ci = g_.index_head_dim;
+  const float gate_scale =
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(ci)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
+  const auto head = [&](int64_t i) {
+    const int64_t token = i / g_.n_heads;
+    float* q = &b_.q[i * c];
+    ref::head_norm(q, c, g_.norm_eps, round_.results);
+    ref::rope(q + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false,
+              round_.results);
+  };
+  const auto index_head = [&](int64_t i) {
+    const int64_t token = i / g_.index_n_heads;
+    float* q = &b_.index_q[i * ci];
+    ref::rope(q + ci - 2 * pairs, &b_.cos[1][token * pairs], &b_.sin[1][token * pairs], pairs, false, round_.results);
+    if (round_.cached_rows) {
+      ref::hadamard(q, ci);
+      ref::round_to_bf16(q, ci);
+      ref::fake_fp4(q, ci);
     }
+    b_.index_g[i] *= gate_scale;
+    if (round_.results) b_.index_g[i] = round_bf16(b_.index_g[i]);
+  };
+  const int64_t heads = tokens_ * g_.n_heads;
+  cpu_.pool.split(heads + (scores ? tokens_ * g_.index_n_heads : 0), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) i < heads ? head(i) : index_head(i - heads);
   });
 }
 
 void DeepseekV4Step::compress(int index, const LayerWeights& w, const Segments& segments) {
   const bool csa = g_.kind(index) == LayerKind::csa;
-  const auto project = [&](const CompressorWeights& c, float* a, float* z) {
-    const int64_t width = c.wkv.n;
-    gemm(c.wkv, b_.plain_input, a, false);  // float32 results: the pooling is in float32
-    gemm(c.wgate, b_.plain_input, z, false);
-    for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv&, int) {
-      const float* ape = c.ape + pos % g_.compress_ratios[index] * width;
-      for (int64_t d = 0; d < width; ++d) z[token * width + d] += ape[d];
-    });
-  };
-  project(w.compressor, b_.a.data(), b_.z.data());
-  if (csa) project(w.index_compressor, b_.index_a.data(), b_.index_z.data());
   for (const Segment& segment : segments) {
     compress_rows(index, segment, w.compressor, false);
     if (csa) compress_rows(index, segment, w.index_compressor, true);
@@ -290,38 +353,27 @@ void DeepseekV4Step::compress_rows(int index, const Segment& segment, const Comp
   });
 }
 
-// Each token of a CSA layer picks the index_topk compressed rows it attends to.
-void DeepseekV4Step::index_select(int index, const LayerWeights& w, const Segments& segments) {
-  const int64_t c = g_.index_head_dim, pairs = g_.rope_head_dim / 2;
-  const int ratio = g_.compress_ratios[index];
+// Whether some token of the step sees more compressed rows than it may attend to.
+bool DeepseekV4Step::must_score(int index, const Segments& segments) const {
   int64_t most = 0;
-  for (const Segment& segment : segments) most = std::max(most, (segment.first_pos + segment.num_tokens) / ratio);
-  if (most <= g_.index_topk) {  // every token sees all its rows: nothing to score
-    for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv&, int) {
-      const int32_t visible = static_cast<int32_t>((pos + 1) / ratio);
+  for (const Segment& segment : segments)
+    most = std::max(most, (segment.first_pos + segment.num_tokens) / g_.compress_ratios[index]);
+  return most > g_.index_topk;
+}
+
+void DeepseekV4Step::select_all(int index, const Segments& segments) {
+  for (const Segment& segment : segments)
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      const int64_t token = segment.first_token + i;
+      const int32_t visible = static_cast<int32_t>((segment.first_pos + i + 1) / g_.compress_ratios[index]);
       b_.selected_count[token] = visible;
-      for (int32_t r = 0; r < visible; ++r) b_.selected[token * g_.index_topk + r] = r;
-    });
-    return;
-  }
-  gemm(w.index_wq_b, b_.input, b_.index_q.data(), true);  // b.input still holds qr
-  gemm(w.index_weights_proj, b_.plain_input, b_.index_g.data(), true);
-  const float scale =
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
-  cpu_.pool.split(tokens_ * g_.index_n_heads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t token = i / g_.index_n_heads;
-      float* q = &b_.index_q[i * c];
-      ref::rope(q + c - 2 * pairs, &b_.cos[1][token * pairs], &b_.sin[1][token * pairs], pairs, false, round_.results);
-      if (round_.cached_rows) {
-        ref::hadamard(q, c);
-        ref::round_to_bf16(q, c);
-        ref::fake_fp4(q, c);
-      }
-      b_.index_g[i] *= scale;
-      if (round_.results) b_.index_g[i] = round_bf16(b_.index_g[i]);
+      std::iota(&b_.selected[token * g_.index_topk], &b_.selected[token * g_.index_topk] + visible, 0);
     }
-  });
+}
+
+// Each token of a CSA layer picks the index_topk compressed rows it attends to.
+void DeepseekV4Step::index_select(int index, const Segments& segments) {
+  const int ratio = g_.compress_ratios[index];
   const int64_t stride = options_.max_context / 4 + 1;
   const auto choose = [&](int64_t token, int64_t visible, const float* scores, int worker) {
     const int64_t count = std::min(visible, g_.index_topk);
@@ -410,21 +462,27 @@ void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& se
 // Grouped low-rank output projection. wo_a takes its input as it is (the official code keeps it in bf16).
 void DeepseekV4Step::project_output(const LayerWeights& w) {
   const int64_t groups = g_.o_groups, group_width = g_.n_heads * g_.head_dim / groups, rank = g_.o_lora_rank;
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.o.data(), {tokens_ * groups, group_width}), false, b_.gemm,
-               b_.plain_input);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.o.data(), {tokens_ * groups, group_width}), plain_, b_.o_input,
+               groups);
+  output_jobs_.clear();
   for (int64_t group = 0; group < groups; ++group)
-    cpu::gemm(cpu_, w.wo_a.slice(group * rank, rank), b_.plain_input, b_.gemm, b_.u.data() + group * rank,
-              groups * rank, round_.results, group, groups);
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.u.data(), {tokens_, groups * rank}), round_.linear_inputs, b_.gemm,
-               b_.input);
-  gemm(w.wo_b, b_.input, b_.y.data(), true);
+    output_jobs_.push_back({.w = &w.wo_a,
+                            .x = &b_.o_input,
+                            .rows = {group * tokens_, tokens_},
+                            .y = b_.u.data() + group * rank,
+                            .y_stride = groups * rank,
+                            .round = round_.results,
+                            .first_group = group * rank / cpu::kTileRows,
+                            .groups = rank / cpu::kTileRows});
+  cpu::gemm(cpu_, output_jobs_);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.u.data(), {tokens_, groups * rank}), linear_, b_.u_input);
+  const cpu::GemmJob out = job(w.wo_b, b_.u_input, b_.y.data(), true);
+  cpu::gemm(cpu_, std::span(&out, 1));
 }
 
 void DeepseekV4Step::moe(const LayerWeights& w, std::span<const int32_t> ids) {
-  const TensorView<const float, 2> x(b_.x.data(), {tokens_, g_.dim});
   const int64_t experts = g_.n_routed_experts, k = g_.n_activated_experts;
-  cpu::prepare(cpu_, x, false, b_.gemm, b_.plain_input);
-  gemm(w.gate, b_.plain_input, b_.scores.data(), false);  // the router stays in float32
+  cpu::gemm(cpu_, w.gate, b_.plain_x, b_.scores.data(), false);  // the router stays in float32
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token) {
       float* scores = &b_.scores[token * experts];
@@ -439,12 +497,10 @@ void DeepseekV4Step::moe(const LayerWeights& w, std::span<const int32_t> ids) {
       }
     }
   });
-  weight_bytes_ +=
-      static_cast<uint64_t>(cpu::distinct_experts({b_.expert_ids.data(), {tokens_, k}}, b_.moe)) * w.experts[0].bytes();
-  if (round_.linear_inputs) cpu::prepare(cpu_, x, true, b_.gemm, b_.input);
-  cpu::moe(cpu_, w.experts, w.shared_expert, round_.linear_inputs ? b_.input : b_.plain_input,
-           {b_.expert_ids.data(), {tokens_, k}}, {b_.expert_weights.data(), {tokens_, k}},
-           {g_.swiglu_limit, round_.results, round_.linear_inputs}, b_.gemm, b_.moe, b_.y.data());
+  const cpu::GemmInput& routed_x = expert_.activation == cpu::Activation::int8 ? b_.int8_x : linear_x();
+  cpu::moe(cpu_, w.experts, &w.shared_expert, routed_x, linear_x(), {b_.expert_ids.data(), {tokens_, k}},
+           {b_.expert_weights.data(), {tokens_, k}}, {g_.swiglu_limit, round_.results, expert_, linear_}, b_.moe,
+           b_.y.data());
 }
 
 // Collapses the streams of the wanted tokens, norms them and multiplies by the vocabulary.
@@ -465,8 +521,8 @@ int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows
       cpu::rms_norm(cpu_.table, hidden, norm, g_.dim, g_.norm_eps, round_.results, hidden);
     }
   });
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.hidden.data(), {count, g_.dim}), false, b_.gemm, b_.head_input);
-  gemm(w_.head, b_.head_input, logits, false);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.hidden.data(), {count, g_.dim}), plain_, b_.head_input);
+  cpu::gemm(cpu_, w_.head, b_.head_input, logits, false);
   return count;
 }
 
@@ -489,11 +545,10 @@ void DeepseekV4Step::mtp(std::span<const int32_t> next_ids, std::span<const int3
         cpu::rms_norm(cpu_.table, &b_.streams[j * d], w.hnorm, d, g_.norm_eps, round_.results, &b_.streams[j * d]);
     }
   });
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.x.data(), {tokens_, d}), round_.linear_inputs, b_.gemm, b_.input);
-  gemm(w.e_proj, b_.input, b_.y.data(), true);
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.streams.data(), {tokens_ * s, d}), round_.linear_inputs, b_.gemm,
-               b_.input);
-  gemm(w.h_proj, b_.input, b_.mtp_streams.data(), true);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.x.data(), {tokens_, d}), linear_, b_.linear_x);
+  cpu::gemm(cpu_, w.e_proj, b_.linear_x, b_.y.data(), round_.results);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.streams.data(), {tokens_ * s, d}), linear_, b_.linear_x);
+  cpu::gemm(cpu_, w.h_proj, b_.linear_x, b_.mtp_streams.data(), round_.results);
   cpu_.pool.split(tokens_ * s, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       float* z = &b_.mtp_streams[i * d];

@@ -36,8 +36,8 @@ class DeepseekV4Step {
   /// MTP logits of those logit_rows that have a next token, [rows, V]: row t predicts the token at t + 2.
   TensorView<const float, 2> mtp_logits() const { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
 
-  /// Weight bytes the last run read: dense weights once, each distinct expert of a layer once.
-  uint64_t weight_bytes() const { return weight_bytes_; }
+  /// What the last run read of the weights, by worker and node, and how long it was at it.
+  const cpu::WeightTraffic& traffic() const { return traffic_; }
 
   void set_observer(Observer observer) { observer_ = std::move(observer); }
   const ExecOptions& options() const { return options_; }
@@ -53,14 +53,18 @@ class DeepseekV4Step {
   void embed(std::span<const int32_t> ids);
   void rope_tables(const Segments& segments);
   void layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids, const Segments& segments);
-  void hc_read(const deepseek_v4::HcWeights& hc, const float* streams, const float* norm);
+  void hc_read(const deepseek_v4::HcWeights& hc, const float* streams, const float* norm, bool experts);
+  void hc_mixes(const deepseek_v4::HcWeights& hc, const float* streams);
   void hc_write(float* streams);
   void attention(int index, const LayerWeights& w, const Segments& segments);
-  void project_queries(int index, const LayerWeights& w);
+  void project_inputs(int index, const LayerWeights& w, bool scores);
   void store_raw_rows(int index, const LayerWeights& w, const Segments& segments);
+  void project_queries(int index, const LayerWeights& w, bool scores);
   void compress(int index, const LayerWeights& w, const Segments& segments);
   void compress_rows(int index, const sched::Segment& segment, const deepseek_v4::CompressorWeights& w, bool indexer);
-  void index_select(int index, const LayerWeights& w, const Segments& segments);
+  bool must_score(int index, const Segments& segments) const;
+  void select_all(int index, const Segments& segments);
+  void index_select(int index, const Segments& segments);
   void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                   float* scores);
   void attend(int index, const LayerWeights& w, const Segments& segments);
@@ -70,20 +74,24 @@ class DeepseekV4Step {
                float* logits);
   void mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments);
 
-  void gemm(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round);
+  cpu::GemmJob job(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const;
+  const cpu::GemmInput& linear_x() const { return round_.linear_inputs ? b_.linear_x : b_.plain_x; }
   void store_row(const float* row, int64_t n, std::byte* out) const;
   template <class Fn>
   void for_tokens(const Segments& segments, const Fn& fn);
 
   const ModelGeometry& g_;
   const deepseek_v4::Weights& w_;
+  cpu::WeightTraffic traffic_;
   const cpu::CpuContext cpu_;
   const Rounding round_;
   const ExecOptions options_;
+  const cpu::InputFormat plain_, linear_,
+      expert_;                         // how inputs are stored: as they are, of FP8 and FP4 linears, of routed experts
   std::vector<float> frequencies_[2];  // 0 window layers, 1 compressed layers
   StepBuffers b_;
+  std::vector<cpu::GemmJob> output_jobs_;  // one a group of wo_a
   int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
-  uint64_t weight_bytes_ = 0;
   std::span<SequenceKv* const> sequences_;
   Observer observer_;
 };

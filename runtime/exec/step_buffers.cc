@@ -41,13 +41,16 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.logits, HostArray<float>::allocate(logit_rows * g.vocab_size));
   TC_ASSIGN(b.mtp_logits, HostArray<float>::allocate(options.mtp ? logit_rows * g.vocab_size : 0));
 
-  const int64_t widest = std::max({g.dim, heads, groups, g.q_lora_rank, g.moe_inter_dim});
-  // The MTP block projects all S streams at once; wo_a sees one row per token and group.
-  TC_ASSIGN(b.input, cpu::GemmInput::allocate(m * s, std::max({g.dim, groups, g.q_lora_rank})));
-  TC_ASSIGN(b.plain_input, cpu::GemmInput::allocate(m * g.o_groups, std::max(heads / g.o_groups, g.dim)));
+  // The MTP block projects all S streams at once.
+  TC_ASSIGN(b.linear_x, cpu::GemmInput::allocate(options.mtp ? m * s : m, g.dim));
+  TC_ASSIGN(b.plain_x, cpu::GemmInput::allocate(options.mtp ? m * s : m, g.dim));
+  TC_ASSIGN(b.int8_x, cpu::GemmInput::allocate(options.int8_activations ? m : 0, g.dim));
+  TC_ASSIGN(b.qr_input, cpu::GemmInput::allocate(m, g.q_lora_rank));
+  TC_ASSIGN(b.o_input, cpu::GemmInput::allocate(m * g.o_groups, heads / g.o_groups));
+  TC_ASSIGN(b.u_input, cpu::GemmInput::allocate(m, groups));
   TC_ASSIGN(b.head_input, cpu::GemmInput::allocate(logit_rows, g.dim));
-  TC_ASSIGN(b.gemm, cpu::GemmScratch::allocate(workers, m * s, widest));
-  TC_ASSIGN(b.moe, cpu::MoeWorkspace::allocate(m, g.n_activated_experts, g.n_routed_experts, g.dim, g.moe_inter_dim));
+  TC_ASSIGN(b.moe,
+            cpu::MoeWorkspace::allocate(workers, m, g.n_activated_experts, g.n_routed_experts, g.dim, g.moe_inter_dim));
 
   int64_t compressed = 0;
   for (int i = 0; i < g.n_layers; ++i) {

@@ -12,6 +12,7 @@ struct ExecOptions {
   int64_t max_logit_rows = 1;  // tokens of a step whose logits may be asked for
   int64_t max_context = 4096;  // positions a sequence may reach
   bool mtp = false;
+  bool int8_activations = false;  // of routed experts whose weights are small integers
 };
 
 /// Names and shapes follow the data path; M = max_tokens.
@@ -44,8 +45,8 @@ struct StepBuffers {
   HostArray<float> hidden;              // [rows, D] before the head
   HostArray<float> logits, mtp_logits;  // [rows, V]
 
-  cpu::GemmInput input, plain_input, head_input;
-  cpu::GemmScratch gemm;
+  // Inputs of linears: x rounded as FP8 and FP4 linears take it, as it is, as INT8; then of wq_b, wo_a, wo_b, the head.
+  cpu::GemmInput linear_x, plain_x, int8_x, qr_input, o_input, u_input, head_input;
   cpu::MoeWorkspace moe;
 
   // Per worker.

@@ -59,8 +59,7 @@ Result<Isa> parse_isa(std::string_view name) {
 std::string CpuFeatures::to_string() const {
   std::string text = "x86-64";
   if (avx2) text += " avx2";
-  if (avx512) text += " avx512-bf16";
-  if (avx512_vnni) text += " avx512-vnni";
+  if (avx512) text += " avx512-bf16 avx512-vnni";
   if (amx) text += " amx";
   return text;
 }
@@ -74,8 +73,8 @@ CpuFeatures detect_cpu_features() {
   const bool ymm = (states & 0x6u) == 0x6u, zmm = (states & 0xe6u) == 0xe6u, tiles = (states & 0x60000u) == 0x60000u;
   features.avx2 = ymm && bit(leaf7.ebx, 5) && bit(leaf1.ecx, 12) && bit(leaf1.ecx, 29);
   const bool avx512_base = bit(leaf7.ebx, 16) && bit(leaf7.ebx, 17) && bit(leaf7.ebx, 30) && bit(leaf7.ebx, 31);
-  features.avx512 = features.avx2 && zmm && avx512_base && bit(leaf7.ecx, 1) && bit(leaf7_1.eax, 5);
-  features.avx512_vnni = features.avx512 && bit(leaf7.ecx, 11);
+  features.avx512 =
+      features.avx2 && zmm && avx512_base && bit(leaf7.ecx, 1) && bit(leaf7.ecx, 11) && bit(leaf7_1.eax, 5);
   const bool amx_cpu = bit(leaf7.edx, 22) && bit(leaf7.edx, 24) && bit(leaf7.edx, 25);
   features.amx = features.avx512 && tiles && amx_cpu && request_amx_permission();
   return features;

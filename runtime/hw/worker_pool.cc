@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
+
 namespace thermocline {
 namespace {
 
@@ -17,17 +19,43 @@ void pin(int os_cpu) {
   pthread_setaffinity_np(pthread_self(), sizeof set, &set);  // refused in some containers: then the kernel places it
 }
 
+// One core after the other, each from the node with the fewest workers so far among those with cores left; more workers
+// than cores go round again. By node in the end, so that a team's workers are neighbours.
+std::vector<Core> choose_cores(const Topology& topology, int count) {
+  std::vector<std::vector<Core>> by_node(topology.nodes.size());
+  for (const Core& core : topology.cores) by_node[static_cast<size_t>(core.node)].push_back(core);
+  std::vector<Core> chosen;
+  for (size_t round = 0; static_cast<int>(chosen.size()) < count; ++round) {
+    bool any = false;
+    for (const auto& cores : by_node)
+      if (round < cores.size() && static_cast<int>(chosen.size()) < count) {
+        chosen.push_back(cores[round]);
+        any = true;
+      }
+    if (!any) chosen.push_back(chosen[chosen.size() - topology.cores.size()]);
+  }
+  std::stable_sort(chosen.begin(), chosen.end(), [](const Core& a, const Core& b) { return a.node < b.node; });
+  return chosen;
+}
+
 }  // namespace
 
 WorkerPool::WorkerPool(const Topology& topology, int threads) {
   const int count = threads > 0 ? threads : topology.default_threads();
-  const int cores = static_cast<int>(topology.cores.size());
-  for (int worker = 0; worker < count; ++worker) nodes_.push_back(topology.cores[worker % cores].node);
-  for (int worker = 1; worker < count; ++worker) {
-    const bool pinnable = !topology.synthetic && count <= cores;
-    threads_.emplace_back(
-        [this, worker, os_cpu = pinnable ? topology.cores[worker].os_cpu : -1] { work(worker, os_cpu); });
+  const std::vector<Core> cores = choose_cores(topology, count);
+  for (const Core& core : cores) {
+    if (topology_nodes_.empty() || topology_nodes_.back() != core.node) topology_nodes_.push_back(core.node);
+    const int node = nodes() - 1;
+    const bool first = teams_.empty() || teams_.back().node != node;
+    teams_.push_back({node, first ? 0 : teams_.back().rank + 1, 0});
   }
+  for (Team& team : teams_)
+    team.size = static_cast<int>(
+        std::count_if(teams_.begin(), teams_.end(), [&](const Team& t) { return t.node == team.node; }));
+  const bool pinnable = !topology.synthetic && count <= static_cast<int>(topology.cores.size());
+  for (int worker = 1; worker < count; ++worker)
+    threads_.emplace_back(
+        [this, worker, os_cpu = pinnable ? cores[static_cast<size_t>(worker)].os_cpu : -1] { work(worker, os_cpu); });
 }
 
 WorkerPool::~WorkerPool() {

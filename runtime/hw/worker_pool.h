@@ -18,16 +18,24 @@ namespace thermocline {
 
 class WorkerPool {
  public:
-  /// `threads` workers (0: topology.default_threads()), the caller of run() being worker 0. Workers 1.. are pinned to
-  /// their cores unless the topology is synthetic or the system refuses.
+  /// `threads` workers (0: topology.default_threads()), spread evenly over the nodes, the caller of run() being worker
+  /// 0. Workers 1.. are pinned to their cores unless the topology is synthetic or the system refuses.
   explicit WorkerPool(const Topology& topology, int threads = 0);
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  int size() const { return static_cast<int>(nodes_.size()); }
-  /// The NUMA node (index into Topology::nodes) worker w belongs to.
-  int node_of(int worker) const { return nodes_[worker]; }
+  int size() const { return static_cast<int>(teams_.size()); }
+
+  /// The workers of one NUMA node, numbered from 0; only nodes that have workers count.
+  struct Team {
+    int node = 0;            // 0 .. nodes() - 1
+    int rank = 0, size = 1;  // of this worker in its team
+  };
+  const Team& team(int worker) const { return teams_[static_cast<size_t>(worker)]; }
+  int nodes() const { return static_cast<int>(topology_nodes_.size()); }
+  /// The index into Topology::nodes of a team's node.
+  int topology_node(int node) const { return topology_nodes_[static_cast<size_t>(node)]; }
 
   /// Calls fn(worker) once on every worker and returns when all are done. One caller at a time; fn takes no lock,
   /// throws nothing and never calls run() itself.
@@ -54,7 +62,8 @@ class WorkerPool {
   void dispatch(Task task, const void* context);
   void work(int worker, int os_cpu);
 
-  std::vector<int> nodes_;  // worker -> node index
+  std::vector<Team> teams_;          // by worker
+  std::vector<int> topology_nodes_;  // by team node
   std::vector<std::thread> threads_;
   Task task_ = nullptr;
   const void* context_ = nullptr;

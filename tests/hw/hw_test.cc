@@ -88,8 +88,11 @@ TEST(WorkerPool, EveryItemIsDoneOnceByAnyNumberOfWorkers) {
   for (const int threads : {1, 2, 3, 8}) {
     WorkerPool pool(topology, threads);
     EXPECT_EQ(pool.size(), threads);
-    EXPECT_EQ(pool.node_of(0), 0);
-    EXPECT_EQ(pool.node_of(threads - 1), threads == 8 ? 1 : 0);
+    EXPECT_EQ(pool.nodes(), threads == 1 ? 1 : 2);
+    EXPECT_EQ(pool.team(0).node, 0);
+    EXPECT_EQ(pool.team(0).size, (threads + 1) / 2) << "workers are spread evenly over the nodes";
+    EXPECT_EQ(pool.team(threads - 1).node, pool.nodes() - 1);
+    EXPECT_EQ(pool.team(threads - 1).rank, pool.team(threads - 1).size - 1);
     for (const int64_t count : {0, 1, 2, 7, 1000}) {
       std::vector<std::atomic<int>> done(static_cast<size_t>(count));
       pool.split(count, [&](int64_t begin, int64_t end, int worker) {

@@ -8,7 +8,8 @@
 namespace thermocline::cpu {
 namespace {
 
-constexpr GemmKind kKinds[] = {GemmKind::mxfp4_e8m0, GemmKind::mxfp4_f32, GemmKind::fp8_f32, GemmKind::bf16};
+constexpr GemmKind kKinds[] = {GemmKind::mxfp4_e8m0, GemmKind::mxfp4_f32, GemmKind::fp8_f32,
+                               GemmKind::bf16,       GemmKind::int8_f32,  GemmKind::int4_f32};
 
 TEST(PackedMatrix, EveryElementComesBack) {
   std::mt19937 random(1);
@@ -46,15 +47,19 @@ class GemmTest : public ::testing::TestWithParam<Isa> {
 };
 
 std::vector<float> run_gemm(const KernelTable& table, int threads, const PackedMatrix& w, const std::vector<float>& x,
-                            int64_t m) {
+                            int64_t m, const InputFormat& format) {
   WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), threads);
   const CpuContext cpu{pool, table};
   GemmInput input = GemmInput::allocate(m, w.k).value();
-  const GemmScratch scratch = GemmScratch::allocate(threads, m, w.k).value();
-  prepare(cpu, TensorView<const float, 2>(x.data(), {m, w.k}), false, scratch, input);
+  prepare(cpu, TensorView<const float, 2>(x.data(), {m, w.k}), format, input);
   std::vector<float> y(static_cast<size_t>(m * w.n));
-  gemm(cpu, w, input, scratch, y.data(), w.n, false);
+  gemm(cpu, w, input, y.data(), false);
   return y;
+}
+
+std::vector<float> run_gemm(const KernelTable& table, int threads, const PackedMatrix& w, const std::vector<float>& x,
+                            int64_t m) {
+  return run_gemm(table, threads, w, x, m, {table.activation});
 }
 
 // Within the error of K fused or unfused float32 additions of exact products: K * 2^-24 of the sum of magnitudes.
@@ -63,7 +68,7 @@ TEST_P(GemmTest, MatchesTheReferenceOnRaggedShapes) {
   for (const GemmKind kind : kKinds)
     for (const int64_t n : {1, 15, 16, 17, 48})
       for (const int64_t k : {32, 64, 160, 288})
-        for (const int64_t m : {1, 2, 3, 7, 8, 9, 21}) {
+        for (const int64_t m : {1, 2, 3, 7, 8, 9, 13, 16, 21}) {
           const test::RandomMatrix r = test::random_matrix(random, kind, n, k);
           std::vector<float> x = test::random_floats(random, m * k);
           ref::round_to_bf16(x.data(), m * k);
@@ -118,14 +123,62 @@ TEST_P(GemmTest, QuantisedInputsAreRoundedAsPublished) {
   const test::RandomMatrix r = test::random_matrix(random, GemmKind::bf16, 16, k);
   std::vector<float> x = test::random_floats(random, k), rounded = x;
   ref::fake_fp8(rounded.data(), k, 128);
-  WorkerPool pool(read_topology().value(), 1);
-  const CpuContext cpu{pool, table_};
-  GemmInput input = GemmInput::allocate(1, k).value();
-  const GemmScratch scratch = GemmScratch::allocate(1, 1, k).value();
-  std::vector<float> y(16);
-  prepare(cpu, TensorView<const float, 2>(x.data(), {1, k}), true, scratch, input);
-  gemm(cpu, r.matrix, input, scratch, y.data(), 16, false);
-  EXPECT_EQ(y, run_gemm(table_, 1, r.matrix, rounded, 1));
+  EXPECT_EQ(run_gemm(table_, 1, r.matrix, x, 1, {table_.activation, true}), run_gemm(table_, 1, r.matrix, rounded, 1));
+}
+
+// INT8 activations: the integer sums are exact, so what is left is the rounding of x (half a unit of its block each)
+// and float32 additions of one product a tile.
+TEST_P(GemmTest, Int8ActivationsAreWithinTheRoundingOfX) {
+  std::mt19937 random(6);
+  for (const GemmKind kind : kKinds) {
+    if (table_.gemm_int8[static_cast<int>(kind)] == nullptr) continue;
+    for (const int block : {32, 128})
+      for (const auto& [n, k] : {std::pair(16, 32), std::pair(33, 160), std::pair(48, 512)})
+        for (const int64_t m : {1, 2, 9, 10, 11, 16, 17, 33}) {
+          const test::RandomMatrix r = test::random_matrix(random, kind, n, k);
+          const std::vector<float> x = test::random_floats(random, m * k);
+          const std::vector<float> y = run_gemm(table_, 2, r.matrix, x, m, {Activation::int8, false, block});
+          for (int64_t i = 0; i < m; ++i)
+            for (int64_t row = 0; row < n; ++row) {
+              double exact = 0, rounded = 0, lost = 0, size = 0;
+              for (int64_t begin = 0; begin < k; begin += block) {
+                float amax = 0;
+                for (int64_t c = begin; c < std::min<int64_t>(k, begin + block); ++c)
+                  amax = std::max(amax, std::fabs(x[static_cast<size_t>(i * k + c)]));
+                const float unit = amax / 127;
+                for (int64_t c = begin; c < std::min<int64_t>(k, begin + block); ++c) {
+                  const double w = r.values[static_cast<size_t>(row * k + c)],
+                               value = x[static_cast<size_t>(i * k + c)];
+                  exact += w * value;
+                  rounded += w * std::nearbyint(value / unit) * unit;
+                  lost += std::fabs(w) * unit / 2;
+                  size += std::fabs(w * value);
+                }
+              }
+              const double got = y[static_cast<size_t>(i * n + row)];
+              ASSERT_NEAR(got, exact, lost + 1e-5 * size) << "kind " << static_cast<int>(kind) << " k " << k;
+              // A value within float32 noise of halfway may round either way: one unit of one weight.
+              ASSERT_NEAR(got, rounded, 2e-6 * size + 2 * lost / static_cast<double>(k))
+                  << "kind " << static_cast<int>(kind);
+            }
+        }
+  }
+}
+
+TEST_P(GemmTest, Int8BitsDependOnNeitherNeighboursNorThreads) {
+  std::mt19937 random(8);
+  for (const GemmKind kind : kKinds) {
+    if (table_.gemm_int8[static_cast<int>(kind)] == nullptr) continue;
+    const int64_t n = 48, k = 256, m = 37;
+    const test::RandomMatrix r = test::random_matrix(random, kind, n, k);
+    const std::vector<float> x = test::random_floats(random, m * k);
+    const InputFormat format{Activation::int8};
+    const std::vector<float> together = run_gemm(table_, 3, r.matrix, x, m, format);
+    for (int64_t i = 0; i < m; ++i)
+      ASSERT_EQ(
+          run_gemm(table_, 1, r.matrix, std::vector<float>(x.begin() + i * k, x.begin() + (i + 1) * k), 1, format),
+          std::vector<float>(together.begin() + i * n, together.begin() + (i + 1) * n));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, GemmTest, ::testing::ValuesIn(test::isas()),

@@ -39,12 +39,13 @@ std::vector<float> run(const KernelTable& table, int threads, const Layer& layer
   WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), threads);
   const CpuContext cpu{pool, table};
   GemmInput input = GemmInput::allocate(tokens, Layer::kDim).value();
-  const GemmScratch scratch = GemmScratch::allocate(threads, tokens, Layer::kDim).value();
-  MoeWorkspace workspace = MoeWorkspace::allocate(tokens, 2, Layer::kExperts, Layer::kDim, Layer::kInter).value();
-  prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, Layer::kDim}), false, scratch, input);
+  MoeWorkspace workspace =
+      MoeWorkspace::allocate(threads, tokens, 2, Layer::kExperts, Layer::kDim, Layer::kInter).value();
+  const InputFormat format{table.activation};
+  prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, Layer::kDim}), format, input);
   std::vector<float> out(static_cast<size_t>(tokens * Layer::kDim));
-  moe(cpu, layer.experts, layer.shared, input, {ids.data(), {tokens, 2}}, {weights.data(), {tokens, 2}},
-      {10, true, false}, scratch, workspace, out.data());
+  moe(cpu, layer.experts, &layer.shared, input, input, {ids.data(), {tokens, 2}}, {weights.data(), {tokens, 2}},
+      {10, true, format, format}, workspace, out.data());
   return out;
 }
 
@@ -104,12 +105,6 @@ TEST_P(MoeTest, MatchesTheReferenceAndIsBatchInvariant) {
 
 INSTANTIATE_TEST_SUITE_P(Isa, MoeTest, ::testing::ValuesIn(test::isas()),
                          [](const auto& test) { return std::string(isa_name(test.param)); });
-
-TEST(Moe, DistinctExpertsAreCountedOnce) {
-  MoeWorkspace workspace = MoeWorkspace::allocate(3, 2, 8, 32, 32).value();
-  const std::vector<int32_t> ids = {1, 7, 7, 1, 3, 3};
-  EXPECT_EQ(distinct_experts({ids.data(), {3, 2}}, workspace), 3);
-}
 
 }  // namespace
 }  // namespace thermocline::cpu

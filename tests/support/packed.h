@@ -21,16 +21,24 @@ inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int6
   cpu::PackedMatrix& m = out.matrix;
   m.n = n;
   m.k = k;
-  const bool fp4 = kind == cpu::GemmKind::mxfp4_e8m0 || kind == cpu::GemmKind::mxfp4_f32;
-  m.format = fp4 ? WeightFormat::mxfp4 : kind == cpu::GemmKind::fp8_f32 ? WeightFormat::fp8 : WeightFormat::bf16;
-  m.scale = kind == cpu::GemmKind::mxfp4_e8m0  ? ScaleFormat::e8m0_rows
-            : kind == cpu::GemmKind::mxfp4_f32 ? ScaleFormat::f32_rows
-            : kind == cpu::GemmKind::fp8_f32   ? ScaleFormat::f32_blocks
-                                               : ScaleFormat::none;
-  m.scale_tiles = kind == cpu::GemmKind::fp8_f32 ? scale_tiles : 1;
+  const bool nibbles =
+      kind == cpu::GemmKind::mxfp4_e8m0 || kind == cpu::GemmKind::mxfp4_f32 || kind == cpu::GemmKind::int4_f32;
+  m.format = kind == cpu::GemmKind::int4_f32   ? WeightFormat::int4
+             : nibbles                         ? WeightFormat::mxfp4
+             : kind == cpu::GemmKind::fp8_f32  ? WeightFormat::fp8
+             : kind == cpu::GemmKind::int8_f32 ? WeightFormat::int8
+                                               : WeightFormat::bf16;
+  m.scale = kind == cpu::GemmKind::mxfp4_e8m0 ? ScaleFormat::e8m0_rows
+            : kind == cpu::GemmKind::fp8_f32  ? ScaleFormat::f32_blocks
+            : kind == cpu::GemmKind::bf16     ? ScaleFormat::none
+                                              : ScaleFormat::f32_rows;
+  m.scale_tiles = kind == cpu::GemmKind::fp8_f32    ? scale_tiles
+                  : kind == cpu::GemmKind::int4_f32 ? 1 + static_cast<int64_t>(random() % 4)
+                  : kind == cpu::GemmKind::int8_f32 ? 4
+                                                    : 1;
   out.tiles.resize(static_cast<size_t>(m.tile_plane_bytes()));
   out.scales.resize(static_cast<size_t>(m.scale_plane_bytes()) + 1);
-  const int64_t row_bytes = fp4 ? k / 2 : m.format == WeightFormat::fp8 ? k : 2 * k;
+  const int64_t row_bytes = nibbles ? k / 2 : m.format == WeightFormat::bf16 ? 2 * k : k;
   std::vector<std::byte> rows(static_cast<size_t>(n * row_bytes));
   for (std::byte& b : rows) b = std::byte(random() & 255);
   if (m.format == WeightFormat::fp8)
@@ -59,8 +67,11 @@ inline RandomMatrix random_matrix(std::mt19937& random, cpu::GemmKind kind, int6
     for (int64_t col = 0; col < k; ++col) {
       float value = 0;
       const std::byte* source = rows.data() + row * row_bytes;
-      if (fp4)
-        value = kE2m1[(static_cast<int>(source[col / 2]) >> (4 * (col % 2))) & 15];
+      if (nibbles) {
+        const int code = (static_cast<int>(source[col / 2]) >> (4 * (col % 2))) & 15;
+        value = m.format == WeightFormat::mxfp4 ? kE2m1[code] : static_cast<float>(code < 8 ? code : code - 16);
+      } else if (m.format == WeightFormat::int8)
+        value = static_cast<float>(std::max<int>(static_cast<int8_t>(source[col]), -127));
       else if (m.format == WeightFormat::fp8)
         value = e4m3_to_float(static_cast<uint8_t>(source[col]));
       else {

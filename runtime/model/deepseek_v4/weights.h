@@ -19,6 +19,7 @@ using cpu::PackedMatrix;
 /// A hyper-connection site: fn [outputs, S D] f32, base [outputs], scale [3] (head: [S, S D], [S], [1]).
 struct HcWeights {
   const float* fn = nullptr;
+  const float* fn_on(int) const { return fn; }
   const float* base = nullptr;
   const float* scale = nullptr;
 };
