@@ -1,30 +1,61 @@
 #include "kernels_cpu/attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels_cpu/ref/ops.h"
+#include "runtime/base/number_formats.h"
 
 namespace thermocline::cpu {
+namespace {
 
-void attention(const KernelTable& table, const float* q, int heads, const void* const* rows, int64_t n, int64_t c,
-               bool bf16_rows, float scale, const float* sinks, bool round, float* scores, float* out) {
-  const auto score = bf16_rows ? table.attention_scores_bf16 : table.attention_scores_f32;
-  const auto value = bf16_rows ? table.attention_values_bf16 : table.attention_values_f32;
-  score(q, c, heads, rows, n, c, scale, scores, n);
-  float denominators[64];
-  TC_CHECK(heads <= 64);
-  for (int h = 0; h < heads; ++h) denominators[h] = ref::softmax_with_sink(scores + h * n, n, sinks[h], round);
-  value(scores, n, heads, rows, n, c, out, c);
-  for (int h = 0; h < heads; ++h)
-    for (int64_t d = 0; d < c; ++d) out[h * c + d] /= denominators[h];
-  if (round) ref::round_to_bf16(out, heads * c);
+constexpr int64_t kDotElements = 8192;  // queries that fit the stack as bf16
+
+bool takes_dots(const KernelTable& table, const Attention& a) {
+  return a.round && a.bf16_rows && table.attention_dots && a.c % 32 == 0 && a.heads * a.c <= kDotElements;
 }
 
-void index_scores(const KernelTable& table, const float* q, int heads, const void* const* keys, int64_t n, int64_t c,
-                  bool bf16_rows, const float* g, bool round, float* dots, float* scores) {
-  const auto score = bf16_rows ? table.attention_scores_bf16 : table.attention_scores_f32;
-  score(q, c, heads, keys, n, c, 1.0f, dots, n);
-  ref::index_scores(dots, n, g, heads, n, round, scores);
+}  // namespace
+
+void attention_scores(const KernelTable& table, const Attention& a, int64_t first, int64_t count, float* scores) {
+  if (takes_dots(table, a)) {
+    alignas(64) uint16_t q[kDotElements];
+    for (int64_t i = 0; i < a.heads * a.c; ++i) q[i] = float_to_bf16(a.q[i]);
+    return table.attention_dots(q, a.heads, a.rows + first, count, a.c, a.scale, scores + first, a.n);
+  }
+  const auto score = a.bf16_rows ? table.attention_scores_bf16 : table.attention_scores_f32;
+  score(a.q, a.c, a.heads, a.rows + first, count, a.c, a.scale, scores + first, a.n);
+}
+
+float attention_softmax(const KernelTable& table, const Attention& a, float sink, float* scores) {
+  return table.softmax_with_sink(scores, a.n, sink, a.round);
+}
+
+void attention_values(const KernelTable& table, const Attention& a, int64_t block, float* scores, float* out) {
+  const int64_t first = block * kRowBlock, count = std::min(kRowBlock, a.n - first);
+  if (takes_dots(table, a))
+    return table.attention_values_dots(scores + first, a.n, a.heads, a.rows + first, count, a.c, out, a.c);
+  const auto value = a.bf16_rows ? table.attention_values_bf16 : table.attention_values_f32;
+  value(scores + first, a.n, a.heads, a.rows + first, count, a.c, out, a.c);
+}
+
+void attention_finish(const Attention& a, float denominator, float* out) {
+  for (int64_t d = 0; d < a.c; ++d) out[d] /= denominator;
+  if (a.round) ref::round_to_bf16(out, a.c);
+}
+
+void attention(const KernelTable& table, const Attention& a, const float* sinks, float* scores, float* partial,
+               float* out) {
+  float denominators[64];
+  TC_CHECK(a.heads <= 64);
+  attention_scores(table, a, 0, a.n, scores);
+  for (int h = 0; h < a.heads; ++h) denominators[h] = attention_softmax(table, a, sinks[h], scores + h * a.n);
+  attention_values(table, a, 0, scores, out);
+  for (int64_t block = 1; block < a.blocks(); ++block) {
+    attention_values(table, a, block, scores, partial);
+    for (int64_t i = 0; i < a.heads * a.c; ++i) out[i] += partial[i];
+  }
+  for (int h = 0; h < a.heads; ++h) attention_finish(a, denominators[h], out + h * a.c);
 }
 
 void rms_norm(const KernelTable& table, const float* x, const float* weight, int64_t n, float eps, bool round,

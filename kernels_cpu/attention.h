@@ -1,4 +1,6 @@
 // Attention of one token over cached rows that lie anywhere (pages): scores, a softmax with a sink, values. K = V.
+// Values are summed in blocks of kRowBlock rows, the blocks in order, so a long context can be split over workers
+// without changing a bit.
 #pragma once
 
 #include <cstdint>
@@ -7,22 +9,38 @@
 
 namespace thermocline::cpu {
 
-/// Attends `heads` query heads of one token.
-///   q       [heads, c] f32
-///   rows    [n] pointers to rows of c elements, bf16 or f32 by `bf16_rows`; their order is the order of addition
-///   sinks   [heads] f32   logits without a value, used as they are
-///   scores  [heads, n] f32 scratch
-///   out     [heads, c] f32
-/// round: probabilities and results are rounded to bf16 (the published numerics). n >= 1.
-/// Source: spec section 3.7.
-void attention(const KernelTable& table, const float* q, int heads, const void* const* rows, int64_t n, int64_t c,
-               bool bf16_rows, float scale, const float* sinks, bool round, float* scores, float* out);
+inline constexpr int64_t kRowBlock = 512;
 
-/// Dots of every indexer head with n keys, then their gated sum: I[r] = sum_h g[h] max(0, q[h] . key r).
-///   q [heads, c], keys [n] pointers, g [heads], dots [heads, n] scratch, scores [n] out
-/// Source: spec section 3.8.3.
-void index_scores(const KernelTable& table, const float* q, int heads, const void* const* keys, int64_t n, int64_t c,
-                  bool bf16_rows, const float* g, bool round, float* dots, float* scores);
+/// Some query heads of one token and the rows they see.
+struct Attention {
+  const float* q = nullptr;  // [heads, c]
+  int heads = 0;
+  const void* const* rows = nullptr;  // [n] pointers to rows of c elements; their order is the order of addition
+  int64_t n = 0, c = 0;
+  bool bf16_rows = true;  // else f32
+  float scale = 0;
+  bool round = true;  // q is rounded, probabilities and results are to be: the published numerics
+
+  int64_t blocks() const { return (n + kRowBlock - 1) / kRowBlock; }
+};
+
+/// scores[h][i] of rows [first, first + count); scores [heads, n].
+void attention_scores(const KernelTable& table, const Attention& a, int64_t first, int64_t count, float* scores);
+/// Turns the scores of one head into probabilities times the returned denominator.
+float attention_softmax(const KernelTable& table, const Attention& a, float sink, float* scores);
+/// out [heads, c] = the sum over the rows of block `block` only; overwrites its scores.
+void attention_values(const KernelTable& table, const Attention& a, int64_t block, float* scores, float* out);
+/// Divides and rounds a head's summed values.
+void attention_finish(const Attention& a, float denominator, float* out);
+
+/// All of it on one worker.
+///   sinks    [heads] f32     logits without a value, used as they are
+///   scores   [heads, n] f32  scratch
+///   partial  [heads, c] f32  scratch, read where n > kRowBlock
+///   out      [heads, c] f32
+/// n >= 1. Source: spec section 3.7.
+void attention(const KernelTable& table, const Attention& a, const float* sinks, float* scores, float* partial,
+               float* out);
 
 /// rms_norm of spec 3.5 on the table's sum of squares; arguments as ref::rms_norm.
 void rms_norm(const KernelTable& table, const float* x, const float* weight, int64_t n, float eps, bool round,

@@ -50,6 +50,16 @@ using AttentionScores = void (*)(const float* q, int64_t q_stride, int heads, co
 using AttentionValues = void (*)(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n,
                                  int64_t c, float* out, int64_t out_stride);
 
+/// The same dot products on bf16 queries [heads, c], c a multiple of 32.
+using AttentionDots = void (*)(const uint16_t* q, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
+                               float* scores, int64_t scores_stride);
+
+/// Scores of 16-row groups of FP4 index keys: scores[16 g + r] = sum_h bf16(gates[h] max(0, bf16(q[h] . key))).
+///   q       [heads][k_tiles] chunks: twice the e2m1 values, scale a power of two (index_query)
+///   groups  [n] key groups, each k_tiles mxfp4 tiles followed by [k_tiles][16] E8M0 bytes
+using IndexScoresFp4 = void (*)(const Int8Chunk* q, const float* gates, int heads, const uint8_t* const* groups,
+                                int64_t n, int64_t k_tiles, float* scores);
+
 struct KernelTable {
   Isa isa = Isa::scalar;
   Activation activation = Activation::f32;  // what gemm[] takes: f32 or bf16
@@ -59,6 +69,14 @@ struct KernelTable {
 
   AttentionScores attention_scores_bf16 = nullptr, attention_scores_f32 = nullptr;  // by the element type of the rows
   AttentionValues attention_values_bf16 = nullptr, attention_values_f32 = nullptr;
+
+  /// For rounded numerics: both operands in bf16. Null: none faster than the above. attention_values_dots overwrites p.
+  AttentionDots attention_dots = nullptr;
+  void (*attention_values_dots)(float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                                float* out, int64_t out_stride) = nullptr;
+  /// scores <- exp(scores - max), rounded to bf16 if `round`; returns their unrounded sum + exp(sink - max).
+  float (*softmax_with_sink)(float* scores, int64_t n, float sink, bool round) = nullptr;
+  IndexScoresFp4 index_scores_fp4 = nullptr;
 
   /// out[i] = weight * silu(min(gate, limit)) * clamp(up, limit); round: gate, up and the result are rounded to bf16.
   void (*swiglu)(const float* gate, const float* up, int64_t n, float limit, float weight, bool round,
@@ -82,9 +100,14 @@ KernelTable make_kernel_table(const CpuFeatures& cpu, Isa max_isa = Isa::amx);
 
 GemmKind gemm_kind(const PackedShape& shape);
 
+/// Bytes of one group of 16 index keys.
+constexpr int64_t key_group_bytes(int64_t k_tiles) { return k_tiles * (256 + 16); }
+
 namespace scalar {
+void index_scores_fp4(const Int8Chunk* q, const float* gates, int heads, const uint8_t* const* groups, int64_t n,
+                      int64_t k_tiles, float* scores);
 KernelTable table();  // every entry, for every CPU; the fp32 numerics run on it
-}
+}  // namespace scalar
 namespace avx2 {
 void fill(KernelTable& table);
 }

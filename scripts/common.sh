@@ -4,9 +4,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '\n== %s\n' "$*"; }
 
-BUILD_PACKAGES="g++ cmake ninja-build pkg-config libboost1.81-dev libcli11-dev libfmt-dev libhwloc-dev libmimalloc-dev
+BUILD_PACKAGES="g++ cmake libbenchmark-dev ninja-build pkg-config libboost1.81-dev libcli11-dev libfmt-dev libhwloc-dev libmimalloc-dev
                 libpcre2-dev libspdlog-dev libtbb-dev libutf8proc-dev nlohmann-json3-dev"
-TEST_PACKAGES="libbenchmark-dev libgtest-dev python3 python3-venv"
+TEST_PACKAGES="libgtest-dev python3 python3-venv"
 
 # install_packages NAME...: apt-get for those that are not there; nothing at all when all are.
 install_packages() {

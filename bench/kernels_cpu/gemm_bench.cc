@@ -41,7 +41,7 @@ void gemm_bench(benchmark::State& state, GemmKind kind, int64_t n, int64_t k) {
   const std::vector<float> x(static_cast<size_t>(tokens * k), 0.5f);
   std::vector<float> y(static_cast<size_t>(tokens * n));
   prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, k}), {table.activation, true}, input);
-  const double peak = measure_read_bandwidth(pool, kRotation, 3).value();
+  const double peak = StreamRead::create(pool, kRotation)->measure();
   uint64_t copy = 0;
   for (auto _ : state) {
     w.tiles = reinterpret_cast<const uint8_t*>(weights.data() + copy * bytes);

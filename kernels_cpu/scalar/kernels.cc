@@ -125,6 +125,45 @@ double peak_int8_ops(int64_t rounds) {
 
 }  // namespace
 
+// Products of a tile add up as integers in quarters, exactly; tiles join in float32.
+void index_scores_fp4(const Int8Chunk* q, const float* gates, int heads, const uint8_t* const* groups, int64_t n,
+                      int64_t k_tiles, float* scores) {
+  constexpr int kOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+  for (int64_t g = 0; g < n; ++g) {
+    float* out = scores + g * kTileRows;
+    for (int64_t r = 0; r < kTileRows; ++r) out[r] = 0;
+    const RowGroup keys{groups[g], groups[g] + k_tiles * 256, k_tiles, 1};
+    int32_t values[8 * kTileRows * kTileCols];
+    TC_CHECK(k_tiles <= 8);
+    for (int64_t tile = 0; tile < k_tiles; ++tile) {
+      float decoded[kTileRows * kTileCols];
+      decode_tile(WeightFormat::mxfp4, keys.tiles + tile * 256, decoded);
+      for (int64_t i = 0; i < kTileCols; ++i)
+        for (int64_t r = 0; r < kTileRows; ++r)
+          values[(tile * kTileCols + i) * kTileRows + r] =
+              static_cast<int32_t>(2 * decoded[(i / 8 * 8 + kOrder[i % 8]) * kTileRows + r]);
+    }
+    for (int h = 0; h < heads; ++h) {
+      float dots[kTileRows] = {};
+      for (int64_t tile = 0; tile < k_tiles; ++tile) {
+        const Int8Chunk& chunk = q[h * k_tiles + tile];
+        int32_t sums[kTileRows] = {};
+        for (int64_t i = 0; i < kTileCols; ++i)
+          for (int64_t r = 0; r < kTileRows; ++r)
+            sums[r] += values[(tile * kTileCols + i) * kTileRows + r] * chunk.codes[i];
+        for (int64_t r = 0; r < kTileRows; ++r)
+          dots[r] +=
+              static_cast<float>(sums[r]) * (0.25f * chunk.scale * tile_scale(ScaleFormat::e8m0_rows, keys, tile, r));
+      }
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        const float dot = round_bf16(dots[r]);
+        out[r] += round_bf16(gates[h] * (dot > 0 ? dot : 0.0f));
+      }
+    }
+    for (int64_t r = 0; r < kTileRows; ++r) out[r] = round_bf16(out[r]);
+  }
+}
+
 KernelTable table() {
   KernelTable table;
   table.isa = Isa::scalar;
@@ -147,6 +186,8 @@ KernelTable table() {
   table.attention_scores_f32 = attention_scores<float>;
   table.attention_values_bf16 = attention_values<bf16>;
   table.attention_values_f32 = attention_values<float>;
+  table.softmax_with_sink = ref::softmax_with_sink;
+  table.index_scores_fp4 = index_scores_fp4;
   table.swiglu = swiglu;
   table.sum_squares = sum_squares;
   table.gemv_f32 = gemv_f32;

@@ -168,12 +168,13 @@ void print_totals(Session& session) {
   const double bytes = static_cast<double>(session.engine().weights().bytes_per_token(session.engine().geometry()));
   const double decode = rate(t.decode_tokens, t.decode_seconds), bandwidth = decode * bytes;
   const uint64_t memory = peak_resident_bytes();  // before the measurement below takes its own
-  Result<double> peak = measure_read_bandwidth(session.engine().pool(), uint64_t{256} << 20, 3);
+  Result<StreamRead> stream = StreamRead::create(session.engine().pool());
+  const double peak = stream ? stream->measure() : 0;
   fmt::print(stderr, "prefill {} tokens, {:.1f} t/s; decode {} tokens, {:.1f} t/s", t.prefill_tokens,
              rate(t.prefill_tokens, t.prefill_seconds), t.decode_tokens, decode);
-  if (peak)
+  if (peak > 0)
     fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s", bandwidth / 1e9,
-               100 * bandwidth / *peak, *peak / 1e9);
+               100 * bandwidth / peak, peak / 1e9);
   fmt::print(stderr, "; {:.0f} MiB of memory at most\n", static_cast<double>(memory) / (1 << 20));
 }
 

@@ -42,7 +42,7 @@ Status serve(const ServeOptions& o) {
         fmt::print(
             "serving {} on {}\n  context {} tokens; {}\n  curl {}/v1/chat/completions -H 'content-type: "
             "application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
-            name, url, engine->max_context(), machine_line(*engine, engine->pool().size()), url);
+            name, url, engine->max_context(), machine_line(machine_of(*engine)), url);
         std::fflush(stdout);
       },
       [&] { api.stop(); });

@@ -7,18 +7,18 @@
 
 namespace thermocline {
 
-Json machine_json(const Engine& engine, int threads) {
+Json machine_json(const MachineInfo& machine) {
   Json gpus = Json::array();
   for (const gpu::DeviceInfo& device : gpu::list_devices())
     gpus.push_back({{"name", device.name},
                     {"compute_capability", device.compute_capability},
                     {"memory_bytes", device.memory_bytes}});
-  return {{"cpu", engine.cpu().model},
-          {"instruction_sets", engine.cpu().to_string()},
-          {"kernels", isa_name(engine.kernels().isa)},
-          {"cores", engine.topology().cores.size()},
-          {"threads", threads},
-          {"numa_nodes", engine.topology().nodes.size()},
+  return {{"cpu", machine.cpu.model},
+          {"instruction_sets", machine.cpu.to_string()},
+          {"kernels", isa_name(machine.kernels)},
+          {"cores", machine.topology.cores.size()},
+          {"threads", machine.threads},
+          {"numa_nodes", machine.topology.nodes.size()},
           {"memory_bytes", usable_memory_bytes()},
           {"gpus", gpus}};
 }
@@ -30,9 +30,9 @@ Json build_json() {
           {"cuda", gpu::cuda_version()}};
 }
 
-std::string machine_line(const Engine& engine, int threads) {
-  return fmt::format("{}, {} kernels, {} thread{}, {:.1f} GiB", engine.cpu().model, isa_name(engine.kernels().isa),
-                     threads, threads == 1 ? "" : "s", static_cast<double>(usable_memory_bytes()) / (1 << 30));
+std::string machine_line(const MachineInfo& machine) {
+  return fmt::format("{}, {} kernels, {} thread{}, {:.1f} GiB", machine.cpu.model, isa_name(machine.kernels),
+                     machine.threads, machine.threads == 1 ? "" : "s", static_cast<double>(usable_memory_bytes()) / (1 << 30));
 }
 
 }  // namespace thermocline

@@ -6,11 +6,13 @@
 #include <numeric>
 
 #include "kernels_cpu/attention.h"
+#include "kernels_cpu/indexer.h"
 #include "kernels_cpu/ref/ops.h"
 #include "runtime/base/number_formats.h"
 
 namespace thermocline {
 namespace ref = cpu::ref;
+using cpu::Attention;
 using cpu::PackedMatrix;
 using deepseek_v4::CompressorWeights;
 using deepseek_v4::HcWeights;
@@ -230,6 +232,14 @@ void DeepseekV4Step::store_row(const float* row, int64_t n, std::byte* out) cons
   for (int64_t i = 0; i < n; ++i) target[i] = float_to_bf16(row[i]);
 }
 
+void DeepseekV4Step::store_key(const float* key, int64_t row, std::byte* group) const {
+  const int64_t c = g_.index_head_dim, r = row % cpu::kKeyGroup;
+  if (round_.cached_rows)
+    cpu::store_index_key(key, c, r, reinterpret_cast<uint8_t*>(group));
+  else
+    std::copy_n(key, c, reinterpret_cast<float*>(group) + r * c);
+}
+
 void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segments& segments) {
   const int table = g_.compress_ratios[index] > 0;
   const int64_t pairs = g_.rope_head_dim / 2, nope = g_.nope_head_dim();
@@ -276,6 +286,7 @@ void DeepseekV4Step::project_queries(int index, const LayerWeights& w, bool scor
       ref::hadamard(q, ci);
       ref::round_to_bf16(q, ci);
       ref::fake_fp4(q, ci);
+      cpu::pack_index_query(q, ci, &b_.index_query[i * b_.key_tiles]);
     }
     b_.index_g[i] *= gate_scale;
     if (round_.results) b_.index_g[i] = round_bf16(b_.index_g[i]);
@@ -348,7 +359,10 @@ void DeepseekV4Step::compress_rows(int index, const Segment& segment, const Comp
       } else if (round_.cached_rows) {
         ref::fake_fp8(row, g_.nope_head_dim(), kCachedBlock);
       }
-      store_row(row, row_width, indexer ? kv.index_row(index, r) : kv.compressed_row(index, r));
+      if (!indexer)
+        store_row(row, row_width, kv.compressed_row(index, r));
+      else
+        store_key(row, r, kv.index_group(index, r / cpu::kKeyGroup));
     }
   });
 }
@@ -374,16 +388,17 @@ void DeepseekV4Step::select_all(int index, const Segments& segments) {
 // Each token of a CSA layer picks the index_topk compressed rows it attends to.
 void DeepseekV4Step::index_select(int index, const Segments& segments) {
   const int ratio = g_.compress_ratios[index];
-  const int64_t stride = options_.max_context / 4 + 1;
   const auto choose = [&](int64_t token, int64_t visible, const float* scores, int worker) {
     const int64_t count = std::min(visible, g_.index_topk);
     b_.selected_count[token] = static_cast<int32_t>(count);
-    ref::select_topk(scores, visible, count, &b_.index_order[worker * stride], &b_.selected[token * g_.index_topk]);
+    cpu::select_topk(scores, visible, count, &b_.index_order[worker * b_.index_rows],
+                     &b_.selected[token * g_.index_topk]);
   };
+  const auto groups_of = [](int64_t rows) { return (rows + cpu::kKeyGroup - 1) / cpu::kKeyGroup; };
   if (tokens_ >= cpu_.pool.size()) {
     for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int worker) {
-      float* scores = &b_.index_scores[worker * stride];
-      score_keys(index, kv, token, 0, (pos + 1) / ratio, worker, scores);
+      float* scores = &b_.index_scores[worker * b_.index_rows];
+      score_keys(index, kv, token, 0, groups_of((pos + 1) / ratio), worker, scores);
       choose(token, (pos + 1) / ratio, scores, worker);
     });
   } else {  // fewer tokens than workers: the keys of each token are split instead
@@ -391,8 +406,8 @@ void DeepseekV4Step::index_select(int index, const Segments& segments) {
       for (int64_t i = 0; i < segment.num_tokens; ++i) {
         const int64_t visible = (segment.first_pos + i + 1) / ratio;
         float* scores = b_.index_scores.data();
-        cpu_.pool.split(visible, [&](int64_t begin, int64_t end, int worker) {
-          score_keys(index, *sequences_[segment.sequence], segment.first_token + i, begin, end, worker, scores + begin);
+        cpu_.pool.split(groups_of(visible), [&](int64_t begin, int64_t end, int worker) {
+          score_keys(index, *sequences_[segment.sequence], segment.first_token + i, begin, end, worker, scores);
         });
         choose(segment.first_token + i, visible, scores, 0);
       }
@@ -400,63 +415,133 @@ void DeepseekV4Step::index_select(int index, const Segments& segments) {
   }
 }
 
+// Scores of key groups [begin, end): scores[row], rows counted from the sequence's first.
 void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                                 float* scores) {
-  constexpr int64_t kBlock = StepBuffers::kIndexBlock;
+  constexpr int64_t kBlock = StepBuffers::kIndexBlock;  // rows
   const void** keys = &b_.rows[worker * std::max(b_.max_rows, kBlock)];
-  float* dots = &b_.index_dots[worker * g_.index_n_heads * kBlock];
-  for (int64_t r = begin; r < end; r += kBlock) {
-    const int64_t count = std::min(kBlock, end - r);
-    for (int64_t i = 0; i < count; ++i) keys[i] = kv.index_row(index, r + i);
-    cpu::index_scores(cpu_.table, &b_.index_q[token * g_.index_n_heads * g_.index_head_dim], g_.index_n_heads, keys,
-                      count, g_.index_head_dim, round_.results, &b_.index_g[token * g_.index_n_heads], round_.results,
-                      dots, scores + r - begin);
+  const float* gates = &b_.index_g[token * g_.index_n_heads];
+  const int64_t c = g_.index_head_dim, per_block = round_.cached_rows ? kBlock : kBlock / cpu::kKeyGroup;
+  for (int64_t first = begin; first < end; first += per_block) {
+    const int64_t count = std::min(per_block, end - first);
+    float* out = scores + first * cpu::kKeyGroup;
+    if (round_.cached_rows) {
+      for (int64_t i = 0; i < count; ++i) keys[i] = kv.index_group(index, first + i);
+      cpu_.table.index_scores_fp4(&b_.index_query[token * g_.index_n_heads * b_.key_tiles], gates, g_.index_n_heads,
+                                  reinterpret_cast<const uint8_t* const*>(keys), count, b_.key_tiles, out);
+    } else {
+      for (int64_t i = 0; i < count * cpu::kKeyGroup; ++i)
+        keys[i] =
+            reinterpret_cast<const float*>(kv.index_group(index, first + i / cpu::kKeyGroup)) + i % cpu::kKeyGroup * c;
+      cpu::index_scores_f32(cpu_.table, &b_.index_q[token * g_.index_n_heads * c], g_.index_n_heads, keys,
+                            count * cpu::kKeyGroup, c, gates, &b_.index_dots[worker * g_.index_n_heads * kBlock], out);
+    }
   }
 }
 
-// Raw rows of the window, then compressed rows, each in rising order; the inverse RoPE by the query's own position.
-void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& segments) {
+// Raw rows of the window, then compressed rows, each in rising order.
+int64_t DeepseekV4Step::list_rows(int index, int64_t token, const Segment& segment, const void** rows) const {
   const LayerKind kind = g_.kind(index);
-  const int table = kind != LayerKind::swa;
-  const int64_t c = g_.head_dim, pairs = g_.rope_head_dim / 2;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
-  const int64_t blocks = (g_.n_heads + StepBuffers::kHeadBlock - 1) / StepBuffers::kHeadBlock;
-  const int64_t heads_per_block = tokens_ * blocks >= cpu_.pool.size() ? StepBuffers::kHeadBlock : 1;
-  const int64_t units = (g_.n_heads + heads_per_block - 1) / heads_per_block;
+  const SequenceKv& kv = *sequences_[segment.sequence];
+  const int64_t pos = segment.first_pos + token - segment.first_token;
+  int64_t count = 0;
+  for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p) rows[count++] = kv.raw_row(index, p);
+  if (kind == LayerKind::csa)
+    for (int32_t i = 0; i < b_.selected_count[token]; ++i)
+      rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
+  if (kind == LayerKind::hca)
+    for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r) rows[count++] = kv.compressed_row(index, r);
+  return count;
+}
+
+void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& segments) {
   const auto segment_of = [&](int64_t token) {
     size_t i = 0;
     while (token >= segments[i].first_token + segments[i].num_tokens) ++i;
     return segments[i];
   };
+  const int64_t workers = cpu_.pool.size(), c = g_.head_dim;
+  const int64_t share = tokens_ * g_.n_heads / workers;  // heads of one token that a worker should take together
+  const int64_t heads_per_unit = std::clamp<int64_t>(share, 1, StepBuffers::kHeadBlock);
+  const int64_t units = (g_.n_heads + heads_per_unit - 1) / heads_per_unit;
+  Attention attention;
+  attention.c = c;
+  attention.bf16_rows = attention.round = round_.results;
+  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
+  if (heads_per_unit < StepBuffers::kHeadBlock && b_.max_rows > cpu::kRowBlock) {
+    for (int64_t token = 0; token < tokens_; ++token) {
+      attention.rows = b_.rows.data();
+      attention.n = list_rows(index, token, segment_of(token), b_.rows.data());
+      attend_split(index, w, token, attention);
+    }
+    return;
+  }
   cpu_.pool.split(tokens_ * units, [&](int64_t begin, int64_t end, int worker) {
     const void** rows = &b_.rows[worker * std::max(b_.max_rows, StepBuffers::kIndexBlock)];
-    int64_t listed = -1, count = 0;
+    Attention a = attention;
+    a.rows = rows;
+    int64_t listed = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t token = unit / units, head = unit % units * heads_per_block;
-      if (token != listed) {
-        const Segment segment = segment_of(token);
-        const SequenceKv& kv = *sequences_[segment.sequence];
-        const int64_t pos = segment.first_pos + token - segment.first_token;
-        count = 0;
-        for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p)
-          rows[count++] = kv.raw_row(index, p);
-        if (kind == LayerKind::csa)
-          for (int32_t i = 0; i < b_.selected_count[token]; ++i)
-            rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
-        if (kind == LayerKind::hca)
-          for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r)
-            rows[count++] = kv.compressed_row(index, r);
-        listed = token;
-      }
-      const int heads = static_cast<int>(std::min<int64_t>(heads_per_block, g_.n_heads - head));
+      const int64_t token = unit / units, head = unit % units * heads_per_unit;
+      if (token != listed) a.n = list_rows(index, token, segment_of(token), rows);
+      listed = token;
+      a.heads = static_cast<int>(std::min<int64_t>(heads_per_unit, g_.n_heads - head));
       const int64_t at = (token * g_.n_heads + head) * c;
-      cpu::attention(cpu_.table, &b_.q[at], heads, rows, count, c, round_.results, scale, w.attn_sink + head,
-                     round_.results, &b_.attention[worker * StepBuffers::kHeadBlock * b_.max_rows], &b_.o[at]);
-      for (int h = 0; h < heads; ++h)
-        ref::rope(&b_.o[at + h * c + g_.nope_head_dim()], &b_.cos[table][token * pairs], &b_.sin[table][token * pairs],
-                  pairs, true, round_.results);
+      a.q = &b_.q[at];
+      float* scratch = &b_.attention[worker * b_.attention_floats];
+      cpu::attention(cpu_.table, a, w.attn_sink + head, scratch, scratch + StepBuffers::kHeadBlock * b_.max_rows,
+                     &b_.o[at]);
+      for (int h = 0; h < a.heads; ++h) rotate_back(index, token, &b_.o[at + h * c]);
     }
   });
+}
+
+// Few tokens, many rows: blocks of rows are split over the workers too. The same sums in the same order as attend's.
+void DeepseekV4Step::attend_split(int index, const LayerWeights& w, int64_t token, const Attention& all) {
+  const int64_t c = g_.head_dim, heads = g_.n_heads, blocks = all.blocks();
+  const int64_t per_unit = std::clamp<int64_t>(heads * blocks / cpu_.pool.size(), 1, StepBuffers::kHeadBlock);
+  const int64_t units = (heads + per_unit - 1) / per_unit, at = token * heads * c;
+  const auto for_blocks = [&](const auto& fn) {
+    cpu_.pool.split(units * blocks, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t head = i / blocks * per_unit;
+        Attention a = all;
+        a.heads = static_cast<int>(std::min(per_unit, heads - head));
+        a.q = &b_.q[at + head * c];
+        fn(a, head, i % blocks);
+      }
+    });
+  };
+  for_blocks([&](const Attention& a, int64_t head, int64_t block) {
+    const int64_t first = block * cpu::kRowBlock;
+    cpu::attention_scores(cpu_.table, a, first, std::min(cpu::kRowBlock, a.n - first), &b_.split_scores[head * a.n]);
+  });
+  cpu_.pool.split(heads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t h = begin; h < end; ++h)
+      b_.denominators[h] = cpu::attention_softmax(cpu_.table, all, w.attn_sink[h], &b_.split_scores[h * all.n]);
+  });
+  for_blocks([&](const Attention& a, int64_t head, int64_t block) {
+    cpu::attention_values(cpu_.table, a, block, &b_.split_scores[head * a.n],
+                          &b_.split_values[(block * heads + head) * c]);
+  });
+  cpu_.pool.split(heads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t h = begin; h < end; ++h) {
+      float* out = &b_.o[at + h * c];
+      std::copy_n(&b_.split_values[h * c], c, out);
+      for (int64_t block = 1; block < blocks; ++block)
+        for (int64_t d = 0; d < c; ++d) out[d] += b_.split_values[(block * heads + h) * c + d];
+      cpu::attention_finish(all, b_.denominators[h], out);
+      rotate_back(index, token, out);
+    }
+  });
+}
+
+// The inverse RoPE of an attention result, by the query's own position.
+void DeepseekV4Step::rotate_back(int index, int64_t token, float* out) const {
+  const int table = g_.compress_ratios[index] > 0;
+  const int64_t pairs = g_.rope_head_dim / 2;
+  ref::rope(out + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, true,
+            round_.results);
 }
 
 // Grouped low-rank output projection. wo_a takes its input as it is (the official code keeps it in bf16).

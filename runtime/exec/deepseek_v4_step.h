@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 
+#include "kernels_cpu/attention.h"
 #include "kernels_cpu/cpu_context.h"
 #include "runtime/exec/numerics.h"
 #include "runtime/exec/step_buffers.h"
@@ -67,7 +68,10 @@ class DeepseekV4Step {
   void index_select(int index, const Segments& segments);
   void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                   float* scores);
+  int64_t list_rows(int index, int64_t token, const sched::Segment& segment, const void** rows) const;
   void attend(int index, const LayerWeights& w, const Segments& segments);
+  void attend_split(int index, const LayerWeights& w, int64_t token, const cpu::Attention& all);
+  void rotate_back(int index, int64_t token, float* out) const;
   void project_output(const LayerWeights& w);
   void moe(const LayerWeights& w, std::span<const int32_t> ids);
   int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm,
@@ -77,6 +81,7 @@ class DeepseekV4Step {
   cpu::GemmJob job(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const;
   const cpu::GemmInput& linear_x() const { return round_.linear_inputs ? b_.linear_x : b_.plain_x; }
   void store_row(const float* row, int64_t n, std::byte* out) const;
+  void store_key(const float* key, int64_t row, std::byte* group) const;
   template <class Fn>
   void for_tokens(const Segments& segments, const Fn& fn);
 

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "kernels_cpu/attention.h"
+#include "kernels_cpu/indexer.h"
+
 namespace thermocline {
 
 Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOptions& options, int workers) {
@@ -60,10 +63,20 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   b.max_rows = std::min(g.window_size, options.max_context) + compressed;
   b.row_floats = std::max({g.head_dim, g.index_head_dim, g.rope_head_dim}) * 2;
   TC_ASSIGN(b.rows, HostArray<const void*>::allocate(workers * std::max(b.max_rows, kIndexBlock)));
-  TC_ASSIGN(b.attention, HostArray<float>::allocate(workers * kHeadBlock * b.max_rows));
+  b.attention_floats = kHeadBlock * (b.max_rows + g.head_dim);
+  b.index_rows = (options.max_context / 4 + cpu::kKeyGroup) / cpu::kKeyGroup * cpu::kKeyGroup;
+  b.key_tiles = (g.index_head_dim + cpu::kTileCols - 1) / cpu::kTileCols;
+  TC_ASSIGN(b.attention, HostArray<float>::allocate(workers * b.attention_floats));
+  TC_ASSIGN(b.index_query, HostArray<cpu::Int8Chunk>::allocate(m * g.index_n_heads * b.key_tiles));
   TC_ASSIGN(b.index_dots, HostArray<float>::allocate(workers * g.index_n_heads * kIndexBlock));
-  TC_ASSIGN(b.index_scores, HostArray<float>::allocate(workers * (options.max_context / 4 + 1)));
-  TC_ASSIGN(b.index_order, HostArray<int32_t>::allocate(workers * (options.max_context / 4 + 1)));
+  TC_ASSIGN(b.index_scores, HostArray<float>::allocate(workers * b.index_rows));
+  TC_ASSIGN(b.index_order, HostArray<int32_t>::allocate(workers * b.index_rows));
+  if (b.max_rows > cpu::kRowBlock) {
+    const int64_t blocks = (b.max_rows + cpu::kRowBlock - 1) / cpu::kRowBlock;
+    TC_ASSIGN(b.split_scores, HostArray<float>::allocate(g.n_heads * b.max_rows));
+    TC_ASSIGN(b.split_values, HostArray<float>::allocate(blocks * heads));
+    TC_ASSIGN(b.denominators, HostArray<float>::allocate(g.n_heads));
+  }
   for (int i = 0; i < g.n_layers; ++i) b.window_entries = std::max<int64_t>(b.window_entries, 2 * g.compress_ratios[i]);
   TC_ASSIGN(b.window, HostArray<const float*>::allocate(workers * 2 * b.window_entries));
   TC_ASSIGN(b.row, HostArray<float>::allocate(workers * b.row_floats));

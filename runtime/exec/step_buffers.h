@@ -49,12 +49,22 @@ struct StepBuffers {
   cpu::GemmInput linear_x, plain_x, int8_x, qr_input, o_input, u_input, head_input;
   cpu::MoeWorkspace moe;
 
+  HostArray<cpu::Int8Chunk> index_query;  // [M, Hi, key_tiles] FP4 queries
+
+  // One token whose rows are split over the workers; empty where no context reaches a second block of rows.
+  HostArray<float> split_scores;  // [H, max_rows]
+  HostArray<float> split_values;  // [blocks of max_rows, H, c]
+  HostArray<float> denominators;  // [H]
+
   // Per worker.
   int64_t max_rows = 0;            // rows one token can attend to
+  int64_t index_rows = 0;          // keys one token can score, in whole groups
+  int64_t key_tiles = 0;           // of 32 dims in an index key
+  int64_t attention_floats = 0;    // kHeadBlock heads of scores, then of values
   HostArray<const void*> rows;     // [workers, max_rows]
-  HostArray<float> attention;      // [workers, 8 heads, max_rows]
+  HostArray<float> attention;      // [workers, attention_floats]
   HostArray<float> index_dots;     // [workers, Hi, kIndexBlock]
-  HostArray<float> index_scores;   // [workers, max_context / 4 + 1]
+  HostArray<float> index_scores;   // [workers, index_rows]
   HostArray<int32_t> index_order;  // the same
   HostArray<const float*> window;  // [workers, 2, window_entries]: what one compressed row pools
   HostArray<float> row;            // [workers, widest row]

@@ -39,19 +39,26 @@ TC_VECTOR_CLONES uint64_t sum_lines(const std::byte* data, int64_t bytes) {
 
 }  // namespace
 
-Result<double> measure_read_bandwidth(WorkerPool& pool, uint64_t bytes, int rounds) {
-  TC_ASSIGN(NumaBuffer buffer, NumaBuffer::allocate(bytes));
-  const int64_t chunk = static_cast<int64_t>(bytes) / pool.size() / 256 * 256;
-  pool.run([&](int worker) { std::memset(buffer.data() + worker * chunk, worker + 1, static_cast<size_t>(chunk)); });
+Result<StreamRead> StreamRead::create(WorkerPool& pool, uint64_t bytes) {
+  StreamRead stream(pool);
+  TC_ASSIGN(stream.buffer_, NumaBuffer::allocate(bytes));
+  stream.chunk_ = static_cast<int64_t>(bytes) / pool.size() / 256 * 256;
+  pool.run([&](int worker) {  // first touch: each share lies on its reader's node
+    std::memset(stream.buffer_.data() + worker * stream.chunk_, worker + 1, static_cast<size_t>(stream.chunk_));
+  });
+  return stream;
+}
+
+double StreamRead::measure(int passes) {
   double best = 0;
   volatile uint64_t sink = 0;
-  for (int round = 0; round < rounds; ++round) {
+  for (int pass = 0; pass < passes; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     std::atomic<uint64_t> total{0};
-    pool.run([&](int worker) { total += sum_lines(buffer.data() + worker * chunk, chunk); });
+    pool_->run([&](int worker) { total += sum_lines(buffer_.data() + worker * chunk_, chunk_); });
     sink = sink + total;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, static_cast<double>(chunk) * pool.size() / seconds);
+    best = std::max(best, static_cast<double>(chunk_) * pool_->size() / seconds);
   }
   return best;
 }

@@ -3,14 +3,25 @@
 
 #include <cstdint>
 
+#include "runtime/hw/numa_buffer.h"
 #include "runtime/hw/worker_pool.h"
 
 namespace thermocline {
 
-/// The best bandwidth, in bytes per second, of `rounds` passes in which every worker of the pool sums its share of
-/// `bytes` of memory (more than the last-level cache, so it comes from RAM). Takes about 0.1 s a GiB and round.
-/// Errors: out_of_memory.
-Result<double> measure_read_bandwidth(WorkerPool& pool, uint64_t bytes = uint64_t{512} << 20, int rounds = 5);
+/// Memory that every worker of a pool reads its share of.
+class StreamRead {
+ public:
+  /// `bytes` should be more than the last-level cache holds. Errors: out_of_memory.
+  static Result<StreamRead> create(WorkerPool& pool, uint64_t bytes = uint64_t{256} << 20);
+  /// The best bandwidth, in bytes per second, of `passes` passes that sum the memory. A GiB takes about 0.1 s.
+  double measure(int passes = 3);
+
+ private:
+  explicit StreamRead(WorkerPool& pool) : pool_(&pool) {}
+  WorkerPool* pool_;
+  NumaBuffer buffer_;
+  int64_t chunk_ = 0;
+};
 
 /// The peak resident size of this process so far, in bytes (VmHWM).
 uint64_t peak_resident_bytes();

@@ -1,5 +1,7 @@
 #include "runtime/kv/kv_cache.h"
 
+#include "kernels_cpu/indexer.h"
+
 namespace thermocline {
 namespace {
 
@@ -11,7 +13,8 @@ int64_t align64(int64_t bytes) { return div_up(bytes, 64) * 64; }
 KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options) {
   const int64_t element = options.bf16_rows ? 2 : 4;
   row_bytes_ = align64(g.head_dim * element);
-  index_row_bytes_ = align64(g.index_head_dim * element);
+  index_group_bytes_ = options.bf16_rows ? align64(cpu::key_group_bytes(div_up(g.index_head_dim, cpu::kTileCols)))
+                                         : cpu::kKeyGroup * g.index_head_dim * element;
   window_page_bytes_ = (g.n_layers + (options.mtp ? g.n_mtp_layers : 0)) * kPageTokens * row_bytes_;
   for (int i = 0; i < g.n_layers; ++i) {
     Layer layer;
@@ -21,7 +24,7 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options) {
       layer.compressed = compressed_page_bytes_;
       compressed_page_bytes_ += layer.rows_per_page * row_bytes_;
       layer.index = compressed_page_bytes_;
-      if (csa) compressed_page_bytes_ += layer.rows_per_page * index_row_bytes_;
+      if (csa) compressed_page_bytes_ += layer.rows_per_page / cpu::kKeyGroup * index_group_bytes_;  // 64 rows a page
       // Pooling row r reads its own window and, where windows overlap, the one before.
       layer.ring = {ring_floats_, csa ? 2 * ratio : ratio, g.compressor_width(i, g.head_dim),
                     csa ? g.compressor_width(i, g.index_head_dim) : 0};
@@ -91,11 +94,11 @@ std::byte* SequenceKv::compressed_row(int layer, int64_t row) const {
          layout.compressed_offset(layer) + row % per_page * layout.row_bytes();
 }
 
-std::byte* SequenceKv::index_row(int layer, int64_t row) const {
+std::byte* SequenceKv::index_group(int layer, int64_t group) const {
   const KvLayout& layout = cache_.layout_;
-  const int64_t per_page = layout.rows_per_page(layer);
-  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(row / per_page)]) + layout.index_offset(layer) +
-         row % per_page * layout.index_row_bytes();
+  const int64_t per_page = layout.rows_per_page(layer) / cpu::kKeyGroup;
+  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(group / per_page)]) + layout.index_offset(layer) +
+         group % per_page * layout.index_group_bytes();
 }
 
 float* SequenceKv::ring_slot(int layer, int64_t pos) const {

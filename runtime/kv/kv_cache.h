@@ -18,7 +18,7 @@ namespace thermocline {
 inline constexpr int64_t kPageTokens = 256;
 
 struct KvOptions {
-  bool bf16_rows = true;      // else f32, for the fp32 numerics
+  bool bf16_rows = true;      // and FP4 index keys; else f32, for the fp32 numerics
   bool mtp = false;           // keep raw rows of the MTP layers too
   int64_t max_tokens = 4096;  // of all sequences together
   int max_sequences = 1;
@@ -33,7 +33,8 @@ class KvLayout {
   int64_t window_page_bytes() const { return window_page_bytes_; }
   int64_t compressed_page_bytes() const { return compressed_page_bytes_; }
   int64_t row_bytes() const { return row_bytes_; }
-  int64_t index_row_bytes() const { return index_row_bytes_; }
+  /// Index keys lie in groups of 16 rows: FP4 tiles and scales (kernels_cpu/indexer.h), or rows of f32.
+  int64_t index_group_bytes() const { return index_group_bytes_; }
   /// Compressed rows a page holds for a layer: those of 256 tokens, rounded up.
   int64_t rows_per_page(int layer) const { return layers_[layer].rows_per_page; }
   int64_t window_offset(int layer) const { return layer * kPageTokens * row_bytes_; }
@@ -54,7 +55,7 @@ class KvLayout {
     Ring ring;
   };
   std::vector<Layer> layers_;
-  int64_t row_bytes_ = 0, index_row_bytes_ = 0, window_page_bytes_ = 0, compressed_page_bytes_ = 0, ring_floats_ = 0;
+  int64_t row_bytes_ = 0, index_group_bytes_ = 0, window_page_bytes_ = 0, compressed_page_bytes_ = 0, ring_floats_ = 0;
 };
 
 /// Uniform pages in one mapping, handed out by number.
@@ -91,7 +92,7 @@ class SequenceKv {
 
   std::byte* raw_row(int layer, int64_t pos) const;
   std::byte* compressed_row(int layer, int64_t row) const;
-  std::byte* index_row(int layer, int64_t row) const;
+  std::byte* index_group(int layer, int64_t group) const;
   /// The ring slot of a position: a [width], z [width], index a [index_width], index z [index_width].
   float* ring_slot(int layer, int64_t pos) const;
 

@@ -129,7 +129,7 @@ TEST(UnevenWork, EveryPieceIsDoneOnceAndSlotsNeverOverlap) {
 
 TEST(MemoryBandwidth, IsAPlausibleNumber) {
   WorkerPool pool(read_topology().value(), 1);
-  const double bandwidth = measure_read_bandwidth(pool, 32 << 20, 2).value();
+  const double bandwidth = StreamRead::create(pool, 32 << 20)->measure(2);
   EXPECT_GT(bandwidth, 1e7);
   EXPECT_LT(bandwidth, 1e13);
   EXPECT_GT(peak_resident_bytes(), uint64_t{32} << 20);

@@ -2,6 +2,7 @@
 #include "kernels_cpu/ref/ops.h"
 
 #include "kernels_cpu/attention.h"
+#include "kernels_cpu/indexer.h"
 #include "tests/support/models.h"
 
 namespace thermocline::cpu {
@@ -242,32 +243,85 @@ class EveryIsa : public ::testing::TestWithParam<Isa> {
   const KernelTable table_ = make_kernel_table(detect_cpu_features(), GetParam());
 };
 
-TEST_P(EveryIsa, IndexScoresMatch) {
+TEST_P(EveryIsa, IndexScoresOfF32KeysMatch) {
   const std::vector<float> q = ops().floats("index.q"), keys = ops().floats("index.keys"),
                            expected = ops().floats("index.score");
   std::vector<float> gate = ops().floats("index.gate");
   for (float& g : gate) g /= std::sqrt(64.0f * 8.0f);  // index_head_dim^-0.5 index_n_heads^-0.5
-  std::vector<bf16> bf16_keys;
-  for (const float key : keys) bf16_keys.push_back(float_to_bf16(key));
-  const bool exact = std::all_of(keys.begin(), keys.end(), [](float x) { return round_bf16(x) == x; });
-  std::vector<const void*> rows, bf16_rows;
-  for (size_t r = 0; r < 50; ++r) {
-    rows.push_back(&keys[r * 64]);
-    bf16_rows.push_back(&bf16_keys[r * 64]);
-  }
+  std::vector<const void*> rows;
+  for (size_t r = 0; r < 50; ++r) rows.push_back(&keys[r * 64]);
   for (size_t token = 0; token < 6; ++token) {
     std::vector<float> dots(8 * 50), scores(50);
-    index_scores(table_, &q[token * 512], 8, rows.data(), 50, 64, false, &gate[token * 8], false, dots.data(),
-                 scores.data());
+    index_scores_f32(table_, &q[token * 512], 8, rows.data(), 50, 64, &gate[token * 8], dots.data(), scores.data());
     for (size_t r = 0; r < 50; ++r)
       EXPECT_NEAR(scores[r], expected[token * 50 + r], 1e-4 * std::max(1.0f, std::fabs(expected[token * 50 + r])));
     for (size_t r = 21; r < 30; ++r) EXPECT_EQ(scores[r], scores[20]);
-    if (!exact) continue;
-    index_scores(table_, &q[token * 512], 8, bf16_rows.data(), 50, 64, true, &gate[token * 8], false, dots.data(),
-                 scores.data());
-    for (size_t r = 0; r < 50; ++r)
-      EXPECT_NEAR(scores[r], expected[token * 50 + r], 1e-4 * std::max(1.0f, std::fabs(expected[token * 50 + r])));
   }
+}
+
+// FP4 keys and queries are exact integers times powers of two: every instruction set gives the reference's bits, also
+// where the scales of one vector lie too far apart for the fast path, and whatever else is in a group.
+TEST_P(EveryIsa, IndexScoresOfFp4KeysAreExact) {
+  std::mt19937 random(21);
+  for (const int64_t c : {20, 64, 128})
+    for (const int heads : {1, 3, 8, 19})
+      for (const bool spread : {false, true}) {
+        const int64_t n = 77, k_tiles = (c + 31) / 32, groups = (n + 15) / 16;
+        const auto fp4 = [&](int64_t count) {
+          std::vector<float> x = test::random_floats(random, count);
+          for (int64_t i = 0; spread && i < count; ++i)
+            if (random() % 64 == 0) x[static_cast<size_t>(i)] *= 100;  // another scale for its block
+          for (int64_t i = 0; i < count; i += c) {
+            if (random() % 9 == 0) std::fill_n(x.begin() + i, std::min<int64_t>(32, c), 0.0f);
+            ref::fake_fp4(&x[static_cast<size_t>(i)], c);
+          }
+          return x;
+        };
+        const std::vector<float> keys = fp4(n * c), q = fp4(heads * c);
+        std::vector<float> gates = test::random_floats(random, heads), dots(static_cast<size_t>(heads * n)),
+                           expected(static_cast<size_t>(n)), scores(static_cast<size_t>(groups * 16));
+        ref::round_to_bf16(gates.data(), heads);
+        std::vector<uint8_t> packed(static_cast<size_t>(groups * key_group_bytes(k_tiles)));
+        std::vector<const uint8_t*> pointers;
+        for (int64_t r = 0; r < n; ++r)
+          store_index_key(&keys[static_cast<size_t>(r * c)], c, r % 16,
+                          &packed[static_cast<size_t>(r / 16 * key_group_bytes(k_tiles))]);
+        for (int64_t g = 0; g < groups; ++g)
+          pointers.push_back(&packed[static_cast<size_t>(g * key_group_bytes(k_tiles))]);
+        std::vector<Int8Chunk> query(static_cast<size_t>(heads * k_tiles));
+        for (int h = 0; h < heads; ++h)
+          pack_index_query(&q[static_cast<size_t>(h * c)], c, &query[static_cast<size_t>(h * k_tiles)]);
+        for (int h = 0; h < heads; ++h)
+          for (int64_t r = 0; r < n; ++r) {
+            double sum = 0;
+            for (int64_t d = 0; d < c; ++d)
+              sum += static_cast<double>(q[static_cast<size_t>(h * c + d)]) * keys[static_cast<size_t>(r * c + d)];
+            dots[static_cast<size_t>(h * n + r)] = static_cast<float>(sum);
+          }
+        ref::index_scores(dots.data(), n, gates.data(), heads, n, true, expected.data());
+        table_.index_scores_fp4(query.data(), gates.data(), heads, pointers.data(), groups, k_tiles, scores.data());
+        for (int64_t r = 0; r < n; ++r)
+          ASSERT_EQ(scores[static_cast<size_t>(r)], expected[static_cast<size_t>(r)])
+              << "c " << c << " heads " << heads << " row " << r;
+        std::vector<float> alone(16);
+        table_.index_scores_fp4(query.data(), gates.data(), heads, &pointers[2], 1, k_tiles, alone.data());
+        for (size_t r = 0; r < 16; ++r) ASSERT_EQ(alone[r], scores[32 + r]);
+      }
+}
+
+TEST(Indexer, TopkIsTheReferences) {
+  std::mt19937 random(22);
+  for (const int64_t n : {1, 2, 50, 1000, 4097})
+    for (const int64_t k : {1, 7, 512, 5000})
+      for (const int kind : {0, 1, 2}) {  // distinct, many ties, all equal
+        std::vector<float> scores = test::random_floats(random, n);
+        for (float& s : scores) s = kind == 0 ? s : kind == 1 ? std::floor(s * 2) : -0.0f;
+        const int64_t count = std::min(n, k);
+        std::vector<int32_t> order(static_cast<size_t>(n)), got(static_cast<size_t>(count)), expected = got;
+        select_topk(scores.data(), n, count, order.data(), got.data());
+        ref::select_topk(scores.data(), n, count, order.data(), expected.data());
+        ASSERT_EQ(got, expected) << "n " << n << " k " << k << " kind " << kind;
+      }
 }
 
 TEST_P(EveryIsa, SparseAttentionMatches) {
@@ -280,42 +334,70 @@ TEST_P(EveryIsa, SparseAttentionMatches) {
     for (size_t i = 0; i < 21; ++i)
       if (index[token * 21 + i] >= 0) listed.push_back(&rows[static_cast<size_t>(index[token * 21 + i]) * 96]);
     std::vector<float> scores(5 * listed.size()), out(5 * 96);
-    attention(table_, &q[token * 480], 5, listed.data(), static_cast<int64_t>(listed.size()), 96, false, scale,
-              sink.data(), false, scores.data(), out.data());
+    attention(table_, {&q[token * 480], 5, listed.data(), static_cast<int64_t>(listed.size()), 96, false, scale, false},
+              sink.data(), scores.data(), nullptr, out.data());
     for (size_t i = 0; i < out.size(); ++i) EXPECT_NEAR(out[i], expected[token * 480 + i], 1e-5) << token;
   }
 }
 
-// Any width, any number of heads and rows, bf16 rows: against the reference, within what K additions can lose.
+// Any width, any number of heads and rows, bf16 rows: against the reference, within what K additions can lose, or what
+// rounding probabilities and results to bf16 does. Heads in any company give the same bits.
 TEST_P(EveryIsa, AttentionOverRaggedShapes) {
   std::mt19937 random(7);
-  for (const int64_t c : {2, 15, 16, 17, 40, 64, 100, 192, 512})
-    for (const int heads : {1, 3, 8, 11})
-      for (const int64_t n : {1, 5, 33}) {
-        const std::vector<float> q = test::random_floats(random, heads * c), sinks = test::random_floats(random, heads);
-        std::vector<float> values = test::random_floats(random, n * c);
-        ref::round_to_bf16(values.data(), n * c);
-        std::vector<bf16> stored;
-        for (const float v : values) stored.push_back(float_to_bf16(v));
-        std::vector<const void*> rows;
-        std::vector<const float*> float_rows;
-        for (int64_t i = 0; i < n; ++i) {
-          rows.push_back(&stored[static_cast<size_t>(i * c)]);
-          float_rows.push_back(&values[static_cast<size_t>(i * c)]);
+  for (const bool round : {false, true})
+    for (const int64_t c : {2, 15, 16, 17, 40, 64, 100, 192, 512})
+      for (const int heads : {1, 3, 8, 11})
+        for (const int64_t n : {1, 5, 33, 520}) {
+          if (n > 100 && c != 64) continue;
+          std::vector<float> q = test::random_floats(random, heads * c);
+          const std::vector<float> sinks = test::random_floats(random, heads);
+          if (round) ref::round_to_bf16(q.data(), heads * c);
+          std::vector<float> values = test::random_floats(random, n * c);
+          ref::round_to_bf16(values.data(), n * c);
+          std::vector<bf16> stored;
+          for (const float v : values) stored.push_back(float_to_bf16(v));
+          std::vector<const void*> rows;
+          std::vector<const float*> float_rows;
+          for (int64_t i = 0; i < n; ++i) {
+            rows.push_back(&stored[static_cast<size_t>(i * c)]);
+            float_rows.push_back(&values[static_cast<size_t>(i * c)]);
+          }
+          const float scale = 1 / std::sqrt(static_cast<float>(c));
+          std::vector<float> scores(static_cast<size_t>(heads * n)), out(static_cast<size_t>(heads * c)),
+              partial = out, expected(static_cast<size_t>(c)), one = expected;
+          attention(table_, {q.data(), heads, rows.data(), n, c, true, scale, round}, sinks.data(), scores.data(),
+                    partial.data(), out.data());
+          for (int h = 0; h < heads; ++h) {
+            const float* qh = &q[static_cast<size_t>(h * c)];
+            ref::attention(qh, float_rows.data(), n, c, scale, sinks[static_cast<size_t>(h)], round, expected.data());
+            attention(table_, {qh, 1, rows.data(), n, c, true, scale, round}, &sinks[static_cast<size_t>(h)],
+                      scores.data(), partial.data(), one.data());
+            for (int64_t d = 0; d < c; ++d) {
+              ASSERT_EQ(out[static_cast<size_t>(h * c + d)], one[static_cast<size_t>(d)]) << "head alone";
+              // A rounded result may fall on the other side of a bf16 step, and so may one rounded probability.
+              ASSERT_NEAR(one[static_cast<size_t>(d)], expected[static_cast<size_t>(d)],
+                          round ? 0.02 * std::max(0.3f, std::fabs(expected[static_cast<size_t>(d)])) : 1e-5)
+                  << "c " << c << " heads " << heads << " n " << n;
+            }
+          }
         }
-        const float scale = 1 / std::sqrt(static_cast<float>(c));
-        std::vector<float> scores(static_cast<size_t>(heads * n)), out(static_cast<size_t>(heads * c)),
-            expected(static_cast<size_t>(c));
-        attention(table_, q.data(), heads, rows.data(), n, c, true, scale, sinks.data(), false, scores.data(),
-                  out.data());
-        for (int h = 0; h < heads; ++h) {
-          ref::attention(&q[static_cast<size_t>(h * c)], float_rows.data(), n, c, scale, sinks[static_cast<size_t>(h)],
-                         false, expected.data());
-          for (int64_t d = 0; d < c; ++d)
-            ASSERT_NEAR(out[static_cast<size_t>(h * c + d)], expected[static_cast<size_t>(d)], 1e-5)
-                << "c " << c << " heads " << heads << " n " << n;
-        }
-      }
+}
+
+TEST_P(EveryIsa, SoftmaxAndSwigluAreWithinAFewUlps) {
+  std::mt19937 random(23);
+  for (const int64_t n : {1, 15, 16, 17, 200}) {
+    std::vector<float> scores = test::random_floats(random, n, 20), expected = scores;
+    const float sum = table_.softmax_with_sink(scores.data(), n, 1.5f, false),
+                reference = ref::softmax_with_sink(expected.data(), n, 1.5f, false);
+    EXPECT_NEAR(sum, reference, 1e-6 * reference);
+    for (size_t i = 0; i < scores.size(); ++i) EXPECT_NEAR(scores[i], expected[i], 3e-7 * expected[i] + 1e-37);
+    std::vector<float> gate = test::random_floats(random, n, 30), up = test::random_floats(random, n, 10), out = gate;
+    table_.swiglu(gate.data(), up.data(), n, 10, 0.75f, false, out.data());
+    for (size_t i = 0; i < out.size(); ++i) {
+      const float want = 0.75f * ref::swiglu(gate[i], up[i], 10);
+      EXPECT_NEAR(out[i], want, 1e-6 * std::fabs(want) + 1e-30) << gate[i] << " " << up[i];
+    }
+  }
 }
 
 TEST_P(EveryIsa, RmsNormAndGemvOverRaggedSizes) {

@@ -2,10 +2,11 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cmath>
 
+#include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
-#include "runtime/hw/memory_bandwidth.h"
 #include "runtime/io/file.h"
 
 namespace thermocline::cli {
@@ -29,26 +30,6 @@ struct Row {
   double bytes_per_token = 0;
   double bound_tokens_per_second = 0;
 };
-
-/// What this machine can do, measured in the same process as what it bounds.
-struct Peaks {
-  double read_bandwidth = 0;  // bytes/s, the largest of the run
-  double flops = 0;           // of the GEMM instruction, all workers
-};
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-double measure_flops(Engine& engine) {
-  constexpr int64_t kRounds = 2'000'000;
-  std::atomic<int64_t> total{0};
-  const auto start = Clock::now();
-  engine.pool().run([&](int) { total += static_cast<int64_t>(engine.kernels().peak_flops(kRounds)); });
-  return static_cast<double>(total) / std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Seconds and weight bytes of one repetition.
 struct Sample {
@@ -84,23 +65,28 @@ Result<Sample> run_once(Engine& engine, const Row& row) {
   return sample;
 }
 
+// Multiplications of weights: every token's, but the vocabulary only where logits are made, once a chunk.
+double macs_of(const Engine& engine, const Row& row) {
+  const ModelGeometry& g = engine.geometry();
+  const double head = static_cast<double>(g.vocab_size * g.dim), tokens = static_cast<double>(row.tokens),
+               chunk = std::string_view(row.kind) == "prefill" ? static_cast<double>(engine.options().max_chunk) : 1;
+  return (static_cast<double>(engine.weights().macs_per_token(g)) - head) * tokens + head * std::ceil(tokens / chunk);
+}
+
 // Every repetition measures the peaks again first, and is judged by those: both see the same neighbours.
-Status measure(Engine& engine, const BenchOptions& o, Row& row, Peaks& peaks) {
+Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row, Peaks& peaks) {
   TC_RETURN_IF_ERROR(run_once(engine, row));  // warm-up: page faults, caches
   std::vector<double> bounds;
   for (int repetition = 0; repetition < o.repetitions; ++repetition) {
-    TC_ASSIGN(const double bandwidth, measure_read_bandwidth(engine.pool(), uint64_t{256} << 20, 3));
-    const double flops = measure_flops(engine);
+    const Peaks now = meter.measure();
     TC_ASSIGN(const Sample sample, run_once(engine, row));
-    const double tokens = static_cast<double>(row.tokens),
-                 macs = static_cast<double>(engine.weights().macs_per_token(engine.geometry()));
-    const double bound_seconds = std::max(sample.bytes / bandwidth, 2 * macs * tokens / flops);
+    const double tokens = static_cast<double>(row.tokens);
+    const double bound_seconds = std::max(sample.bytes / now.read_bandwidth, 2 * macs_of(engine, row) / now.flops);
     row.bytes_per_token = sample.bytes / tokens;
     row.seconds.push_back(sample.seconds);
     row.shares.push_back(bound_seconds / sample.seconds);
     bounds.push_back(tokens / bound_seconds);
-    peaks.read_bandwidth = std::max(peaks.read_bandwidth, bandwidth);
-    peaks.flops = std::max(peaks.flops, flops);
+    peaks.raise(now);
   }
   row.bound_tokens_per_second = median(bounds);
   return {};
@@ -108,10 +94,9 @@ Status measure(Engine& engine, const BenchOptions& o, Row& row, Peaks& peaks) {
 
 double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens) / median(row.seconds); }
 
-void print_table(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks,
-                 int threads) {
+void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
   fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
-             machine_line(engine, threads), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
+             machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
   fmt::print(
       "| {:<9} | {:<7} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<7} | {:-<11}: | {:-<13}: | {:-<11}: | "
       "{:-<13}: |\n",
@@ -127,8 +112,7 @@ void print_table(const Engine& engine, const BenchOptions& o, const std::vector<
       o.repetitions);
 }
 
-Status write_json(const Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks,
-                  int threads) {
+Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
   Json results = Json::array();
   for (const Row& row : rows)
     results.push_back({{"kind", row.kind},
@@ -140,7 +124,7 @@ Status write_json(const Engine& engine, const BenchOptions& o, const std::vector
                        {"repetitions", row.seconds.size()}});
   const Json document = {{"model", o.model.model()},
                          {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
-                         {"machine", machine_json(engine, threads)},
+                         {"machine", machine_json(machine_of(engine))},
                          {"build", build_json()},
                          {"stream_read_bytes_per_second", peaks.read_bandwidth},
                          {"peak_flops", peaks.flops},
@@ -165,20 +149,18 @@ Status bench_step(const BenchOptions& o) {
                        std::to_string(engine->max_context()));
       if (tokens > 0) rows.push_back({kind, tokens});
     }
+  TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
   Peaks peaks;
-  for (Row& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, row, peaks));
-  const int threads = engine->pool().size();
-  if (o.json_path != "-") print_table(*engine, o, rows, peaks, threads);
-  return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks, threads);
+  for (Row& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));
+  if (o.json_path != "-") print_table(*engine, o, rows, peaks);
+  return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks);
 }
 
 }  // namespace
 
-void add_bench(CLI::App& app, Outcome& outcome) {
+void add_bench_step(CLI::App& bench, Outcome& outcome) {
   auto o = std::make_shared<BenchOptions>();
-  CLI::App* bench = app.add_subcommand("bench", "Benchmarks");
-  bench->require_subcommand(1);
-  CLI::App* command = bench->add_subcommand("step", "Prefill and decode speed of a model");
+  CLI::App* command = bench.add_subcommand("step", "Prefill and decode speed of a model");
   o->model.add_to(*command);
   command->add_option("--prefill,-p", o->prefill, "Prompt lengths")->delimiter(',')->capture_default_str();
   command->add_option("--decode,-n", o->decode, "Answer lengths")->delimiter(',')->capture_default_str();

@@ -1,0 +1,30 @@
+// The lightning indexer of CSA layers: keys and queries in FP4, their scores, the exact top-k. Source: spec 3.8.3.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels_cpu/kernel_table.h"
+
+namespace thermocline::cpu {
+
+/// Keys of 16 neighbouring compressed rows lie together as one mxfp4 row group: its tiles, then its scales.
+inline constexpr int64_t kKeyGroup = kTileRows;
+
+/// Stores the key of row `r` (0..15) of a group. key [c] f32 holds FP4 values already (ref::fake_fp4), so nothing is
+/// lost. Different rows of a group may be stored by different threads at once.
+void store_index_key(const float* key, int64_t c, int64_t r, uint8_t* group);
+
+/// One query head as index_scores_fp4 takes it. q [c] f32 holds FP4 values; out [ceil(c / 32)].
+void pack_index_query(const float* q, int64_t c, Int8Chunk* out);
+
+/// scores[i] = sum_h gates[h] max(0, q[h] . key i) over keys in f32, for the fp32 numerics.
+///   q [heads, c], keys [n] pointers, dots [heads, n] scratch
+void index_scores_f32(const KernelTable& table, const float* q, int heads, const void* const* keys, int64_t n,
+                      int64_t c, const float* gates, float* dots, float* scores);
+
+/// The k rows with the highest scores, in rising order; a tie goes to the lower row.
+///   order  [n] scratch; out [min(k, n)]
+/// A histogram of the upper 12 bits finds the one bin that must be sorted.
+void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out);
+
+}  // namespace thermocline::cpu
