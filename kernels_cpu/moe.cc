@@ -10,6 +10,15 @@ namespace {
 
 constexpr int64_t kUnitCols = kMoeUnit * kTileRows;
 
+// A worker that turns to another matrix would wait for its first lines; asked for early, they lie in L2 by then.
+void prefetch_start(const PackedMatrix& w, int64_t group) {
+  constexpr int64_t kBytes = 8192;
+  const RowGroup rows = w.row_group(group);
+  for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(rows.tiles + at, 0, 2);
+  for (int64_t at = 0; at < kBytes / 16; at += 64)
+    __builtin_prefetch(static_cast<const uint8_t*>(rows.scales) + at, 0, 2);
+}
+
 }  // namespace
 
 Result<MoeWorkspace> MoeWorkspace::allocate(int workers, int64_t max_tokens, int top_k, int experts, int64_t dim,
@@ -151,7 +160,9 @@ void MoeLayer::gate_and_up() {
                      cpu_.count(id, e.w3, first, last - first);
                      for (; first < last; first += kMoeUnit) {
                        const int64_t unit_last = std::min(last, first + kMoeUnit);
+                       prefetch_start(e.w3, first);
                        run_unit(e.w1, x, rows, first, unit_last, worker.gate.data());
+                       if (unit_last < last) prefetch_start(e.w1, unit_last);
                        run_unit(e.w3, x, rows, first, unit_last, worker.up.data());
                        activate(active, first, std::min(e.w1.n - first * kTileRows, kUnitCols), worker.gate.data(),
                                 worker.up.data());
@@ -176,6 +187,7 @@ void MoeLayer::down(float* out) {
         const int64_t blocks = h.blocks(active.pairs);
         const GemmTile tile = gemm_tile(cpu_.table, w2, h.activation());
         cpu_.count(id, w2, first, last - first);
+        if (&active != &w_.active_.back()) prefetch_start((&active + 1)->weights->w2, first);
         for (int64_t group = first; group < last; ++group) {
           const RowGroup rows = w2.row_group(group);
           const int64_t n = group * kTileRows, count = std::min(kTileRows, dim - n);

@@ -139,6 +139,7 @@ void values_dots_h(const uint32_t* pairs, int64_t pair_stride, const void* const
   const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
   for (int64_t d = 0; d < c; d += 32) {
     __m512 low[H], high[H];
+#pragma GCC unroll 8
     for (int h = 0; h < H; ++h) low[h] = high[h] = _mm512_setzero_ps();
     for (int64_t i = 0; i < n; i += 2) {
       const __m512i a = _mm512_loadu_si512(static_cast<const uint16_t*>(rows[i]) + d);
@@ -151,6 +152,7 @@ void values_dots_h(const uint32_t* pairs, int64_t pair_stride, const void* const
         high[h] = _mm512_dpbf16_ps(high[h], hi, p);
       }
     }
+#pragma GCC unroll 8
     for (int h = 0; h < H; ++h) {
       _mm512_storeu_ps(out + h * stride + d, _mm512_permutex2var_ps(low[h], first, high[h]));
       _mm512_storeu_ps(out + h * stride + d + 16, _mm512_permutex2var_ps(low[h], second, high[h]));
@@ -204,39 +206,51 @@ bool decode_keys(const uint8_t* group, int64_t k_tiles, uint8_t (*bytes)[64], __
   if (_mm_cmpgt_epu8_mask(_mm_sub_epi8(high, low), _mm_set1_epi8(3)) != 0) return false;
   // A quarter for the halves of key and query; exponents this low would be no keys.
   scale = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(low), 23)), _mm512_set1_ps(0.25f));
-  const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
-  const __m512i nibbles = _mm512_set1_epi8(0x0f), bias = _mm512_set1_epi8(kKeyBias);
+  // Biased by 12 a value is 0..24, so a row's four bytes shift together; the bias then becomes 96 for every row.
+  const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m512i nibbles = _mm512_set1_epi8(0x0f), twelve = _mm512_set1_epi8(12), bias = _mm512_set1_epi8(kKeyBias);
   for (int64_t tile = 0; tile < k_tiles; ++tile) {
     const __m128i up = _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(exponents) + tile), low);
-    const __m512i shifts = _mm512_cvtepu8_epi32(up);  // of the four bytes of a row
-    const __mmask16 one = _mm512_test_epi32_mask(shifts, _mm512_set1_epi32(1));
-    const __mmask16 two = _mm512_test_epi32_mask(shifts, _mm512_set1_epi32(2));
-    const __mmask64 by2 = _mm512_movepi8_mask(_mm512_maskz_set1_epi32(one, -1));
-    const __mmask64 by4 = _mm512_movepi8_mask(_mm512_maskz_set1_epi32(two, -1));
+    const __m512i shifts = _mm512_cvtepu8_epi32(up);
+    const __m512i rest = _mm512_sub_epi8(bias, _mm512_sllv_epi32(twelve, shifts));
+#pragma GCC unroll 4
     for (int line = 0; line < 4; ++line) {
       const __m512i codes = _mm512_loadu_si512(group + tile * 256 + line * 64);
-      __m512i v[2] = {_mm512_shuffle_epi8(values, _mm512_and_si512(codes, nibbles)),
-                      _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibbles))};
-      for (int half = 0; half < 2; ++half) {
-        v[half] = _mm512_mask_add_epi8(v[half], by2, v[half], v[half]);
-        v[half] = _mm512_mask_add_epi8(v[half], by4, v[half], v[half]);
-        v[half] = _mm512_mask_add_epi8(v[half], by4, v[half], v[half]);
-        _mm512_store_si512(bytes[tile * 8 + line * 2 + half], _mm512_add_epi8(v[half], bias));
-      }
+      const __m512i v[2] = {_mm512_shuffle_epi8(values, _mm512_and_si512(codes, nibbles)),
+                            _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibbles))};
+      for (int half = 0; half < 2; ++half)
+        _mm512_store_si512(bytes[tile * 8 + line * 2 + half], _mm512_add_epi8(_mm512_sllv_epi32(v[half], shifts), rest));
     }
   }
   return true;
 }
 
-// H heads x 32 rows: 2 + H loads and 2 H vpdpbusd per 4 dims, then 2 H times cvt, two roundings, max, mul, add.
+// Dot products of up to eight heads that wait for their rounding, gate and sum. That takes 14 instructions each on ports
+// the dot products leave idle, so they are done between those of the next heads.
+struct PendingDots {
+  alignas(64) int32_t dots[8][2][16] = {};
+  float gates[8] = {};  // 0: nothing waits
+};
+
+void add_pending(const PendingDots& pending, int unit, __m512* sums) {
+  const int head = unit / 2, half = unit % 2;
+  const __m512i dots = _mm512_max_epi32(_mm512_load_si512(pending.dots[head][half]), _mm512_setzero_si512());
+  const __m512 dot = round_bf16(_mm512_cvtepi32_ps(dots));
+  sums[half] = _mm512_add_ps(sums[half], round_bf16(_mm512_mul_ps(_mm512_set1_ps(pending.gates[head]), dot)));
+}
+
+// H heads x 32 rows: 2 + H loads and 2 H vpdpbusd per 4 dims.
 template <int H>
-void score_heads(const Int8Chunk* q, const float* gates, const KeyBlock& keys, int64_t k_tiles, __m512* sums) {
+void score_heads(const Int8Chunk* q, const float* gates, const KeyBlock& keys, int64_t k_tiles, PendingDots& pending,
+                 __m512* sums) {
   __m512i dots[H][2];
+#pragma GCC unroll 8
   for (int h = 0; h < H; ++h) {
     int32_t total = 0;
     for (int64_t tile = 0; tile < k_tiles; ++tile) total += q[h * k_tiles + tile].sum;
     dots[h][0] = dots[h][1] = _mm512_set1_epi32(-kKeyBias * total);
   }
+  int unit = 0;
   for (int64_t tile = 0; tile < k_tiles; ++tile) {
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step) {
@@ -248,15 +262,16 @@ void score_heads(const Int8Chunk* q, const float* gates, const KeyBlock& keys, i
         dots[h][0] = _mm512_dpbusd_epi32(dots[h][0], a, x);
         dots[h][1] = _mm512_dpbusd_epi32(dots[h][1], b, x);
       }
+      if (step % 2 == 0 && unit < 16) add_pending(pending, unit++, sums);
     }
   }
+  while (unit < 16) add_pending(pending, unit++, sums);
+#pragma GCC unroll 8
   for (int h = 0; h < H; ++h) {
-    const __m512 gate = _mm512_set1_ps(gates[h] * q[h * k_tiles].scale);
-    for (int half = 0; half < 2; ++half) {
-      const __m512 dot = round_bf16(_mm512_cvtepi32_ps(_mm512_max_epi32(dots[h][half], _mm512_setzero_si512())));
-      sums[half] = _mm512_add_ps(sums[half], round_bf16(_mm512_mul_ps(gate, dot)));
-    }
+    _mm512_store_si512(pending.dots[h][0], dots[h][0]);
+    _mm512_store_si512(pending.dots[h][1], dots[h][1]);
   }
+  for (int h = 0; h < 8; ++h) pending.gates[h] = h < H ? gates[h] * q[h * k_tiles].scale : 0.0f;
 }
 
 void index_scores_fp4(const Int8Chunk* q, const float* gates, int heads, const uint8_t* const* groups, int64_t n,
@@ -281,9 +296,11 @@ void index_scores_fp4(const Int8Chunk* q, const float* gates, int heads, const u
       }
     }
     __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    PendingDots pending;
     int h = 0;
-    for (; h + 8 <= heads; h += 8) score_heads<8>(q + h * k_tiles, gates + h, keys, k_tiles, sums);
-    for (; h < heads; ++h) score_heads<1>(q + h * k_tiles, gates + h, keys, k_tiles, sums);
+    for (; h + 8 <= heads; h += 8) score_heads<8>(q + h * k_tiles, gates + h, keys, k_tiles, pending, sums);
+    for (; h < heads; ++h) score_heads<1>(q + h * k_tiles, gates + h, keys, k_tiles, pending, sums);
+    for (int unit = 0; unit < 16; ++unit) add_pending(pending, unit, sums);
     for (int64_t i = 0; i < count; ++i)
       _mm512_storeu_ps(scores + (g + i) * 16, _mm512_mul_ps(round_bf16(sums[i]), keys.scale[i]));
   }

@@ -127,11 +127,13 @@ class Bench {
 
 void fill_random(std::byte* data, uint64_t bytes, uint8_t lowest, uint8_t count) {
   constexpr uint64_t kPattern = 1 << 16;
-  std::vector<std::byte> pattern(kPattern);
-  std::mt19937 random(1);
-  for (std::byte& b : pattern) b = static_cast<std::byte>(lowest + random() % count);
-  for (uint64_t at = 0; at < bytes; at += kPattern)
-    std::memcpy(data + at, pattern.data(), std::min(kPattern, bytes - at));
+  static const std::vector<uint8_t> pattern = [] {
+    std::vector<uint8_t> random_bytes(kPattern);
+    std::mt19937 random(1);
+    for (uint8_t& b : random_bytes) b = static_cast<uint8_t>(random());
+    return random_bytes;
+  }();
+  for (uint64_t at = 0; at < bytes; ++at) data[at] = static_cast<std::byte>(lowest + pattern[at % kPattern] % count);
 }
 
 PackedMatrix mxfp4(int64_t n, int64_t k) {
@@ -315,16 +317,18 @@ Status bench_attention(Bench& bench, int64_t tokens) {
   std::vector<std::vector<float>> scratch(static_cast<size_t>(bench.cpu().pool.size()),
                                           std::vector<float>(kUnit * (kRows + kDim)));
   std::mt19937 random(4);
-  std::vector<const void*> rows(static_cast<size_t>(tokens * kRows));
-  const int64_t units = kHeads / kUnit;
-  bench.measure({"attention, 128 + 512 rows, 64 heads of 512, M = " + std::to_string(tokens), 0.60}, [&] {
-    for (size_t i = 0; i < rows.size(); ++i) {  // 128 neighbours, then rows from all over the context, in rising order
-      const size_t r = i % kRows;
-      const int64_t row = r < 128
-                              ? kCached - 128 + static_cast<int64_t>(r)
-                              : static_cast<int64_t>(r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100);
-      rows[i] = &cache[row * kDim];
+  // 128 neighbours, then rows from all over the context in rising order; another choice every run.
+  constexpr size_t kLists = 8;
+  std::vector<std::vector<const void*>> lists(kLists, std::vector<const void*>(static_cast<size_t>(tokens * kRows)));
+  for (auto& rows : lists)
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const int64_t r = static_cast<int64_t>(i % kRows);
+      rows[i] = &cache[(r < 128 ? kCached - 128 + r : (r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100)) * kDim];
     }
+  const int64_t units = kHeads / kUnit;
+  size_t next = 0;
+  bench.measure({"attention, 128 + 512 rows, 64 heads of 512, M = " + std::to_string(tokens), 0.60}, [&] {
+    const std::vector<const void*>& rows = lists[next++ % kLists];
     bench.cpu().pool.split(tokens * units, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t token = i / units, at = (token * kHeads + i % units * kUnit) * kDim;
