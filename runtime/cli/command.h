@@ -23,7 +23,7 @@ void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);
 void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
 
-/// Flags of every command that loads a model: --model, --numerics, --threads, --max-isa, --topology, --max-model-len,
+/// Flags of every command that loads a model: --model, --numerics, --activations, --threads, --max-isa, --topology, --max-model-len,
 /// --direct-io.
 class ModelOptions {
  public:
@@ -33,7 +33,7 @@ class ModelOptions {
   const std::string& model() const { return model_; }
 
  private:
-  std::string model_, numerics_ = "published", max_isa_ = "amx", topology_;
+  std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact";
   int threads_ = 0;
   int64_t max_model_len_ = 0;
   bool direct_io_ = false;

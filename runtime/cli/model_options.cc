@@ -11,6 +11,10 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
   if (!weights) return;
   command.add_option("--numerics", numerics_, "What is rounded: published, bf16 or fp32 (docs/numerics.md)")
       ->capture_default_str();
+  command
+      .add_option("--activations", activations_,
+                  "Inputs of the routed experts: exact, or int8 (faster; docs/numerics.md has its KL)")
+      ->capture_default_str();
   command.add_option("--threads", threads_, "Worker threads; 0: one per core this process may use")
       ->capture_default_str();
   command.add_option("--max-isa", max_isa_, "Highest instruction set to use: scalar, avx2, avx512 or amx")
@@ -29,6 +33,9 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   options.model = model_;
   TC_ASSIGN(options.numerics, parse_numerics(numerics_));
   TC_ASSIGN(options.max_isa, parse_isa(max_isa_));
+  if (activations_ != "exact" && activations_ != "int8")
+    return invalid("unknown activations '" + activations_ + "': use exact or int8");
+  options.int8_activations = activations_ == "int8";
   options.threads = threads_;
   options.topology = topology_;
   options.max_context = max_model_len_;

@@ -28,6 +28,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   TC_RETURN_IF_ERROR(settle_context(engine->geometry_, o));
   TC_ASSIGN(engine->topology_, read_topology(o.topology));
   if (!engine->topology_.note.empty()) spdlog::warn("{}", engine->topology_.note);
+  if (o.int8_activations && o.numerics == Numerics::fp32)
+    return invalid("INT8 activations and the fp32 numerics exclude each other");
   if (o.threads < 0 || o.threads > 4096)
     return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
   engine->cpu_ = detect_cpu_features();
@@ -47,7 +49,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, kv));
   TC_ASSIGN(engine->step_,
             DeepseekV4Step::create(engine->geometry_, *engine->weights_, {*engine->pool_, engine->table_}, o.numerics,
-                                   {o.max_chunk, o.max_logit_rows, o.max_context, o.mtp}));
+                                   {o.max_chunk, o.max_logit_rows, o.max_context, o.mtp, o.int8_activations}));
   return engine;
 }
 

@@ -24,6 +24,7 @@ struct EngineOptions {
   int64_t max_logit_rows = 1;  // tokens of a step whose logits can be asked for
   int max_sequences = 1;
   bool mtp = false;
+  bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
   bool direct_io = false;  // read the checkpoint past the page cache
   bool quiet = false;      // no progress bar
 

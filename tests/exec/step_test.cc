@@ -6,6 +6,7 @@ namespace thermocline {
 namespace {
 
 constexpr double kFp32Tolerance = 2e-3;
+constexpr double kInt8Kl = 3e-4;
 
 class TinyModel : public ::testing::TestWithParam<const char*> {
  protected:
@@ -58,6 +59,7 @@ struct Path {
   const char* model;
   Numerics numerics;
   Isa isa;
+  bool int8 = false;
 };
 
 class Chunking : public ::testing::TestWithParam<Path> {};
@@ -66,7 +68,7 @@ TEST_P(Chunking, AnySplitGivesTheSameBits) {
   const Path path = GetParam();
   const bool demo = std::string_view(path.model) == "demo";
   const std::filesystem::path folder = demo ? test::demo_model() : test::golden(path.model);
-  const auto engine = test::open_engine({.folder = folder, .numerics = path.numerics, .isa = path.isa});
+  const auto engine = test::open_engine({.folder = folder, .numerics = path.numerics, .isa = path.isa, .int8 = path.int8});
   std::vector<int32_t> ids =
       test::TensorFile(demo ? test::golden("demo/golden.safetensors") : folder / "golden.safetensors").ids("ids");
 #ifdef TC_SANITIZED
@@ -92,6 +94,7 @@ std::vector<Path> paths() {
     list.push_back({model, Numerics::fp32, Isa::scalar});
     for (const Isa isa : test::isas())
       for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({model, numerics, isa});
+    list.push_back({model, Numerics::published, test::isas().back(), true});
   }
   return list;
 }
@@ -99,7 +102,7 @@ std::vector<Path> paths() {
 std::string path_name(const ::testing::TestParamInfo<Path>& info) {
   std::string name = std::string(info.param.model) + "_" +
                      std::string(kNumericsNames[static_cast<int>(info.param.numerics)]) + "_" +
-                     std::string(isa_name(info.param.isa));
+                     std::string(isa_name(info.param.isa)) + (info.param.int8 ? "_int8" : "");
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -109,28 +112,53 @@ INSTANTIATE_TEST_SUITE_P(Paths, Chunking, ::testing::ValuesIn(paths()), path_nam
 /// The demo model against recorded logits, within the bounds the recording came with.
 class DemoModel : public ::testing::TestWithParam<Path> {};
 
-TEST_P(DemoModel, KlAndTop1AreWithinTheBounds) {
-  const Path path = GetParam();
-  const std::string name(kNumericsNames[static_cast<int>(path.numerics)]);
-  const test::TensorFile golden(test::golden("demo/golden.safetensors"));
-  const Json bounds = parse_json(read_text_file(test::golden("demo/golden.json")).value()).value()["bounds"][name];
-  const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = path.numerics, .isa = path.isa});
-  const std::vector<float> expected = golden.floats("logits_" + name),
-                           actual = test::run_logits(*engine, golden.ids("ids"), 512).logits;
-  const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size), tokens = expected.size() / vocab;
-  double kl = 0, same = 0;
+struct Agreement {
+  double mean_kl = 0, top1 = 0;
+};
+Agreement compare(const std::vector<float>& expected, const std::vector<float>& actual, size_t vocab) {
+  const size_t tokens = expected.size() / vocab;
+  Agreement a;
   for (size_t t = 0; t < tokens; ++t) {
     const float *p = &expected[t * vocab], *q = &actual[t * vocab];
     double p_sum = 0, q_sum = 0, p_max = *std::max_element(p, p + vocab), q_max = *std::max_element(q, q + vocab);
     for (size_t i = 0; i < vocab; ++i) p_sum += std::exp(p[i] - p_max), q_sum += std::exp(q[i] - q_max);
     for (size_t i = 0; i < vocab; ++i) {
       const double log_p = p[i] - p_max - std::log(p_sum), log_q = q[i] - q_max - std::log(q_sum);
-      kl += std::exp(log_p) * (log_p - log_q) / static_cast<double>(tokens);
+      a.mean_kl += std::exp(log_p) * (log_p - log_q) / static_cast<double>(tokens);
     }
-    same += std::max_element(p, p + vocab) - p == std::max_element(q, q + vocab) - q;
+    a.top1 += (std::max_element(p, p + vocab) - p == std::max_element(q, q + vocab) - q) / static_cast<double>(tokens);
   }
-  EXPECT_LE(kl, bounds["mean_kl"].get<double>());
-  EXPECT_GE(same / static_cast<double>(tokens), bounds["top1_agreement"].get<double>());
+  return a;
+}
+
+TEST_P(DemoModel, KlAndTop1AreWithinTheBounds) {
+  const Path path = GetParam();
+  const std::string name(kNumericsNames[static_cast<int>(path.numerics)]);
+  const test::TensorFile golden(test::golden("demo/golden.safetensors"));
+  const Json bounds = parse_json(read_text_file(test::golden("demo/golden.json")).value()).value()["bounds"][name];
+  const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = path.numerics, .isa = path.isa});
+  const Agreement a =
+      compare(golden.floats("logits_" + name), test::run_logits(*engine, golden.ids("ids"), 512).logits,
+              static_cast<size_t>(engine->geometry().vocab_size));
+  EXPECT_LE(a.mean_kl, bounds["mean_kl"].get<double>());
+  EXPECT_GE(a.top1, bounds["top1_agreement"].get<double>());
+}
+
+// INT8 inputs of the routed experts, per 32 columns, against the exact path of the same numerics. docs/numerics.md has
+// what was measured; the bound leaves a factor of two.
+TEST_P(DemoModel, Int8ActivationsStayNearTheExactPath) {
+  const Path path = GetParam();
+  const std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
+  test::ModelSetup setup{.folder = test::demo_model(), .numerics = path.numerics, .isa = path.isa};
+  const auto exact = test::open_engine(setup);
+  setup.int8 = true;
+  const auto int8 = test::open_engine(setup);
+  const Agreement a = compare(test::run_logits(*exact, ids, 512).logits, test::run_logits(*int8, ids, 512).logits,
+                              static_cast<size_t>(exact->geometry().vocab_size));
+  RecordProperty("mean_kl", std::to_string(a.mean_kl));
+  EXPECT_GT(a.mean_kl, 0) << "the flag changed nothing";
+  EXPECT_LE(a.mean_kl, kInt8Kl);
+  EXPECT_GE(a.top1, 0.98);
 }
 
 std::vector<Path> demo_paths() {
@@ -151,11 +179,15 @@ TEST(DemoFp32, LogitsMatch) {
 }
 
 /// A token's logits are the same bits alone, in a batch of several sequences, and for any number of threads and nodes.
-class Invariance : public ::testing::TestWithParam<Numerics> {};
+struct InvarianceCase {
+  Numerics numerics;
+  bool int8 = false;
+};
+class Invariance : public ::testing::TestWithParam<InvarianceCase> {};
 
 TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
   const std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
-  const auto alone = test::open_engine({.folder = test::demo_model(), .numerics = GetParam(), .threads = 1});
+  const auto alone = test::open_engine({.folder = test::demo_model(), .numerics = GetParam().numerics, .threads = 1, .int8 = GetParam().int8});
   const int64_t vocab = alone->geometry().vocab_size;
   const std::vector<std::vector<int32_t>> prompts = {{ids.begin(), ids.begin() + 150},
                                                      {ids.begin() + 3, ids.begin() + 140},
@@ -167,10 +199,11 @@ TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
   for (const auto& [threads, topology] :
        {std::pair(2, ""), std::pair(3, "node:2 core:2 pu:1"), std::pair(4, "node:4 core:1 pu:1")}) {
     const auto engine = test::open_engine({.folder = test::demo_model(),
-                                           .numerics = GetParam(),
+                                           .numerics = GetParam().numerics,
                                            .threads = threads,
                                            .sequences = 4,
-                                           .topology = topology});
+                                           .topology = topology,
+                                           .int8 = GetParam().int8});
     std::vector<std::unique_ptr<Sequence>> sequences;
     std::vector<SequenceKv*> kv;
     for (size_t i = 0; i < prompts.size(); ++i) {
@@ -208,8 +241,57 @@ TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Numerics, Invariance, ::testing::Values(Numerics::published, Numerics::bf16, Numerics::fp32),
-                         [](const auto& test) { return std::string(kNumericsNames[static_cast<int>(test.param)]); });
+// One token of each of 2 to 64 sequences in a step: the same bits as alone.
+TEST_P(Invariance, DecodingInABatchChangesNoBit) {
+#ifdef TC_SANITIZED
+  constexpr int kMost = 9;
+#else
+  constexpr int kMost = 64;
+#endif
+  const std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
+  const auto engine = test::open_engine({.folder = test::demo_model(),
+                                         .numerics = GetParam().numerics,
+                                         .sequences = kMost + 1,
+                                         .topology = "node:2 core:1 pu:1",
+                                         .int8 = GetParam().int8});
+  const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size);
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  std::vector<SequenceKv*> kv;
+  std::vector<std::vector<float>> expected;
+  for (int i = 0; i < kMost; ++i) {  // sequence i: a prompt of its own, then one token decoded alone
+    const std::vector<int32_t> prompt(ids.begin() + i, ids.begin() + i + 5 + i % 7);
+    auto alone = engine->new_sequence().value();
+    ASSERT_TRUE(engine->prefill(*alone, prompt).ok());
+    ASSERT_TRUE(engine->decode(*alone, ids[static_cast<size_t>(i + 20)]).ok());
+    expected.emplace_back(engine->logits().begin(), engine->logits().end());
+    sequences.push_back(engine->new_sequence().value());
+    ASSERT_TRUE(engine->prefill(*sequences.back(), prompt).ok());
+    kv.push_back(sequences.back()->kv());
+  }
+  int first = 0;
+  for (const int size : {2, 3, 8, 17, 34}) {  // every sequence takes its step once, 64 in all
+    const int count = std::min(size, kMost - first);
+    if (count <= 0) break;
+    sched::Batch batch;
+    for (int i = 0; i < count; ++i) {
+      batch.logit_rows.push_back(i);
+      batch.add(first + i, kv[static_cast<size_t>(first + i)]->length(), &ids[static_cast<size_t>(first + i + 20)], 1);
+    }
+    ASSERT_TRUE(engine->step().run(batch, kv).ok());
+    for (int i = 0; i < count; ++i)
+      ASSERT_EQ(std::memcmp(engine->step().logits().row(i), expected[static_cast<size_t>(first + i)].data(), vocab * 4), 0)
+          << "sequence " << first + i << " in a batch of " << count;
+    first += count;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Numerics, Invariance,
+                         ::testing::Values(InvarianceCase{Numerics::published}, InvarianceCase{Numerics::bf16},
+                                           InvarianceCase{Numerics::fp32}, InvarianceCase{Numerics::published, true}),
+                         [](const auto& test) {
+                           return std::string(kNumericsNames[static_cast<int>(test.param.numerics)]) +
+                                  (test.param.int8 ? "_int8" : "");
+                         });
 
 TEST(Step, ErrorsLeaveTheSequenceAsItWas) {
   const auto engine = test::open_engine({.folder = test::demo_model()});

@@ -15,6 +15,7 @@ struct ModelSetup {
   int sequences = 1;
   bool mtp = false;
   std::string topology = {};
+  bool int8 = false;
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -28,6 +29,7 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.max_chunk = options.max_logit_rows = setup.chunk;
   options.max_sequences = setup.sequences;
   options.mtp = setup.mtp;
+  options.int8_activations = setup.int8;
   options.quiet = true;
   Result<std::unique_ptr<Engine>> engine = Engine::open(options);
   TC_CHECK(engine.has_value(), engine ? "" : engine.error().message);
