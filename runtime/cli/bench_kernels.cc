@@ -323,7 +323,9 @@ Status bench_attention(Bench& bench, int64_t tokens) {
   for (auto& rows : lists)
     for (size_t i = 0; i < rows.size(); ++i) {
       const int64_t r = static_cast<int64_t>(i % kRows);
-      rows[i] = &cache[(r < 128 ? kCached - 128 + r : (r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100)) * kDim];
+      rows[i] =
+          &cache[(r < 128 ? kCached - 128 + r : (r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100)) *
+                 kDim];
     }
   const int64_t units = kHeads / kUnit;
   size_t next = 0;

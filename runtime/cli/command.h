@@ -23,7 +23,8 @@ void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);
 void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
 
-/// Flags of every command that loads a model: --model, --numerics, --activations, --threads, --max-isa, --topology, --max-model-len,
+/// Flags of every command that loads a model: --model, --numerics, --activations, --threads, --max-isa, --topology,
+/// --max-model-len,
 /// --direct-io.
 class ModelOptions {
  public:

@@ -36,10 +36,14 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   engine->table_ =
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
   spdlog::debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
-  TC_ASSIGN(engine->weights_, deepseek_v4::load_weights(
-                                  o.model, engine->geometry_,
-                                  {o.direct_io ? ReadMode::direct : ReadMode::buffered, o.mtp, o.quiet, o.threads}));
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
+  TC_ASSIGN(engine->weights_,
+            deepseek_v4::load_weights(o.model, engine->geometry_,
+                                      {.read_mode = o.direct_io ? ReadMode::direct : ReadMode::buffered,
+                                       .mtp = o.mtp,
+                                       .quiet = o.quiet,
+                                       .threads = o.threads,
+                                       .pool = engine->pool_.get()}));
   KvOptions kv;
   kv.bf16_rows = rounding_of(o.numerics).results;
   kv.mtp = o.mtp;

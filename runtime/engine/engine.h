@@ -25,8 +25,8 @@ struct EngineOptions {
   int max_sequences = 1;
   bool mtp = false;
   bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
-  bool direct_io = false;  // read the checkpoint past the page cache
-  bool quiet = false;      // no progress bar
+  bool direct_io = false;         // read the checkpoint past the page cache
+  bool quiet = false;             // no progress bar
 
   static constexpr int64_t kDefaultContext = 32768;
 };

@@ -32,7 +32,8 @@ Json build_json() {
 
 std::string machine_line(const MachineInfo& machine) {
   return fmt::format("{}, {} kernels, {} thread{}, {:.1f} GiB", machine.cpu.model, isa_name(machine.kernels),
-                     machine.threads, machine.threads == 1 ? "" : "s", static_cast<double>(usable_memory_bytes()) / (1 << 30));
+                     machine.threads, machine.threads == 1 ? "" : "s",
+                     static_cast<double>(usable_memory_bytes()) / (1 << 30));
 }
 
 }  // namespace thermocline

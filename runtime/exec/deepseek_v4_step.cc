@@ -64,6 +64,7 @@ Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* cons
   TC_RETURN_IF_ERROR(check(batch, sequences));
   sequences_ = sequences;
   tokens_ = batch.size();
+  const WorkerPool::PinnedDriver driver(cpu_.pool);
   traffic_.reset();
   for (const Segment& segment : batch.segments)
     TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
@@ -593,11 +594,12 @@ int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows
                              const float* norm, float* logits) {
   const int64_t width = g_.hc_mult * g_.dim, count = static_cast<int64_t>(rows.size());
   if (count == 0) return 0;
-  cpu_.pool.split(count, [&](int64_t begin, int64_t end, int) {
+  cpu_.pool.split(count, [&](int64_t begin, int64_t end, int worker) {
+    traffic_.add(worker, cpu_.pool.team(worker).node, g_.hc_mult * width * 4);
     for (int64_t i = begin; i < end; ++i) {
       const float* in = streams + rows[i] * width;
       float* mix = &b_.mixes[i * g_.hc_outputs()];
-      cpu_.table.gemv_f32(hc.fn, in, g_.hc_mult, width, mix);
+      cpu_.table.gemv_f32(hc.fn_on(cpu_.pool.team(worker).node), in, g_.hc_mult, width, mix);
       const float scale = 1.0f / std::sqrt(cpu_.table.sum_squares(in, width) / static_cast<float>(width) + g_.norm_eps);
       for (int s = 0; s < g_.hc_mult; ++s)
         mix[s] = 1.0f / (1.0f + std::exp(-(mix[s] * scale * hc.scale[0] + hc.base[s]))) + g_.hc_eps;

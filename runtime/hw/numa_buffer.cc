@@ -1,17 +1,21 @@
 #include "runtime/hw/numa_buffer.h"
 
 #include <linux/mempolicy.h>
+#include <linux/mman.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace thermocline {
 namespace {
 
+constexpr uint64_t kGiantPage = uint64_t{1} << 30;
 constexpr uint64_t kHugePage = 2 << 20;
 constexpr uint64_t kSmallPage = 4096;
 
@@ -23,38 +27,72 @@ bool bind_to_node(void* data, uint64_t bytes, int node) {
   return syscall(SYS_mbind, data, bytes, MPOL_BIND, &mask, 65, 0) == 0;
 }
 
+constexpr std::string_view kPageKindNames[] = {"4 KiB pages", "transparent huge pages", "2 MiB pages", "1 GiB pages"};
+
 void* map(uint64_t bytes, int extra_flags) {
-  void* data =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | extra_flags, -1, 0);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | extra_flags, -1, 0);
   return data == MAP_FAILED ? nullptr : data;
 }
 
+// Explicit huge pages, bound and populated at once: a node whose pool is empty is told here and not by a SIGBUS later.
+void* map_explicit(uint64_t bytes, int size_flag, int node, bool& bound) {
+  void* data = map(bytes, MAP_HUGETLB | size_flag);
+  if (!data) return nullptr;
+  bound = bind_to_node(data, bytes, node);
+#ifndef MADV_POPULATE_WRITE
+  constexpr int MADV_POPULATE_WRITE = 23;
+#endif
+  if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) return data;
+  munmap(data, bytes);
+  return nullptr;
+}
+
 }  // namespace
+
+std::string_view page_kind_name(PageKind kind) { return kPageKindNames[static_cast<int>(kind)]; }
 
 Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
   NumaBuffer buffer;
   buffer.bytes_ = bytes;
   if (bytes == 0) return buffer;
-  void* data = nullptr;
-  if (bytes >= 64 * kHugePage) {  // reserved huge pages are scarce: only for weights and caches
-    buffer.mapped_bytes_ = round_up(bytes, kHugePage);
-    data =
-        mmap(nullptr, buffer.mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-    if (data == MAP_FAILED) data = nullptr;
-    if (data) buffer.pages_ = PageKind::huge_2m;
+  // Reserved huge pages are scarce: only for weights and caches.
+  struct Explicit {
+    PageKind kind;
+    uint64_t page, least;
+    int flag;
+  };
+  for (const Explicit& e : {Explicit{PageKind::huge_1g, kGiantPage, 4 * kGiantPage, 30 << MAP_HUGE_SHIFT},
+                            Explicit{PageKind::huge_2m, kHugePage, 64 * kHugePage, 21 << MAP_HUGE_SHIFT}}) {
+    if (bytes < e.least) continue;
+    buffer.mapped_bytes_ = round_up(bytes, e.page);
+    buffer.data_ = static_cast<std::byte*>(map_explicit(buffer.mapped_bytes_, e.flag, node, buffer.bound_));
+    buffer.pages_ = e.kind;
+    if (buffer.data_) return buffer;
   }
-  if (!data) {
-    const bool huge = bytes >= kHugePage;
-    buffer.mapped_bytes_ = round_up(bytes, huge ? kHugePage : kSmallPage);
-    data = map(buffer.mapped_bytes_, 0);
-    if (!data)
-      return Error{ErrorCode::out_of_memory,
-                   "cannot map " + std::to_string(bytes >> 20) + " MiB of memory: " + std::strerror(errno)};
-    if (huge && madvise(data, buffer.mapped_bytes_, MADV_HUGEPAGE) == 0) buffer.pages_ = PageKind::transparent_huge;
-  }
+  const bool huge = bytes >= kHugePage;
+  buffer.mapped_bytes_ = round_up(bytes, huge ? kHugePage : kSmallPage);
+  void* data = map(buffer.mapped_bytes_, MAP_NORESERVE);
+  if (!data)
+    return Error{ErrorCode::out_of_memory,
+                 "cannot map " + std::to_string(bytes >> 20) + " MiB of memory: " + std::strerror(errno)};
+  const bool transparent = huge && madvise(data, buffer.mapped_bytes_, MADV_HUGEPAGE) == 0;
+  buffer.pages_ = transparent ? PageKind::transparent_huge : PageKind::small_4k;
   buffer.data_ = static_cast<std::byte*>(data);
   buffer.bound_ = bind_to_node(data, buffer.mapped_bytes_, node);
   return buffer;
+}
+
+std::optional<double> NumaBuffer::share_on_node(int node) const {
+  constexpr uint64_t kSamples = 1024;
+  std::vector<void*> pages;
+  const uint64_t step = round_up(std::max<uint64_t>(1, bytes_ / kSamples), kSmallPage);
+  for (uint64_t at = 0; at < bytes_; at += step) pages.push_back(data_ + at);
+  std::vector<int> nodes(pages.size(), -1);
+  if (pages.empty() || syscall(SYS_move_pages, 0, pages.size(), pages.data(), nullptr, nodes.data(), 0) != 0)
+    return std::nullopt;
+  const auto touched = std::count_if(nodes.begin(), nodes.end(), [](int n) { return n >= 0; });
+  if (touched == 0) return std::nullopt;
+  return static_cast<double>(std::count(nodes.begin(), nodes.end(), node)) / static_cast<double>(touched);
 }
 
 NumaBuffer::~NumaBuffer() {

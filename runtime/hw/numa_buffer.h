@@ -4,20 +4,24 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 #include "runtime/base/result.h"
 
 namespace thermocline {
 
-enum class PageKind { small_4k, transparent_huge, huge_2m };
+enum class PageKind { small_4k, transparent_huge, huge_2m, huge_1g };
+
+std::string_view page_kind_name(PageKind kind);
 
 class NumaBuffer {
  public:
   NumaBuffer() = default;
   /// Maps `bytes` of zeroed memory. node >= 0 binds the pages to that OS node before first touch; a refused binding is
-  /// not an error (containers forbid it), `bound()` tells. Explicit 2 MiB pages are used when the system has reserved
-  /// enough of them, transparent huge pages otherwise.
-  /// Errors: out_of_memory.
+  /// not an error (containers forbid it), `bound()` tells. Large buffers get explicit pages of 1 GiB, then of 2 MiB,
+  /// when the system has reserved enough of them, where they are wanted; transparent huge pages otherwise. Errors:
+  /// out_of_memory.
   static Result<NumaBuffer> allocate(uint64_t bytes, int node = -1);
 
   NumaBuffer(NumaBuffer&& other) noexcept { swap(other); }
@@ -31,6 +35,9 @@ class NumaBuffer {
   uint64_t size() const { return bytes_; }
   PageKind pages() const { return pages_; }
   bool bound() const { return bound_; }
+  /// The share of touched pages that lie on an OS node, by move_pages over at most 1024 pages spread over the buffer.
+  /// Nothing where the system does not say (containers), or no page has been touched.
+  std::optional<double> share_on_node(int node) const;
 
  private:
   void swap(NumaBuffer& other) noexcept;

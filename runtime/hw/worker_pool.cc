@@ -43,8 +43,11 @@ std::vector<Core> choose_cores(const Topology& topology, int count) {
 WorkerPool::WorkerPool(const Topology& topology, int threads) {
   const int count = threads > 0 ? threads : topology.default_threads();
   const std::vector<Core> cores = choose_cores(topology, count);
+  int last_node = -1;
   for (const Core& core : cores) {
-    if (topology_nodes_.empty() || topology_nodes_.back() != core.node) topology_nodes_.push_back(core.node);
+    if (core.node != last_node)
+      os_nodes_.push_back(topology.synthetic ? -1 : topology.nodes[static_cast<size_t>(core.node)].os_node);
+    last_node = core.node;
     const int node = nodes() - 1;
     const bool first = teams_.empty() || teams_.back().node != node;
     teams_.push_back({node, first ? 0 : teams_.back().rank + 1, 0});
@@ -53,6 +56,7 @@ WorkerPool::WorkerPool(const Topology& topology, int threads) {
     team.size = static_cast<int>(
         std::count_if(teams_.begin(), teams_.end(), [&](const Team& t) { return t.node == team.node; }));
   const bool pinnable = !topology.synthetic && count <= static_cast<int>(topology.cores.size());
+  if (pinnable) driver_cpu_ = cores[0].os_cpu;
   for (int worker = 1; worker < count; ++worker)
     threads_.emplace_back(
         [this, worker, os_cpu = pinnable ? cores[static_cast<size_t>(worker)].os_cpu : -1] { work(worker, os_cpu); });
@@ -66,6 +70,17 @@ WorkerPool::~WorkerPool() {
   }
   wake_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+}
+
+WorkerPool::PinnedDriver::PinnedDriver(const WorkerPool& pool) {
+  if (pool.driver_cpu_ < 0 || pool.size() == 1) return;
+  if (pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) != 0) return;
+  pin(pool.driver_cpu_);
+  pinned_ = true;
+}
+
+WorkerPool::PinnedDriver::~PinnedDriver() {
+  if (pinned_) pthread_setaffinity_np(pthread_self(), sizeof before_, &before_);
 }
 
 void WorkerPool::dispatch(Task task, const void* context) {

@@ -3,6 +3,8 @@
 // steps.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -33,9 +35,23 @@ class WorkerPool {
     int rank = 0, size = 1;  // of this worker in its team
   };
   const Team& team(int worker) const { return teams_[static_cast<size_t>(worker)]; }
-  int nodes() const { return static_cast<int>(topology_nodes_.size()); }
-  /// The index into Topology::nodes of a team's node.
-  int topology_node(int node) const { return topology_nodes_[static_cast<size_t>(node)]; }
+  int nodes() const { return static_cast<int>(os_nodes_.size()); }
+  /// The OS node memory of a team should be bound to; -1 where nothing may be bound.
+  int os_node(int node) const { return os_nodes_[static_cast<size_t>(node)]; }
+
+  /// Keeps the calling thread on worker 0's core while it lives, where workers are pinned: off the other workers'
+  /// cores, and on the node whose rows worker 0 owns.
+  class PinnedDriver {
+   public:
+    explicit PinnedDriver(const WorkerPool& pool);
+    ~PinnedDriver();
+    PinnedDriver(const PinnedDriver&) = delete;
+    PinnedDriver& operator=(const PinnedDriver&) = delete;
+
+   private:
+    cpu_set_t before_;
+    bool pinned_ = false;
+  };
 
   /// Calls fn(worker) once on every worker and returns when all are done. One caller at a time; fn takes no lock,
   /// throws nothing and never calls run() itself.
@@ -62,8 +78,9 @@ class WorkerPool {
   void dispatch(Task task, const void* context);
   void work(int worker, int os_cpu);
 
-  std::vector<Team> teams_;          // by worker
-  std::vector<int> topology_nodes_;  // by team node
+  std::vector<Team> teams_;    // by worker
+  std::vector<int> os_nodes_;  // by team node
+  int driver_cpu_ = -1;        // of worker 0, -1: not pinned
   std::vector<std::thread> threads_;
   Task task_ = nullptr;
   const void* context_ = nullptr;

@@ -97,8 +97,8 @@ std::byte* SequenceKv::compressed_row(int layer, int64_t row) const {
 std::byte* SequenceKv::index_group(int layer, int64_t group) const {
   const KvLayout& layout = cache_.layout_;
   const int64_t per_page = layout.rows_per_page(layer) / cpu::kKeyGroup;
-  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(group / per_page)]) + layout.index_offset(layer) +
-         group % per_page * layout.index_group_bytes();
+  return cache_.compressed_.page(compressed_pages_[static_cast<size_t>(group / per_page)]) +
+         layout.index_offset(layer) + group % per_page * layout.index_group_bytes();
 }
 
 float* SequenceKv::ring_slot(int layer, int64_t pos) const {

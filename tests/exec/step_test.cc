@@ -51,7 +51,8 @@ TEST_P(TinyStreams, MatchAfterEveryLayer) {
 }
 
 const auto kModelName = [](const auto& test) { return std::string(test.param).replace(4, 1, "_"); };
-INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, ::testing::Values("tiny-csa", "tiny-flash", "tiny-pro", "tiny-odd"), kModelName);
+INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, ::testing::Values("tiny-csa", "tiny-flash", "tiny-pro", "tiny-odd"),
+                         kModelName);
 INSTANTIATE_TEST_SUITE_P(Golden, TinyStreams, ::testing::Values("tiny-csa", "tiny-flash", "tiny-pro"), kModelName);
 
 /// Chunkings and decoding from anywhere give the same bits, within one numerics and instruction set.
@@ -68,7 +69,8 @@ TEST_P(Chunking, AnySplitGivesTheSameBits) {
   const Path path = GetParam();
   const bool demo = std::string_view(path.model) == "demo";
   const std::filesystem::path folder = demo ? test::demo_model() : test::golden(path.model);
-  const auto engine = test::open_engine({.folder = folder, .numerics = path.numerics, .isa = path.isa, .int8 = path.int8});
+  const auto engine =
+      test::open_engine({.folder = folder, .numerics = path.numerics, .isa = path.isa, .int8 = path.int8});
   std::vector<int32_t> ids =
       test::TensorFile(demo ? test::golden("demo/golden.safetensors") : folder / "golden.safetensors").ids("ids");
 #ifdef TC_SANITIZED
@@ -137,9 +139,8 @@ TEST_P(DemoModel, KlAndTop1AreWithinTheBounds) {
   const test::TensorFile golden(test::golden("demo/golden.safetensors"));
   const Json bounds = parse_json(read_text_file(test::golden("demo/golden.json")).value()).value()["bounds"][name];
   const auto engine = test::open_engine({.folder = test::demo_model(), .numerics = path.numerics, .isa = path.isa});
-  const Agreement a =
-      compare(golden.floats("logits_" + name), test::run_logits(*engine, golden.ids("ids"), 512).logits,
-              static_cast<size_t>(engine->geometry().vocab_size));
+  const Agreement a = compare(golden.floats("logits_" + name), test::run_logits(*engine, golden.ids("ids"), 512).logits,
+                              static_cast<size_t>(engine->geometry().vocab_size));
   EXPECT_LE(a.mean_kl, bounds["mean_kl"].get<double>());
   EXPECT_GE(a.top1, bounds["top1_agreement"].get<double>());
 }
@@ -187,7 +188,8 @@ class Invariance : public ::testing::TestWithParam<InvarianceCase> {};
 
 TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
   const std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
-  const auto alone = test::open_engine({.folder = test::demo_model(), .numerics = GetParam().numerics, .threads = 1, .int8 = GetParam().int8});
+  const auto alone = test::open_engine(
+      {.folder = test::demo_model(), .numerics = GetParam().numerics, .threads = 1, .int8 = GetParam().int8});
   const int64_t vocab = alone->geometry().vocab_size;
   const std::vector<std::vector<int32_t>> prompts = {{ids.begin(), ids.begin() + 150},
                                                      {ids.begin() + 3, ids.begin() + 140},
@@ -279,7 +281,8 @@ TEST_P(Invariance, DecodingInABatchChangesNoBit) {
     }
     ASSERT_TRUE(engine->step().run(batch, kv).ok());
     for (int i = 0; i < count; ++i)
-      ASSERT_EQ(std::memcmp(engine->step().logits().row(i), expected[static_cast<size_t>(first + i)].data(), vocab * 4), 0)
+      ASSERT_EQ(std::memcmp(engine->step().logits().row(i), expected[static_cast<size_t>(first + i)].data(), vocab * 4),
+                0)
           << "sequence " << first + i << " in a batch of " << count;
     first += count;
   }
@@ -292,6 +295,56 @@ INSTANTIATE_TEST_SUITE_P(Numerics, Invariance,
                            return std::string(kNumericsNames[static_cast<int>(test.param.numerics)]) +
                                   (test.param.int8 ? "_int8" : "");
                          });
+
+// A simulated machine with several nodes: weights are sliced over one arena a node, bytes are counted by who read them
+// and where they lie.
+TEST(Numa, EveryWorkerReadsItsOwnNodesWeightsOnly) {
+  for (const auto& [threads, topology, nodes] :
+       {std::tuple(2, "node:2 core:2 pu:1", 2), std::tuple(4, "node:2 core:2 pu:1", 2),
+        std::tuple(4, "node:4 core:1 pu:1", 4), std::tuple(3, "node:2 core:2 pu:1", 2),
+        std::tuple(1, "node:4 core:1 pu:1", 1)}) {
+    const auto engine = test::open_engine({.folder = test::demo_model(), .threads = threads, .topology = topology});
+    const auto& weights = engine->weights();
+    ASSERT_EQ(static_cast<int>(weights.arenas.size()), nodes);
+    const auto in_arena = [&](const void* p, int node) {
+      const NumaBuffer& arena = weights.arenas[static_cast<size_t>(node)];
+      return p >= arena.data() && p < arena.data() + arena.size();
+    };
+    const auto expect_sliced = [&](const cpu::PackedMatrix& m) {
+      for (int64_t g = 0; g < m.row_groups(); ++g) {
+        ASSERT_TRUE(in_arena(m.row_group(g).tiles, m.node_of(g)));
+        ASSERT_TRUE(in_arena(m.row_group(g).scales, m.node_of(g)));
+      }
+    };
+    for (const auto& layer : weights.layers) {
+      for (const cpu::PackedMatrix* m : {&layer.wq_a, &layer.wq_b, &layer.wkv, &layer.wo_a, &layer.wo_b, &layer.gate})
+        expect_sliced(*m);
+      for (const auto& e : layer.experts)
+        for (const cpu::PackedMatrix* m : {&e.w1, &e.w3, &e.w2}) expect_sliced(*m);
+      for (int node = 0; node < nodes; ++node) ASSERT_TRUE(in_arena(layer.hc_ffn.fn_on(node), node));
+    }
+    auto sequence = engine->new_sequence().value();
+    ASSERT_TRUE(engine->prefill(*sequence, std::vector<int32_t>{0, 5, 9, 17}).ok());
+    ASSERT_TRUE(engine->decode(*sequence, 3).ok());
+    const cpu::WeightTraffic& traffic = engine->step().traffic();
+    std::vector<uint64_t> by_node(static_cast<size_t>(nodes));
+    for (int worker = 0; worker < threads; ++worker)
+      for (int node = 0; node < nodes; ++node) {
+        if (node != engine->pool().team(worker).node) {
+          EXPECT_EQ(traffic.bytes(worker, node), 0u) << "remote reads";
+        }
+        by_node[static_cast<size_t>(node)] += traffic.bytes(worker, node);
+      }
+    // Every weight of a token is read once. The indexer's two are not while every row is selected anyway.
+    uint64_t unread = 0;
+    for (const auto& layer : weights.layers)
+      unread += static_cast<uint64_t>(layer.index_wq_b.bytes() + layer.index_weights_proj.bytes());
+    EXPECT_EQ(traffic.total_bytes(), weights.bytes_per_token(engine->geometry()) - unread);
+    for (const uint64_t bytes : by_node)  // 256 wide layers leave little to share out evenly
+      EXPECT_GT(static_cast<double>(bytes), 0.6 * static_cast<double>(traffic.total_bytes()) / nodes)
+          << nodes << " nodes";
+  }
+}
 
 TEST(Step, ErrorsLeaveTheSequenceAsItWas) {
   const auto engine = test::open_engine({.folder = test::demo_model()});

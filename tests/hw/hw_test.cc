@@ -77,6 +77,31 @@ TEST(NumaBuffer, IsZeroedAlignedAndMoves) {
   }
 }
 
+TEST(NumaBuffer, PlacementIsAskedOfTheKernel) {
+  const Topology topology = read_topology().value();
+  const int node = topology.nodes[0].os_node;
+  const NumaBuffer buffer = NumaBuffer::allocate(8 << 20, node).value();
+  EXPECT_FALSE(buffer.share_on_node(node).has_value()) << "no page has been touched";
+  std::memset(buffer.data(), 1, buffer.size());
+  const std::optional<double> share = buffer.share_on_node(node);
+  if (!share) return;  // a container that forbids the question
+  EXPECT_EQ(buffer.share_on_node(63).value(), 0.0);
+  EXPECT_EQ(*share, buffer.bound() || topology.nodes.size() == 1 ? 1.0 : *share);
+}
+
+TEST(WorkerPool, TheDriverIsPinnedForAsLongAsItSays) {
+  cpu_set_t before, inside, after;
+  WorkerPool pool(read_topology().value());
+  sched_getaffinity(0, sizeof before, &before);
+  {
+    const WorkerPool::PinnedDriver driver(pool);
+    sched_getaffinity(0, sizeof inside, &inside);
+    EXPECT_TRUE(pool.size() == 1 || CPU_COUNT(&inside) == 1 || CPU_EQUAL(&inside, &before));
+  }
+  sched_getaffinity(0, sizeof after, &after);
+  EXPECT_TRUE(CPU_EQUAL(&before, &after));
+}
+
 TEST(NumaBuffer, ImpossibleSizesAreAnError) {
   const Result<NumaBuffer> buffer = NumaBuffer::allocate(uint64_t{1} << 60);
   ASSERT_FALSE(buffer);

@@ -6,6 +6,9 @@
 #include <cstring>
 #include <mutex>
 
+#include <fmt/format.h>
+
+#include "runtime/base/log.h"
 #include "runtime/base/number_formats.h"
 #include "runtime/hw/topology.h"
 #include "runtime/hw/uneven_work.h"
@@ -32,26 +35,33 @@ std::string position(const TensorInfo& tensor, uint64_t byte) {
   return " at byte " + std::to_string(tensor.begin + byte) + " of the file";
 }
 
-/// One tensor (with its scales) on its way into the arena. Chunks of row groups can be loaded in any order.
+/// One tensor (with its scales) on its way into the arenas. Chunks of row groups can be loaded in any order.
 struct PackJob {
   const TensorInfo* weight = nullptr;
   const TensorInfo* scale = nullptr;
   PackedMatrix* matrix = nullptr;
-  uint64_t offset = 0;  // in the arena; scales follow the tiles
+  uint64_t offset = 0;  // in every arena; the scales of a slice follow its tiles
 };
+
+// Bytes of a slice's tiles in an arena.
+uint64_t slice_tile_bytes(const PackedMatrix& m) {
+  return align_up(static_cast<uint64_t>(m.slice_groups() * m.group_tile_bytes()));
+}
 
 struct CopyJob {
   enum class Kind { floats, ids, bf16_rows } kind = Kind::floats;
   const TensorInfo* source = nullptr;
   const void** target = nullptr;
-  uint64_t offset = 0;
+  uint64_t offset = 0;   // in every arena, or in the first one's tail
   int64_t id_limit = 0;  // ids: below this
 };
 
-/// First pass: finds every tensor, checks dtype and shape, gives it a place in the arena.
+/// First pass: finds every tensor, checks dtype and shape, gives it a place in the arenas. All arenas begin alike, with
+/// slices and float vectors; what only the first one holds comes after.
 class Binder {
  public:
-  Binder(const Checkpoint& checkpoint, const ModelGeometry& geometry) : checkpoint_(checkpoint), g_(geometry) {}
+  Binder(const Checkpoint& checkpoint, const ModelGeometry& geometry, int nodes)
+      : checkpoint_(checkpoint), g_(geometry), nodes_(nodes) {}
 
   Status linear(const std::string& name, Stored, int64_t n, int64_t k, PackedMatrix& matrix) {
     TC_ASSIGN(const TensorInfo* weight, find(name + ".weight"));
@@ -84,9 +94,12 @@ class Binder {
       TC_ASSIGN(scale, bind_scale(name + ".scale", shape));
     }
     static_cast<PackedShape&>(matrix) = shape;
-    packs_.push_back({weight, scale, &matrix, arena_bytes_});
-    arena_bytes_ += align_up(static_cast<uint64_t>(shape.tile_plane_bytes())) +
-                    align_up(static_cast<uint64_t>(shape.scale_plane_bytes()));
+    const int64_t unit = name.ends_with(".w1") || name.ends_with(".w3") ? cpu::kMoeUnit : 1;
+    matrix.nodes = nodes_;
+    matrix.groups_per_node = (shape.row_groups() + nodes_ * unit - 1) / (nodes_ * unit) * unit;
+    packs_.push_back({weight, scale, &matrix, common_bytes_});
+    common_bytes_ +=
+        slice_tile_bytes(matrix) + align_up(static_cast<uint64_t>(matrix.slice_groups() * matrix.group_scale_bytes()));
     source_bytes_ += weight->bytes + (scale ? scale->bytes : 0);
     return {};
   }
@@ -116,7 +129,10 @@ class Binder {
 
   const std::vector<PackJob>& packs() const { return packs_; }
   const std::vector<CopyJob>& copies() const { return copies_; }
-  uint64_t arena_bytes() const { return arena_bytes_; }
+  /// Of the part all arenas share, and of the first arena's tail.
+  uint64_t common_bytes() const { return common_bytes_; }
+  uint64_t tail_bytes() const { return tail_bytes_; }
+  uint64_t arena_bytes(int node) const { return common_bytes_ + (node == 0 ? tail_bytes_ : 0); }
   uint64_t source_bytes() const { return source_bytes_; }
 
  private:
@@ -154,8 +170,9 @@ class Binder {
   Status copy(CopyJob::Kind kind, const TensorInfo& tensor, const std::vector<int64_t>& shape, const void** target,
               int64_t element, int64_t id_limit) {
     TC_RETURN_IF_ERROR(check_shape(tensor, shape));
-    copies_.push_back({kind, &tensor, target, arena_bytes_, id_limit});
-    arena_bytes_ += align_up(static_cast<uint64_t>(tensor.elements() * element));
+    uint64_t& end = kind == CopyJob::Kind::floats ? common_bytes_ : tail_bytes_;
+    copies_.push_back({kind, &tensor, target, end, id_limit});
+    end += align_up(static_cast<uint64_t>(tensor.elements() * element));
     source_bytes_ += tensor.bytes;
     return {};
   }
@@ -164,7 +181,8 @@ class Binder {
   const ModelGeometry& g_;
   std::vector<PackJob> packs_;
   std::vector<CopyJob> copies_;
-  uint64_t arena_bytes_ = 0, source_bytes_ = 0;
+  const int nodes_;
+  uint64_t common_bytes_ = 0, tail_bytes_ = 0, source_bytes_ = 0;
 };
 
 // The index of the first code that stands for NaN or infinity, or -1.
@@ -200,8 +218,8 @@ class SourceBuffer {
 /// Second pass: reads, checks and packs one chunk.
 class ChunkLoader {
  public:
-  ChunkLoader(const Checkpoint& checkpoint, const ModelGeometry& geometry, std::byte* arena, Progress& progress)
-      : checkpoint_(checkpoint), g_(geometry), arena_(arena), progress_(progress) {}
+  ChunkLoader(const Checkpoint& checkpoint, const ModelGeometry& geometry, const Weights& weights, Progress& progress)
+      : checkpoint_(checkpoint), g_(geometry), weights_(weights), progress_(progress) {}
 
   static int64_t groups_per_chunk(const PackJob& job) {
     const int64_t row_bytes = static_cast<int64_t>(job.weight->bytes) / job.matrix->n;
@@ -222,7 +240,7 @@ class ChunkLoader {
     for (int64_t group = first_group; group < last_group; ++group) {
       const int64_t row = group * kTileRows;
       cpu::pack_row_group(m, source.data() + (row - first_row) * row_bytes, row_bytes, std::min(kTileRows, m.n - row),
-                          const_cast<uint8_t*>(m.tiles) + group * m.group_tile_bytes());
+                          const_cast<uint8_t*>(m.row_group(group).tiles));
     }
     progress_.add(source.size());
     return job.scale ? load_scales(job, first_group, last_group, buffer) : Status();
@@ -239,6 +257,9 @@ class ChunkLoader {
       TC_RETURN_IF_ERROR(convert(job, source.data(), begin, n));
       progress_.add(source.size());
     }
+    if (job.kind == CopyJob::Kind::floats)
+      for (size_t node = 1; node < weights_.arenas.size(); ++node)
+        std::memcpy(weights_.arenas[node].data() + job.offset, *job.target, static_cast<size_t>(count) * 4);
     return {};
   }
 
@@ -259,7 +280,7 @@ class ChunkLoader {
             checkpoint_, scale,
             "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
     for (int64_t group = first_group; group < last_group; ++group) {
-      uint8_t* plane = const_cast<uint8_t*>(m.scales) + group * m.group_scale_bytes();
+      uint8_t* plane = static_cast<uint8_t*>(const_cast<void*>(m.row_group(group).scales));
       for (int64_t r = 0; r < (m.scale == ScaleFormat::f32_blocks ? 1 : std::min(kTileRows, m.n - group * kTileRows));
            ++r) {
         const int64_t row = (group * kTileRows + r) / rows_per_scale - first;
@@ -287,7 +308,7 @@ class ChunkLoader {
 
   Status convert(const CopyJob& job, const std::byte* source, int64_t begin, int64_t n) const {
     const TensorInfo& tensor = *job.source;
-    std::byte* target = arena_ + job.offset;
+    std::byte* target = static_cast<std::byte*>(const_cast<void*>(*job.target));
     const int64_t element = dtype_bytes(tensor.dtype);
     for (int64_t i = 0; i < n; ++i) {
       const std::byte* in = source + i * element;
@@ -327,7 +348,7 @@ class ChunkLoader {
 
   const Checkpoint& checkpoint_;
   const ModelGeometry& g_;
-  std::byte* const arena_;
+  const Weights& weights_;
   Progress& progress_;
 };
 
@@ -399,6 +420,51 @@ class TensorLister {
   const ModelGeometry& g_;
 };
 
+// One arena a node, bound to it and touched first by its own workers.
+Status allocate_arenas(const Binder& binder, WorkerPool* pool, int nodes, Weights& weights) {
+  uint64_t total = 0;
+  for (int node = 0; node < nodes; ++node) total += binder.arena_bytes(node);
+  if (total > usable_memory_bytes())
+    return Error{ErrorCode::out_of_memory, "the weights need " + std::to_string(total >> 20) +
+                                               " MiB of memory, this process may use " +
+                                               std::to_string(usable_memory_bytes() >> 20) + " MiB"};
+  for (int node = 0; node < nodes; ++node) {
+    TC_ASSIGN(NumaBuffer arena, NumaBuffer::allocate(binder.arena_bytes(node), pool ? pool->os_node(node) : -1));
+    weights.arenas.push_back(std::move(arena));
+    weights.node_offsets.push_back(weights.arenas.back().data() - weights.arenas[0].data());
+  }
+  if (nodes > 1)
+    pool->run([&](int worker) {
+      const WorkerPool::Team& team = pool->team(worker);
+      const NumaBuffer& arena = weights.arenas[static_cast<size_t>(team.node)];
+      const uint64_t pages = (arena.size() + 4095) / 4096, size = static_cast<uint64_t>(team.size),
+                     rank = static_cast<uint64_t>(team.rank);
+      for (uint64_t page = pages * rank / size; page < pages * (rank + 1) / size; ++page)
+        *reinterpret_cast<volatile std::byte*>(arena.data() + page * 4096) = std::byte{0};
+    });
+  return {};
+}
+
+// A page elsewhere costs half its bandwidth for good, so what the kernel says is checked and not trusted.
+void report_placement(const Weights& weights, const WorkerPool* pool) {
+  for (size_t node = 0; node < weights.arenas.size(); ++node) {
+    const NumaBuffer& arena = weights.arenas[node];
+    const int os_node = pool ? pool->os_node(static_cast<int>(node)) : -1;
+    std::string where = "not bound";
+    if (os_node >= 0) {
+      const std::optional<double> share = arena.share_on_node(os_node);
+      where = std::string(arena.bound() ? "bound" : "binding refused") + ", " +
+              (share ? fmt::format("{:.1f} % of its pages on OS node {}", 100 * *share, os_node) : "placement unknown");
+      if (share && *share < 0.999 && weights.arenas.size() > 1)
+        spdlog::warn(
+            "weights of node {}: only {:.1f} % of their pages lie on OS node {}: its workers will read remote memory",
+            node, 100 * *share, os_node);
+    }
+    spdlog::debug("weights of node {}: {:.2f} GiB on {}, {}", node, static_cast<double>(arena.size()) / (1 << 30),
+                  page_kind_name(arena.pages()), where);
+  }
+}
+
 template <class Visitor>
 Status walk(const ModelGeometry& geometry, Visitor& visitor, Weights& weights, bool mtp) {
   weights.layers.resize(static_cast<size_t>(geometry.n_layers));
@@ -416,23 +482,28 @@ Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folde
                                               const LoadOptions& options) {
   TC_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(folder, options.read_mode));
   auto weights = std::make_unique<Weights>();
-  Binder binder(checkpoint, geometry);
+  const int nodes = options.pool ? options.pool->nodes() : 1;
+  Binder binder(checkpoint, geometry, nodes);
   // DSpark checkpoints keep three draft blocks of another shape under mtp.*: those are not the MTP block.
   const bool mtp = options.mtp && checkpoint.find("mtp.0.e_proj.weight") != nullptr;
   TC_RETURN_IF_ERROR(walk(geometry, binder, *weights, mtp));
-  if (binder.arena_bytes() > usable_memory_bytes())
-    return Error{ErrorCode::out_of_memory, "the weights need " + std::to_string(binder.arena_bytes() >> 20) +
-                                               " MiB of memory, this process may use " +
-                                               std::to_string(usable_memory_bytes() >> 20) + " MiB"};
-  TC_ASSIGN(weights->arena, NumaBuffer::allocate(binder.arena_bytes()));
-  std::byte* arena = weights->arena.data();
+  TC_RETURN_IF_ERROR(allocate_arenas(binder, options.pool, nodes, *weights));
+  std::byte* arena = weights->arenas[0].data();
   for (const PackJob& job : binder.packs()) {
     job.matrix->tiles = reinterpret_cast<const uint8_t*>(arena + job.offset);
-    job.matrix->scales = job.matrix->tiles + align_up(static_cast<uint64_t>(job.matrix->tile_plane_bytes()));
+    job.matrix->scales = job.matrix->tiles + slice_tile_bytes(*job.matrix);
+    job.matrix->node_offsets = weights->node_offsets.data();
   }
-  for (const CopyJob& job : binder.copies()) *job.target = arena + job.offset;
+  for (const CopyJob& job : binder.copies())
+    *job.target = arena + job.offset + (job.kind == CopyJob::Kind::floats ? 0 : binder.common_bytes());
+  weights->hc_head.node_offsets = weights->node_offsets.data();
+  for (LayerWeights& layer : weights->layers)
+    layer.hc_attn.node_offsets = layer.hc_ffn.node_offsets = weights->node_offsets.data();
+  for (MtpWeights& block : weights->mtp)
+    block.layer.hc_attn.node_offsets = block.layer.hc_ffn.node_offsets = weights->node_offsets.data();
   Progress progress("loading " + folder.string(), binder.source_bytes(), options.quiet);
-  TC_RETURN_IF_ERROR(run_jobs(binder, ChunkLoader(checkpoint, geometry, arena, progress), options.threads));
+  TC_RETURN_IF_ERROR(run_jobs(binder, ChunkLoader(checkpoint, geometry, *weights, progress), options.threads));
+  report_placement(*weights, options.pool);
   return weights;
 }
 

@@ -1,5 +1,8 @@
-// The weights of a DeepSeek-V4 checkpoint: published tensor names to packed tiles and float vectors, in one arena.
-// Nothing above this folder knows a tensor name. Source: spec section 2.
+// The weights of a DeepSeek-V4 checkpoint: published tensor names to packed tiles and float vectors, in one arena a
+// NUMA node. Every matrix is sliced by its rows over the nodes: gate and up of an expert along its intermediate
+// dimension, down along the model's, so each node reads a share of every expert and no partial sums cross. Float
+// vectors lie on every node; the embedding table, of which a step reads a row a token, on the first. Nothing above this
+// folder knows a tensor name. Source: spec section 2.
 #pragma once
 
 #include <filesystem>
@@ -19,9 +22,14 @@ using cpu::PackedMatrix;
 /// A hyper-connection site: fn [outputs, S D] f32, base [outputs], scale [3] (head: [S, S D], [S], [1]).
 struct HcWeights {
   const float* fn = nullptr;
-  const float* fn_on(int) const { return fn; }
   const float* base = nullptr;
   const float* scale = nullptr;
+  const ptrdiff_t* node_offsets = nullptr;  // every node's arena has a copy
+
+  const float* fn_on(int node) const {
+    return reinterpret_cast<const float*>(reinterpret_cast<const std::byte*>(fn) +
+                                          (node_offsets ? node_offsets[node] : 0));
+  }
 };
 
 struct CompressorWeights {
@@ -66,8 +74,9 @@ struct Weights {
   const float* norm = nullptr;      // [D]
   HcWeights hc_head;
   std::vector<LayerWeights> layers;
-  std::vector<MtpWeights> mtp;  // empty when the checkpoint has none, or a DSpark module instead
-  NumaBuffer arena;             // what every pointer above points into
+  std::vector<MtpWeights> mtp;          // empty when the checkpoint has none, or a DSpark module instead
+  std::vector<NumaBuffer> arenas;       // one a node: what every pointer above points into
+  std::vector<ptrdiff_t> node_offsets;  // bytes from the first arena to each
 
   /// Bytes every step reads: all but the embedding table and the routed experts.
   uint64_t dense_bytes(const ModelGeometry& geometry) const;
@@ -79,12 +88,14 @@ struct Weights {
 
 struct LoadOptions {
   ReadMode read_mode = ReadMode::buffered;
-  bool mtp = false;    // load the MTP block too
-  bool quiet = false;  // no progress
-  int threads = 0;     // 0: as many as cores
+  bool mtp = false;            // load the MTP block too
+  bool quiet = false;          // no progress
+  int threads = 0;             // 0: as many as cores
+  WorkerPool* pool = nullptr;  // whose nodes share the weights, and whose workers touch them first; null: one node
 };
 
 /// Loads and packs. Streams: at any time it holds the final weights, and tens of MiB of source bytes.
+/// Where every arena ended up is logged: pages, binding and what move_pages says.
 /// Errors: what Checkpoint::open says; corrupt for a missing tensor, a wrong shape or dtype, an expert id out of range,
 /// a NaN scale or weight, each naming file, tensor and offset; out_of_memory, before anything is read.
 Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry,
