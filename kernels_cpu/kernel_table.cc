@@ -6,6 +6,8 @@ KernelTable make_kernel_table(const CpuFeatures& cpu, Isa max_isa) {
   KernelTable table = scalar::table();
   if (cpu.avx2 && max_isa >= Isa::avx2) avx2::fill(table);
   if (cpu.avx512 && max_isa >= Isa::avx512) avx512::fill(table);
+  if (cpu.amx && max_isa == Isa::amx) amx::fill(table);
+  if (cpu.avx2 && max_isa == Isa::amx_emulated) amx_emulated::fill(table);
   return table;
 }
 

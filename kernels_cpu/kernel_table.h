@@ -91,6 +91,11 @@ struct KernelTable {
   /// The same for gemm_int8[], in integer operations.
   double (*peak_int8_ops)(int64_t rounds) = nullptr;
 
+  /// AMX, null elsewhere: the fewest tokens of a call that go through tiles; fewer take vector instructions in the same
+  /// order. calibrate measures it on this core and returns it.
+  void (*set_switch_over)(int tokens) = nullptr;
+  int (*calibrate_switch_over)() = nullptr;
+
   /// One line for the log: which version won each entry.
   std::string to_string() const;
 };
@@ -115,5 +120,11 @@ namespace avx512 {
 void fill(KernelTable& table);
 void fill_gemm(KernelTable& table);
 }  // namespace avx512
+namespace amx {
+void fill(KernelTable& table);
+}
+namespace amx_emulated {  // the same kernels on emulated tiles, for machines without AMX
+void fill(KernelTable& table);
+}
 
 }  // namespace thermocline::cpu

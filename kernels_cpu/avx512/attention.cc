@@ -207,7 +207,8 @@ bool decode_keys(const uint8_t* group, int64_t k_tiles, uint8_t (*bytes)[64], __
   // A quarter for the halves of key and query; exponents this low would be no keys.
   scale = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(low), 23)), _mm512_set1_ps(0.25f));
   // Biased by 12 a value is 0..24, so a row's four bytes shift together; the bias then becomes 96 for every row.
-  const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m512i values =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   const __m512i nibbles = _mm512_set1_epi8(0x0f), twelve = _mm512_set1_epi8(12), bias = _mm512_set1_epi8(kKeyBias);
   for (int64_t tile = 0; tile < k_tiles; ++tile) {
     const __m128i up = _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(exponents) + tile), low);
@@ -219,14 +220,15 @@ bool decode_keys(const uint8_t* group, int64_t k_tiles, uint8_t (*bytes)[64], __
       const __m512i v[2] = {_mm512_shuffle_epi8(values, _mm512_and_si512(codes, nibbles)),
                             _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibbles))};
       for (int half = 0; half < 2; ++half)
-        _mm512_store_si512(bytes[tile * 8 + line * 2 + half], _mm512_add_epi8(_mm512_sllv_epi32(v[half], shifts), rest));
+        _mm512_store_si512(bytes[tile * 8 + line * 2 + half],
+                           _mm512_add_epi8(_mm512_sllv_epi32(v[half], shifts), rest));
     }
   }
   return true;
 }
 
-// Dot products of up to eight heads that wait for their rounding, gate and sum. That takes 14 instructions each on ports
-// the dot products leave idle, so they are done between those of the next heads.
+// Dot products of up to eight heads that wait for their rounding, gate and sum. That takes 14 instructions each on
+// ports the dot products leave idle, so they are done between those of the next heads.
 struct PendingDots {
   alignas(64) int32_t dots[8][2][16] = {};
   float gates[8] = {};  // 0: nothing waits

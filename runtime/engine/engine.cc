@@ -35,6 +35,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   engine->cpu_ = detect_cpu_features();
   engine->table_ =
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
+  if (engine->table_.calibrate_switch_over)
+    spdlog::debug("AMX tiles from {} tokens an expert", engine->table_.calibrate_switch_over());
   spdlog::debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
   TC_ASSIGN(engine->weights_,

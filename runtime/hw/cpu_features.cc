@@ -10,7 +10,7 @@
 namespace thermocline {
 namespace {
 
-constexpr std::string_view kIsaNames[] = {"scalar", "avx2", "avx512", "amx"};
+constexpr std::string_view kIsaNames[] = {"scalar", "avx2", "avx512", "amx", "amx-emulated"};
 
 struct Registers {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -51,9 +51,9 @@ std::string brand_string() {
 std::string_view isa_name(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
 
 Result<Isa> parse_isa(std::string_view name) {
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 5; ++i)
     if (kIsaNames[i] == name) return static_cast<Isa>(i);
-  return invalid("unknown instruction set '" + std::string(name) + "': use scalar, avx2, avx512 or amx");
+  return invalid("unknown instruction set '" + std::string(name) + "': use scalar, avx2, avx512, amx or amx-emulated");
 }
 
 std::string CpuFeatures::to_string() const {

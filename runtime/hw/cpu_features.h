@@ -8,11 +8,12 @@
 
 namespace thermocline {
 
-/// The instruction-set levels a kernel can be written for, in rising order.
-enum class Isa { scalar, avx2, avx512, amx };
+/// The instruction-set levels a kernel can be written for, in rising order. The last one runs the AMX kernels on emulated
+/// tiles: never chosen by itself, slow, for tests.
+enum class Isa { scalar, avx2, avx512, amx, amx_emulated };
 
 std::string_view isa_name(Isa isa);
-/// Errors: invalid_argument for anything but scalar, avx2, avx512, amx.
+/// Errors: invalid_argument for anything but scalar, avx2, avx512, amx, amx-emulated.
 Result<Isa> parse_isa(std::string_view name);
 
 struct CpuFeatures {

@@ -137,7 +137,7 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, Greedy, ::testing::ValuesIn(test::isas()),
-                         [](const auto& test) { return std::string(isa_name(test.param)); });
+                         [](const auto& test) { return test::isa_test_name(test.param); });
 
 TEST(Generation, StopsLimitsAndCancels) {
   const auto tokenizer = Tokenizer::load(test::demo_model()).value();

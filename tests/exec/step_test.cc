@@ -104,7 +104,7 @@ std::vector<Path> paths() {
 std::string path_name(const ::testing::TestParamInfo<Path>& info) {
   std::string name = std::string(info.param.model) + "_" +
                      std::string(kNumericsNames[static_cast<int>(info.param.numerics)]) + "_" +
-                     std::string(isa_name(info.param.isa)) + (info.param.int8 ? "_int8" : "");
+                     test::isa_test_name(info.param.isa) + (info.param.int8 ? "_int8" : "");
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }

@@ -104,7 +104,7 @@ TEST_P(MoeTest, MatchesTheReferenceAndIsBatchInvariant) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, MoeTest, ::testing::ValuesIn(test::isas()),
-                         [](const auto& test) { return std::string(isa_name(test.param)); });
+                         [](const auto& test) { return test::isa_test_name(test.param); });
 
 }  // namespace
 }  // namespace thermocline::cpu

@@ -421,7 +421,7 @@ TEST_P(EveryIsa, RmsNormAndGemvOverRaggedSizes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, EveryIsa, ::testing::ValuesIn(test::isas()),
-                         [](const auto& test) { return std::string(isa_name(test.param)); });
+                         [](const auto& test) { return test::isa_test_name(test.param); });
 
 }  // namespace
 }  // namespace thermocline::cpu

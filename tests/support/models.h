@@ -36,13 +36,22 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   return std::move(*engine);
 }
 
-/// The instruction sets this CPU has, for suites that run on each.
+/// The instruction sets this CPU has, and emulated AMX, for suites that run on each.
 inline std::vector<Isa> isas() {
   const CpuFeatures cpu = detect_cpu_features();
   std::vector<Isa> list = {Isa::scalar};
   if (cpu.avx2) list.push_back(Isa::avx2);
   if (cpu.avx512) list.push_back(Isa::avx512);
+  if (cpu.amx) list.push_back(Isa::amx);
+  if (cpu.avx2) list.push_back(Isa::amx_emulated);
   return list;
+}
+
+/// isa_name without what a test name cannot hold.
+inline std::string isa_test_name(Isa isa) {
+  std::string name(isa_name(isa));
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
 /// Logits [T, V] of all tokens: prefill in chunks up to `decode_from`, then one at a time.
