@@ -1,5 +1,7 @@
 #include "kernels_cpu/packed_matrix.h"
 
+#include <emmintrin.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -60,10 +62,62 @@ void pack_bf16_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_til
   }
 }
 
+// Whole tiles of 16 whole rows, four rows at a time: the words of four rows change places, so that those of one line lie
+// together. SSE2 is on every x86-64. `arrange` puts the four rows' words of one line into the line's order.
+template <class Arrange>
+void pack_full_tiles(const std::byte* rows, int64_t row_bytes, int64_t tiles, int64_t lines, uint8_t* out,
+                     const Arrange& arrange) {
+  for (int64_t r = 0; r < kTileRows; r += 4) {
+    const std::byte* row = rows + r * row_bytes;
+    for (int64_t line = 0; line < tiles * lines; line += 4) {
+      const auto load = [&](int64_t i) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i * row_bytes + line * 4));
+      };
+      const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
+      const __m128i ab_low = _mm_unpacklo_epi32(a, b), ab_high = _mm_unpackhi_epi32(a, b),
+                    cd_low = _mm_unpacklo_epi32(c, d), cd_high = _mm_unpackhi_epi32(c, d);
+      const __m128i words[4] = {_mm_unpacklo_epi64(ab_low, cd_low), _mm_unpackhi_epi64(ab_low, cd_low),
+                                _mm_unpacklo_epi64(ab_high, cd_high), _mm_unpackhi_epi64(ab_high, cd_high)};
+      for (int64_t i = 0; i < 4; ++i)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + (line + i) * 64 + r * 4), arrange(words[i]));
+    }
+  }
+}
+
+// Nibbles 0, 2, 4, 6 of every 32-bit word to its lower half, 1, 3, 5, 7 to its upper.
+__m128i arrange_nibbles(__m128i x) {
+  const __m128i nibbles = _mm_set1_epi32(0x0f0f0f0f), bytes = _mm_set1_epi32(0x00ff00ff);
+  const auto gather = [&](__m128i v) {
+    v = _mm_and_si128(v, nibbles);
+    v = _mm_and_si128(_mm_or_si128(v, _mm_srli_epi32(v, 4)), bytes);
+    return _mm_or_si128(v, _mm_srli_epi32(v, 8));  // the lower half holds the four; above lie leftovers
+  };
+  const __m128i even = _mm_and_si128(gather(x), _mm_set1_epi32(0xffff));
+  return _mm_or_si128(even, _mm_slli_epi32(gather(_mm_srli_epi32(x, 4)), 16));
+}
+
+// The lower halves of four words, then their upper halves.
+__m128i arrange_bytes(__m128i x) {
+  return _mm_shuffle_epi32(_mm_shufflehi_epi16(_mm_shufflelo_epi16(x, 0xd8), 0xd8), 0xd8);
+}
+
 }  // namespace
 
 void pack_row_group(const PackedShape& shape, const std::byte* rows, int64_t row_bytes, int64_t valid_rows,
                     uint8_t* tiles) {
+  if (valid_rows == kTileRows && shape.k % kTileCols == 0) {
+    switch (shape.format) {
+      case WeightFormat::mxfp4:
+      case WeightFormat::int4:
+        return pack_full_tiles(rows, row_bytes, shape.k_tiles(), 4, tiles, arrange_nibbles);
+      case WeightFormat::fp8:
+        return pack_full_tiles(rows, row_bytes, shape.k_tiles(), 8, tiles, arrange_bytes);
+      case WeightFormat::bf16:
+        return pack_full_tiles(rows, row_bytes, shape.k_tiles(), 16, tiles, [](__m128i x) { return x; });
+      case WeightFormat::int8:
+        break;
+    }
+  }
   if (valid_rows < kTileRows) std::memset(tiles, 0, static_cast<size_t>(shape.group_tile_bytes()));
   const auto pack = shape.format == WeightFormat::bf16   ? pack_bf16_row
                     : shape.format == WeightFormat::fp8  ? pack_byte_row<false>

@@ -15,7 +15,7 @@ struct LoadComparison {
   std::string skipped;  // why nothing was measured
 };
 
-/// Reads every shard with `threads` threads into 8 MiB buffers, and loads the checkpoint; alternately, three times.
+/// Reads every shard with `threads` threads into fresh memory, and loads the checkpoint; alternately, three times.
 ///   warm  the files lie in the page cache; else they are dropped from it before either
 /// Errors: those of read_config and load_weights; io.
 Result<LoadComparison> compare_loading(const std::filesystem::path& folder, bool warm, int threads);

@@ -185,19 +185,25 @@ class Binder {
   uint64_t common_bytes_ = 0, tail_bytes_ = 0, source_bytes_ = 0;
 };
 
-// The index of the first code that stands for NaN or infinity, or -1.
+// The byte of the first code that stands for NaN or infinity, or -1. One pass without branches tells whether there is one.
 int64_t first_not_finite(WeightFormat format, const std::byte* bytes, int64_t count) {
-  bool found = false;
-  const auto bad = [&](int64_t i) {
-    if (format == WeightFormat::fp8) return (static_cast<uint8_t>(bytes[i]) & 0x7f) == 0x7f;
-    return (static_cast<uint8_t>(bytes[i + 1]) & 0x7f) == 0x7f && (static_cast<uint8_t>(bytes[i]) & 0x80) != 0;
-  };
   if (format == WeightFormat::mxfp4) return -1;
-  const int64_t step = format == WeightFormat::fp8 ? 1 : 2;
-  for (int64_t i = 0; i + step <= count; i += step) found |= bad(i);
+  bool found = false;
+  if (format == WeightFormat::fp8) {
+    for (int64_t i = 0; i < count; ++i) found |= (static_cast<uint8_t>(bytes[i]) & 0x7f) == 0x7f;
+    if (!found) return -1;
+    for (int64_t i = 0; i < count; ++i)
+      if ((static_cast<uint8_t>(bytes[i]) & 0x7f) == 0x7f) return i;
+  }
+  const auto word = [&](int64_t i) {
+    uint16_t w;
+    std::memcpy(&w, bytes + 2 * i, 2);
+    return w;
+  };
+  for (int64_t i = 0; i < count / 2; ++i) found |= (word(i) & 0x7f80) == 0x7f80;
   if (!found) return -1;
-  for (int64_t i = 0; i + step <= count; i += step)
-    if (bad(i)) return i;
+  for (int64_t i = 0; i < count / 2; ++i)
+    if ((word(i) & 0x7f80) == 0x7f80) return 2 * i;
   return -1;
 }
 
@@ -274,8 +280,10 @@ class ChunkLoader {
         std::min<int64_t>(scale.shape[0], (last_group * kTileRows + rows_per_scale - 1) / rows_per_scale);
     const std::span<std::byte> source = buffer.take((last - first) * cols * element);
     TC_RETURN_IF_ERROR(checkpoint_.read(scale, static_cast<uint64_t>(first * cols * element), source));
-    for (int64_t i = 0; i < (last - first) * cols; ++i)
-      if (!std::isfinite(scale_value(scale, source.data(), i)))
+    const bool e8m0 = scale.dtype == DType::f8_e8m0;
+    if (!e8m0 || std::memchr(source.data(), 0xff, source.size()))  // 255 is NaN
+      for (int64_t i = 0; i < (last - first) * cols; ++i)
+        if (!std::isfinite(scale_value(scale, source.data(), i)))
         return tensor_error(
             checkpoint_, scale,
             "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
@@ -310,6 +318,13 @@ class ChunkLoader {
     const TensorInfo& tensor = *job.source;
     std::byte* target = static_cast<std::byte*>(const_cast<void*>(*job.target));
     const int64_t element = dtype_bytes(tensor.dtype);
+    if (job.kind == CopyJob::Kind::bf16_rows) {  // the embedding table: a GiB, copied as it is
+      std::memcpy(target + begin * 2, source, static_cast<size_t>(n) * 2);
+      const int64_t at = first_not_finite(WeightFormat::bf16, source, n * 2);
+      return at < 0 ? Status()
+                    : tensor_error(checkpoint_, tensor,
+                                   "a value is not finite" + position(tensor, static_cast<uint64_t>(begin * 2 + at)));
+    }
     for (int64_t i = 0; i < n; ++i) {
       const std::byte* in = source + i * element;
       bool good = true;
@@ -338,10 +353,7 @@ class ChunkLoader {
       if (!std::isfinite(value))
         return tensor_error(checkpoint_, tensor,
                             "a value is not finite" + position(tensor, static_cast<uint64_t>((begin + i) * element)));
-      if (job.kind == CopyJob::Kind::bf16_rows)
-        reinterpret_cast<uint16_t*>(target)[begin + i] = static_cast<uint16_t>(bits);
-      else
-        reinterpret_cast<float*>(target)[begin + i] = value;
+      reinterpret_cast<float*>(target)[begin + i] = value;
     }
     return {};
   }
@@ -363,6 +375,13 @@ Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
     for (int64_t group = 0; group < job.matrix->row_groups(); group += ChunkLoader::groups_per_chunk(job))
       tasks.push_back({&job, nullptr, group});
   for (const CopyJob& job : binder.copies()) tasks.push_back({nullptr, &job, 0});
+  // In the order of the files, so that the disk reads forward; each shard's tensors are a range of bytes.
+  const auto place = [](const Task& task) {
+    const TensorInfo& tensor = task.pack ? *task.pack->weight : *task.copy->source;
+    const uint64_t row = task.pack ? tensor.bytes / static_cast<uint64_t>(task.pack->matrix->n) : 0;
+    return std::pair(tensor.shard, tensor.begin + static_cast<uint64_t>(task.first_group * kTileRows) * row);
+  };
+  std::sort(tasks.begin(), tasks.end(), [&](const Task& a, const Task& b) { return place(a) < place(b); });
   std::mutex mutex;
   std::atomic<bool> failed{false};
   Status first_error;
