@@ -62,8 +62,8 @@ void pack_bf16_row(const std::byte* row, int64_t bytes, int64_t r, int64_t k_til
   }
 }
 
-// Whole tiles of 16 whole rows, four rows at a time: the words of four rows change places, so that those of one line lie
-// together. SSE2 is on every x86-64. `arrange` puts the four rows' words of one line into the line's order.
+// Whole tiles of 16 whole rows, four rows at a time: the words of four rows change places, so that those of one line
+// lie together. SSE2 is on every x86-64. `arrange` puts the four rows' words of one line into the line's order.
 template <class Arrange>
 void pack_full_tiles(const std::byte* rows, int64_t row_bytes, int64_t tiles, int64_t lines, uint8_t* out,
                      const Arrange& arrange) {

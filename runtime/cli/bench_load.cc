@@ -47,8 +47,8 @@ void drop_from_cache(const std::vector<Shard>& shards) {
   }
 }
 
-// Seconds of reading every byte once, into memory as fresh as a loader's: without that the page cache would be read into
-// the processor's caches, and nothing would be loaded.
+// Seconds of reading every byte once, into memory as fresh as a loader's: without that the page cache would be read
+// into the processor's caches, and nothing would be loaded.
 Result<double> read_all(const std::vector<Shard>& shards, int threads) {
   struct Piece {
     size_t shard;

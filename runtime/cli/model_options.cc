@@ -17,7 +17,8 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
       ->capture_default_str();
   command.add_option("--threads", threads_, "Worker threads; 0: one per core this process may use")
       ->capture_default_str();
-  command.add_option("--max-isa", max_isa_, "Highest instruction set to use: scalar, avx2, avx512, amx or amx-emulated")
+  command
+      .add_option("--max-isa", max_isa_, "Highest instruction set to use: scalar, avx2, avx512, amx or amx-emulated")
       ->capture_default_str();
   command
       .add_option("--max-model-len,--ctx-size", max_model_len_,

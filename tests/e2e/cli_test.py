@@ -120,6 +120,33 @@ def test_bench_and_perplexity_report():
     assert "mean KL" in out and "perplexity" in out, out
 
 
+def test_bench_kernels_judges_every_row():
+    out, _ = run("bench", "kernels", "--only", "index,step", "--model", DEMO, "-r", 1, "--json", "-")
+    document = json.loads(out)
+    rows = {row["name"]: row for row in document["results"]}
+    assert len(rows) == 4 and document["peak_int8_ops"] > 0, document
+    for row in rows.values():
+        assert row["value"] > 0 and row["share"] > 0 and row["bound"] and row["unit"], row
+        assert row["pass"] == (row["share"] <= row["target"] if row["at_most"] else row["share"] >= row["target"]), row
+    out, _ = run("bench", "kernels", "--only", "index,step", "-r", 1)
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 4 and sum("skip" in line for line in lines) == 3, out
+    process = subprocess.run([PROGRAM, "bench", "kernels", "--only", "index,step", "--model", DEMO, "-r", "1", "--check"], capture_output=True, text=True)
+    assert process.returncode == (1 if "FAIL" in process.stdout else 0), process.stdout
+    _, err = run("bench", "kernels", "--max-isa", "mmx", code=1)
+    assert "amx-emulated" in err, err
+
+
+def test_int8_activations_change_the_logits_a_little():
+    ids = list(range(5, 60))
+    exact = logits(DEMO, ids)["logits"]
+    rounded = logits(DEMO, ids, "--activations", "int8")["logits"]
+    correlation = np.corrcoef(exact.ravel(), rounded.ravel())[0, 1]
+    assert 0.99 < correlation and (exact != rounded).any(), correlation
+    _, err = run("logits", "--model", DEMO, "--ids", TMP / "ids", "--out", TMP / "o", "--activations", "int4", code=1)
+    assert "exact or int8" in err, err
+
+
 def test_synth_writes_a_model_that_runs():
     run("synth", "--like", "demo", "--layers", 4, "--seed", 3, "--out", TMP / "synth", "--quiet")
     config = json.loads((TMP / "synth" / "config.json").read_text())

@@ -296,6 +296,32 @@ INSTANTIATE_TEST_SUITE_P(Numerics, Invariance,
                                   (test.param.int8 ? "_int8" : "");
                          });
 
+// A decode step at long context has fewer heads than workers: rows are split over them in blocks, and index keys too.
+// The same bits as one worker that does it all.
+TEST(LongContext, RowsSplitOverManyWorkersGiveTheSameBits) {
+  const std::filesystem::path folder = test::golden("tiny-odd");  // an HCA layer of ratio 16: 520 rows at 8320 tokens
+  std::vector<int32_t> ids(8323);
+  std::mt19937 random(41);
+  std::vector<std::vector<float>> expected;
+  for (const auto& [threads, topology] : {std::pair(1, ""), std::pair(11, "node:2 core:6 pu:1")}) {
+    const auto engine =
+        test::open_engine({.folder = folder, .threads = threads, .topology = topology, .context = 8400});
+    if (threads == 1)
+      for (int32_t& id : ids)
+        id = static_cast<int32_t>(random() % static_cast<uint64_t>(engine->geometry().vocab_size));
+    auto sequence = engine->new_sequence().value();
+    ASSERT_TRUE(engine->prefill(*sequence, std::span(ids).first(8320)).ok());
+    for (size_t i = 0; i < 3; ++i) {
+      ASSERT_TRUE(engine->decode(*sequence, ids[8320 + i]).ok());
+      const std::vector<float> logits(engine->logits().begin(), engine->logits().end());
+      if (threads == 1)
+        expected.push_back(logits);
+      else
+        EXPECT_EQ(logits, expected[i]) << "token " << i;
+    }
+  }
+}
+
 // A simulated machine with several nodes: weights are sliced over one arena a node, bytes are counted by who read them
 // and where they lie.
 TEST(Numa, EveryWorkerReadsItsOwnNodesWeightsOnly) {

@@ -16,6 +16,7 @@ struct ModelSetup {
   bool mtp = false;
   std::string topology = {};
   bool int8 = false;
+  int64_t context = 1024;
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -25,7 +26,7 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.max_isa = setup.isa;
   options.threads = setup.threads;
   options.topology = setup.topology;
-  options.max_context = 1024;
+  options.max_context = setup.context;
   options.max_chunk = options.max_logit_rows = setup.chunk;
   options.max_sequences = setup.sequences;
   options.mtp = setup.mtp;

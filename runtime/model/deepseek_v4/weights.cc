@@ -185,7 +185,8 @@ class Binder {
   uint64_t common_bytes_ = 0, tail_bytes_ = 0, source_bytes_ = 0;
 };
 
-// The byte of the first code that stands for NaN or infinity, or -1. One pass without branches tells whether there is one.
+// The byte of the first code that stands for NaN or infinity, or -1. One pass without branches tells whether there is
+// one.
 int64_t first_not_finite(WeightFormat format, const std::byte* bytes, int64_t count) {
   if (format == WeightFormat::mxfp4) return -1;
   bool found = false;
@@ -284,9 +285,9 @@ class ChunkLoader {
     if (!e8m0 || std::memchr(source.data(), 0xff, source.size()))  // 255 is NaN
       for (int64_t i = 0; i < (last - first) * cols; ++i)
         if (!std::isfinite(scale_value(scale, source.data(), i)))
-        return tensor_error(
-            checkpoint_, scale,
-            "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
+          return tensor_error(
+              checkpoint_, scale,
+              "a scale is not finite" + position(scale, static_cast<uint64_t>((first * cols + i) * element)));
     for (int64_t group = first_group; group < last_group; ++group) {
       uint8_t* plane = static_cast<uint8_t*>(const_cast<void*>(m.row_group(group).scales));
       for (int64_t r = 0; r < (m.scale == ScaleFormat::f32_blocks ? 1 : std::min(kTileRows, m.n - group * kTileRows));
