@@ -4,26 +4,20 @@
 #include <cmath>
 
 #include "kernels_cpu/ref/ops.h"
-#include "runtime/base/number_formats.h"
 
 namespace thermocline::cpu {
 namespace {
 
-constexpr int64_t kDotElements = 8192;  // queries that fit the stack as bf16
-
 bool takes_dots(const KernelTable& table, const Attention& a) {
-  return a.round && a.bf16_rows && table.attention_dots && a.c % 32 == 0 && a.heads * a.c <= kDotElements;
+  return a.round && a.bf16_rows && table.attention_dots && a.c % 32 == 0 && a.heads * a.c <= kMaxDotQueries;
 }
 
 }  // namespace
 
 void attention_scores(const KernelTable& table, const Attention& a, int64_t first, int64_t count, float* scores) {
-  if (takes_dots(table, a)) {
-    alignas(64) uint16_t q[kDotElements];
-    for (int64_t i = 0; i < a.heads * a.c; ++i) q[i] = float_to_bf16(a.q[i]);
-    return table.attention_dots(q, a.heads, a.rows + first, count, a.c, a.scale, scores + first, a.n);
-  }
-  const auto score = a.bf16_rows ? table.attention_scores_bf16 : table.attention_scores_f32;
+  const auto score = takes_dots(table, a) ? table.attention_dots
+                     : a.bf16_rows        ? table.attention_scores_bf16
+                                          : table.attention_scores_f32;
   score(a.q, a.c, a.heads, a.rows + first, count, a.c, a.scale, scores + first, a.n);
 }
 
@@ -39,9 +33,8 @@ void attention_values(const KernelTable& table, const Attention& a, int64_t bloc
   value(scores + first, a.n, a.heads, a.rows + first, count, a.c, out, a.c);
 }
 
-void attention_finish(const Attention& a, float denominator, float* out) {
-  for (int64_t d = 0; d < a.c; ++d) out[d] /= denominator;
-  if (a.round) ref::round_to_bf16(out, a.c);
+void attention_finish(const KernelTable& table, const Attention& a, float denominator, float* out) {
+  table.divide(out, a.c, denominator, a.round);
 }
 
 void attention(const KernelTable& table, const Attention& a, const float* sinks, float* scores, float* partial,
@@ -55,7 +48,7 @@ void attention(const KernelTable& table, const Attention& a, const float* sinks,
     attention_values(table, a, block, scores, partial);
     for (int64_t i = 0; i < a.heads * a.c; ++i) out[i] += partial[i];
   }
-  for (int h = 0; h < a.heads; ++h) attention_finish(a, denominators[h], out + h * a.c);
+  for (int h = 0; h < a.heads; ++h) attention_finish(table, a, denominators[h], out + h * a.c);
 }
 
 void rms_norm(const KernelTable& table, const float* x, const float* weight, int64_t n, float eps, bool round,

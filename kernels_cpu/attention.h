@@ -31,7 +31,7 @@ float attention_softmax(const KernelTable& table, const Attention& a, float sink
 /// out [heads, c] = the sum over the rows of block `block` only; overwrites its scores.
 void attention_values(const KernelTable& table, const Attention& a, int64_t block, float* scores, float* out);
 /// Divides and rounds a head's summed values.
-void attention_finish(const Attention& a, float denominator, float* out);
+void attention_finish(const KernelTable& table, const Attention& a, float denominator, float* out);
 
 /// All of it on one worker.
 ///   sinks    [heads] f32     logits without a value, used as they are

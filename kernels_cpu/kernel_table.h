@@ -50,9 +50,8 @@ using AttentionScores = void (*)(const float* q, int64_t q_stride, int heads, co
 using AttentionValues = void (*)(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n,
                                  int64_t c, float* out, int64_t out_stride);
 
-/// The same dot products on bf16 queries [heads, c], c a multiple of 32.
-using AttentionDots = void (*)(const uint16_t* q, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
-                               float* scores, int64_t scores_stride);
+/// Queries a call of attention_dots takes, heads x c: they fit the stack as bf16.
+inline constexpr int64_t kMaxDotQueries = 8192;
 
 /// Scores of 16-row groups of FP4 index keys: scores[16 g + r] = sum_h bf16(gates[h] max(0, bf16(q[h] . key))).
 ///   q       [heads][k_tiles] chunks: twice the e2m1 values, scale a power of two (index_query)
@@ -70,12 +69,15 @@ struct KernelTable {
   AttentionScores attention_scores_bf16 = nullptr, attention_scores_f32 = nullptr;  // by the element type of the rows
   AttentionValues attention_values_bf16 = nullptr, attention_values_f32 = nullptr;
 
-  /// For rounded numerics: both operands in bf16. Null: none faster than the above. attention_values_dots overwrites p.
-  AttentionDots attention_dots = nullptr;
+  /// For rounded numerics: the same with both operands in bf16, c a multiple of 32, heads x c at most kMaxDotQueries.
+  /// Null: none faster than the above. attention_values_dots overwrites p.
+  AttentionScores attention_dots = nullptr;
   void (*attention_values_dots)(float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n, int64_t c,
                                 float* out, int64_t out_stride) = nullptr;
   /// scores <- exp(scores - max), rounded to bf16 if `round`; returns their unrounded sum + exp(sink - max).
   float (*softmax_with_sink)(float* scores, int64_t n, float sink, bool round) = nullptr;
+  /// x[i] <- x[i] / denominator, rounded to bf16 if `round`.
+  void (*divide)(float* x, int64_t n, float denominator, bool round) = nullptr;
   IndexScoresFp4 index_scores_fp4 = nullptr;
 
   /// out[i] = weight * silu(min(gate, limit)) * clamp(up, limit); round: gate, up and the result are rounded to bf16.

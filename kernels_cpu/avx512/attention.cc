@@ -89,9 +89,25 @@ __m512 sum_lanes(const __m512* v) {
 
 __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
 
+__m512i round_bf16_bits(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+__m512 round_bf16(__m512 x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(round_bf16_bits(x), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+__m256i to_bf16(__m512 x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16_bits(x), 16)); }
+
 // Four heads x four rows share their loads: 8 loads and 16 vdpbf16ps per 32 dims, then 45 instructions for 16 sums.
-void attention_dots(const uint16_t* q, int heads, const void* const* rows, int64_t n, int64_t c, float scale,
-                    float* scores, int64_t stride) {
+void attention_dots(const float* queries, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c,
+                    float scale, float* scores, int64_t stride) {
+  alignas(64) uint16_t q[kMaxDotQueries];
+  for (int h = 0; h < heads; ++h)
+    for (int64_t d = 0; d < c; d += 16)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(q + h * c + d),
+                         to_bf16(_mm512_loadu_ps(queries + h * q_stride + d)));
   for (int64_t i = 0; i < n; i += 4) {
     const int row_count = n - i < 4 ? static_cast<int>(n - i) : 4;
     const uint16_t* r[4];
@@ -120,15 +136,6 @@ void attention_dots(const uint16_t* q, int heads, const void* const* rows, int64
         for (int j = 0; j < row_count; ++j) scores[(h + k) * stride + i + j] = out[4 * k + j];
     }
   }
-}
-
-__m512i round_bf16_bits(__m512 x) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-}
-__m512 round_bf16(__m512 x) {
-  return _mm512_castsi512_ps(_mm512_and_si512(round_bf16_bits(x), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 // Two rows interleave word by word into column pairs of (row i, row i + 1); H heads x 32 dims stay in registers.
@@ -169,7 +176,7 @@ void attention_values_dots(float* p, int64_t p_stride, int heads, const void* co
     for (int64_t i = 0; i < n; i += 16) {
       const __mmask16 mask = tail_mask(n - i);
       const __m512 v = _mm512_maskz_loadu_ps(mask, from + i);
-      const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16_bits(v), 16));
+      const __m256i words = to_bf16(v);
       // An odd count is filled up with one zero; there is room, as n words take half of n floats.
       _mm256_mask_storeu_epi16(to + i, n - i < 16 && n % 2 ? static_cast<__mmask16>(mask << 1 | 1) : mask, words);
     }
@@ -339,6 +346,14 @@ float softmax_with_sink(float* scores, int64_t n, float sink, bool round) {
   return _mm512_reduce_add_ps(sums) + _mm512_cvtss_f32(sink_term);
 }
 
+void divide(float* x, int64_t n, float denominator, bool round) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = tail_mask(n - i);
+    const __m512 q = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(denominator));
+    _mm512_mask_storeu_ps(x + i, mask, round ? round_bf16(q) : q);
+  }
+}
+
 void swiglu(const float* gate, const float* up, int64_t n, float limit, float weight, bool round, float* out) {
   const __m512 most = _mm512_set1_ps(limit), least = _mm512_set1_ps(-limit), one = _mm512_set1_ps(1.0f);
   for (int64_t i = 0; i < n; i += 16) {
@@ -386,6 +401,7 @@ void fill(KernelTable& table) {
   table.attention_dots = attention_dots;
   table.attention_values_dots = attention_values_dots;
   table.softmax_with_sink = softmax_with_sink;
+  table.divide = divide;
   table.index_scores_fp4 = index_scores_fp4;
   table.swiglu = swiglu;
   table.sum_squares = sum_squares;

@@ -95,6 +95,10 @@ void gemv_f32(const float* w, const float* x, int64_t n, int64_t k, float* out) 
   for (int64_t i = 0; i < n; ++i) out[i] = dot(w + i * k, x, k);
 }
 
+void divide(float* x, int64_t n, float denominator, bool round) {
+  for (int64_t i = 0; i < n; ++i) x[i] = round ? round_bf16(x[i] / denominator) : x[i] / denominator;
+}
+
 void swiglu(const float* gate, const float* up, int64_t n, float limit, float weight, bool round, float* out) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = round ? round_bf16(gate[i]) : gate[i], u = round ? round_bf16(up[i]) : up[i];
@@ -187,6 +191,7 @@ KernelTable table() {
   table.attention_values_bf16 = attention_values<bf16>;
   table.attention_values_f32 = attention_values<float>;
   table.softmax_with_sink = ref::softmax_with_sink;
+  table.divide = divide;
   table.index_scores_fp4 = index_scores_fp4;
   table.swiglu = swiglu;
   table.sum_squares = sum_squares;

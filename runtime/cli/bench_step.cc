@@ -95,6 +95,7 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row
 double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens) / median(row.seconds); }
 
 void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
+  for (const std::string& line : engine.weights().placement) fmt::print("{}\n", line);
   fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
              machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
   fmt::print(
@@ -125,6 +126,7 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>&
   const Json document = {{"model", o.model.model()},
                          {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
                          {"machine", machine_json(machine_of(engine))},
+                         {"weights", engine.weights().placement},
                          {"build", build_json()},
                          {"stream_read_bytes_per_second", peaks.read_bandwidth},
                          {"peak_flops", peaks.flops},

@@ -531,7 +531,7 @@ void DeepseekV4Step::attend_split(int index, const LayerWeights& w, int64_t toke
       std::copy_n(&b_.split_values[h * c], c, out);
       for (int64_t block = 1; block < blocks; ++block)
         for (int64_t d = 0; d < c; ++d) out[d] += b_.split_values[(block * heads + h) * c + d];
-      cpu::attention_finish(all, b_.denominators[h], out);
+      cpu::attention_finish(cpu_.table, all, b_.denominators[h], out);
       rotate_back(index, token, out);
     }
   });

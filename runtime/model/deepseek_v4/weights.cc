@@ -466,7 +466,7 @@ Status allocate_arenas(const Binder& binder, WorkerPool* pool, int nodes, Weight
 }
 
 // A page elsewhere costs half its bandwidth for good, so what the kernel says is checked and not trusted.
-void report_placement(const Weights& weights, const WorkerPool* pool) {
+void report_placement(Weights& weights, const WorkerPool* pool) {
   for (size_t node = 0; node < weights.arenas.size(); ++node) {
     const NumaBuffer& arena = weights.arenas[node];
     const int os_node = pool ? pool->os_node(static_cast<int>(node)) : -1;
@@ -480,8 +480,10 @@ void report_placement(const Weights& weights, const WorkerPool* pool) {
             "weights of node {}: only {:.1f} % of their pages lie on OS node {}: its workers will read remote memory",
             node, 100 * *share, os_node);
     }
-    spdlog::debug("weights of node {}: {:.2f} GiB on {}, {}", node, static_cast<double>(arena.size()) / (1 << 30),
-                  page_kind_name(arena.pages()), where);
+    weights.placement.push_back(fmt::format("node {}: {:.2f} GiB of weights on {}, {}", node,
+                                            static_cast<double>(arena.size()) / (1 << 30),
+                                            page_kind_name(arena.pages()), where));
+    spdlog::debug("{}", weights.placement.back());
   }
 }
 

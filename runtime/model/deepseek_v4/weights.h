@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels_cpu/moe.h"
@@ -77,6 +78,7 @@ struct Weights {
   std::vector<MtpWeights> mtp;          // empty when the checkpoint has none, or a DSpark module instead
   std::vector<NumaBuffer> arenas;       // one a node: what every pointer above points into
   std::vector<ptrdiff_t> node_offsets;  // bytes from the first arena to each
+  std::vector<std::string> placement;   // a line an arena: its size, pages, binding, and where move_pages finds it
 
   /// Bytes every step reads: all but the embedding table and the routed experts.
   uint64_t dense_bytes(const ModelGeometry& geometry) const;
@@ -95,7 +97,7 @@ struct LoadOptions {
 };
 
 /// Loads and packs. Streams: at any time it holds the final weights, and tens of MiB of source bytes.
-/// Where every arena ended up is logged: pages, binding and what move_pages says.
+/// A page that lies on another node than it should is a warning, not an error.
 /// Errors: what Checkpoint::open says; corrupt for a missing tensor, a wrong shape or dtype, an expert id out of range,
 /// a NaN scale or weight, each naming file, tensor and offset; out_of_memory, before anything is read.
 Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry,
