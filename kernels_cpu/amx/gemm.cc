@@ -26,6 +26,15 @@ constexpr int kBlock = 16;  // tokens
 // Below so many tokens the vector version is faster. Written at start-up; both versions give the same bits.
 int switch_over = 4;
 
+// Sums in tile 0, m tokens in tile 1, weights in tile 2.
+void configure(int m, int token_bytes, int weight_rows) {
+  tile::Config config;
+  config.set(0, m, 64);
+  config.set(1, m, token_bytes);
+  config.set(2, weight_rows, 64);
+  tile::load_config(config);
+}
+
 // --- weights to B tiles ---
 
 // 16 lines of 32 bf16: column pair x row.
@@ -159,13 +168,7 @@ template <WeightFormat format, ScaleFormat scale>
 void gemm(const RowGroup& w, const void* x_void, int m, float* y) {
   const uint8_t* x = static_cast<const uint8_t*>(x_void);
   const bool on_tiles = m >= switch_over;
-  if (on_tiles) {
-    tile::Config config;
-    config.set(0, m, 64);
-    config.set(1, m, 64);
-    config.set(2, 16, 64);
-    tile::load_config(config);
-  }
+  if (on_tiles) configure(m, 64, 16);
   const auto sum = [&](int64_t first, int64_t last, bool folded, float* c) {
     const tile::FlushDenormals flush;
     (on_tiles ? sum_tiles_amx<format> : sum_tiles_vector<format>)(w, x, m, first, last, folded, c);
@@ -194,13 +197,7 @@ void gemm_int8(const RowGroup& w, const void* x_void, int m, float* y) {
   constexpr float kUnit = format == WeightFormat::mxfp4 ? 0.5f : 1.0f;
   const Int8Chunk* x = static_cast<const Int8Chunk*>(x_void);
   const bool on_tiles = m >= switch_over;
-  if (on_tiles) {
-    tile::Config config;
-    config.set(0, m, 64);
-    config.set(1, m, 32);
-    config.set(2, 8, 64);
-    tile::load_config(config);
-  }
+  if (on_tiles) configure(m, 32, 8);
   alignas(64) uint8_t lines[512];
   alignas(64) int32_t dots[kBlock * 16];
   for (int i = 0; i < m * 16; ++i) y[i] = 0;
@@ -234,7 +231,9 @@ void gemm_int8(const RowGroup& w, const void* x_void, int m, float* y) {
 
 // --- peaks and calibration ---
 
-double peak_flops(int64_t rounds) {
+// Four independent sums; dot(): four tile products of 16 x 16 x (64 bytes).
+template <class Dots>
+int64_t run_peak(int64_t rounds, const Dots& dots) {
   alignas(64) uint8_t data[1024] = {};
   tile::Config config;
   for (int t = 0; t < 6; ++t) config.set(t, 16, 64);
@@ -242,32 +241,29 @@ double peak_flops(int64_t rounds) {
   tile::load<4>(data, 64);
   tile::load<5>(data, 64);
   const int64_t steps = rounds / 64 + 1;  // a step is 1024 vector multiply-adds
-  for (int64_t i = 0; i < steps; ++i) {
+  for (int64_t i = 0; i < steps; ++i) dots();
+  tile::release();
+  return steps * 4 * 16 * 16;
+}
+
+double peak_flops(int64_t rounds) {
+  const int64_t sums = run_peak(rounds, [] {
     tile::dot_bf16<0, 4, 5>();
     tile::dot_bf16<1, 4, 5>();
     tile::dot_bf16<2, 4, 5>();
     tile::dot_bf16<3, 4, 5>();
-  }
-  tile::release();
-  return static_cast<double>(steps) * 4 * 16 * 16 * 32 * 2;
+  });
+  return static_cast<double>(sums) * 32 * 2;
 }
 
 double peak_int8_ops(int64_t rounds) {
-  alignas(64) uint8_t data[1024] = {};
-  tile::Config config;
-  for (int t = 0; t < 6; ++t) config.set(t, 16, 64);
-  tile::load_config(config);
-  tile::load<4>(data, 64);
-  tile::load<5>(data, 64);
-  const int64_t steps = rounds / 64 + 1;
-  for (int64_t i = 0; i < steps; ++i) {
+  const int64_t sums = run_peak(rounds, [] {
     tile::dot_int8<0, 4, 5>();
     tile::dot_int8<1, 4, 5>();
     tile::dot_int8<2, 4, 5>();
     tile::dot_int8<3, 4, 5>();
-  }
-  tile::release();
-  return static_cast<double>(steps) * 4 * 16 * 16 * 64 * 2;
+  });
+  return static_cast<double>(sums) * 64 * 2;
 }
 
 void set_switch_over(int tokens) { switch_over = tokens; }

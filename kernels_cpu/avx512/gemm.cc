@@ -97,27 +97,36 @@ void gemm_m(const RowGroup& w, const uint32_t* x, float* y) {
   for (int token = 0; token < M; ++token) _mm512_storeu_ps(y + token * 16, acc[token]);
 }
 
-template <class Lines, ScaleFormat scale>
-void gemm(const RowGroup& w, const void* x_void, int m, float* y) {
-  const uint32_t* x = static_cast<const uint32_t*>(x_void);
+// Calls fn with m as a constant, 1 to 8.
+template <int N>
+struct Tokens {
+  static constexpr int value = N;
+};
+template <class Fn>
+void with_tokens(int m, const Fn& fn) {
   switch (m) {
     case 1:
-      return gemm_m<Lines, scale, 1>(w, x, y);
+      return fn(Tokens<1>());
     case 2:
-      return gemm_m<Lines, scale, 2>(w, x, y);
+      return fn(Tokens<2>());
     case 3:
-      return gemm_m<Lines, scale, 3>(w, x, y);
+      return fn(Tokens<3>());
     case 4:
-      return gemm_m<Lines, scale, 4>(w, x, y);
+      return fn(Tokens<4>());
     case 5:
-      return gemm_m<Lines, scale, 5>(w, x, y);
+      return fn(Tokens<5>());
     case 6:
-      return gemm_m<Lines, scale, 6>(w, x, y);
+      return fn(Tokens<6>());
     case 7:
-      return gemm_m<Lines, scale, 7>(w, x, y);
+      return fn(Tokens<7>());
     default:
-      return gemm_m<Lines, scale, 8>(w, x, y);
+      return fn(Tokens<8>());
   }
+}
+
+template <class Lines, ScaleFormat scale>
+void gemm(const RowGroup& w, const void* x, int m, float* y) {
+  with_tokens(m, [&](auto tokens) { gemm_m<Lines, scale, tokens.value>(w, static_cast<const uint32_t*>(x), y); });
 }
 
 // --- int8 activations ---
@@ -155,26 +164,8 @@ void gemm_int8_m(const RowGroup& w, const Int8Chunk* x, float* y) {
 }
 
 template <class Bytes, ScaleFormat scale>
-void gemm_int8(const RowGroup& w, const void* x_void, int m, float* y) {
-  const Int8Chunk* x = static_cast<const Int8Chunk*>(x_void);
-  switch (m) {
-    case 1:
-      return gemm_int8_m<Bytes, scale, 1>(w, x, y);
-    case 2:
-      return gemm_int8_m<Bytes, scale, 2>(w, x, y);
-    case 3:
-      return gemm_int8_m<Bytes, scale, 3>(w, x, y);
-    case 4:
-      return gemm_int8_m<Bytes, scale, 4>(w, x, y);
-    case 5:
-      return gemm_int8_m<Bytes, scale, 5>(w, x, y);
-    case 6:
-      return gemm_int8_m<Bytes, scale, 6>(w, x, y);
-    case 7:
-      return gemm_int8_m<Bytes, scale, 7>(w, x, y);
-    default:
-      return gemm_int8_m<Bytes, scale, 8>(w, x, y);
-  }
+void gemm_int8(const RowGroup& w, const void* x, int m, float* y) {
+  with_tokens(m, [&](auto tokens) { gemm_int8_m<Bytes, scale, tokens.value>(w, static_cast<const Int8Chunk*>(x), y); });
 }
 
 double peak_flops(int64_t rounds) {

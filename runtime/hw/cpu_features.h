@@ -8,8 +8,8 @@
 
 namespace thermocline {
 
-/// The instruction-set levels a kernel can be written for, in rising order. The last one runs the AMX kernels on emulated
-/// tiles: never chosen by itself, slow, for tests.
+/// The instruction-set levels a kernel can be written for, in rising order. The last one runs the AMX kernels on
+/// emulated tiles: never chosen by itself, slow, for tests.
 enum class Isa { scalar, avx2, avx512, amx, amx_emulated };
 
 std::string_view isa_name(Isa isa);

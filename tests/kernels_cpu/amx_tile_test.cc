@@ -24,7 +24,7 @@ float fused(float a, float b, float c) {
   a = flush(a);
   b = flush(b);
   c = flush(c);
-  if (!std::isfinite(a) || !std::isfinite(b) || !std::isfinite(c)) return a * b + c;
+  if (!std::isfinite(a) || !std::isfinite(b) || !std::isfinite(c)) return std::fma(a, b, c);
   const Exact product = static_cast<Exact>(a) * b, exact = product + c;
   if (exact == 0) {
     const bool both_negative = (std::signbit(a) != std::signbit(b)) && std::signbit(c);
@@ -42,6 +42,18 @@ float fused(float a, float b, float c) {
 struct Shape {
   int m, n, k_pairs;
 };
+
+// c in tile 0, a in 1, b in 2; rows of 64 bytes in memory.
+void load_operands(const Shape& s, const void* a, const void* b, const void* c) {
+  tile::Config config;
+  config.set(0, s.m, 4 * s.n);
+  config.set(1, s.m, 4 * s.k_pairs);
+  config.set(2, s.k_pairs, 4 * s.n);
+  tile::load_config(config);
+  tile::load<0>(c, 64);
+  tile::load<1>(a, 64);
+  tile::load<2>(b, 64);
+}
 
 std::vector<float> pseudo_code(const Shape& s, const std::vector<uint16_t>& a, const std::vector<uint16_t>& b,
                                std::vector<float> c) {
@@ -90,17 +102,11 @@ TEST(AmxTile, DotBf16IsTheManuals) {
       std::vector<float> c(16 * 16), out(16 * 16);
       for (uint16_t& v : a) v = word(kind);
       for (uint16_t& v : b) v = word(kind);
-      for (float& v : c) v = std::bit_cast<float>(static_cast<uint32_t>(word(kind)) << 16 | static_cast<uint32_t>(random() & 0xffffu));
+      for (float& v : c)
+        v = std::bit_cast<float>(static_cast<uint32_t>(word(kind)) << 16 | static_cast<uint32_t>(random() & 0xffffu));
       if (kind == 3)
         for (float& v : c) v = 0;
-      tile::Config config;
-      config.set(0, s.m, 4 * s.n);
-      config.set(1, s.m, 4 * s.k_pairs);
-      config.set(2, s.k_pairs, 4 * s.n);
-      tile::load_config(config);
-      tile::load<0>(c.data(), 64);
-      tile::load<1>(a.data(), 64);
-      tile::load<2>(b.data(), 64);
+      load_operands(s, a.data(), b.data(), c.data());
       const unsigned before = _mm_getcsr();
       tile::dot_bf16<0, 1, 2>();
       EXPECT_EQ((_mm_getcsr() ^ before) & 0xffc0u, 0u) << "MXCSR is as it was";
@@ -119,14 +125,7 @@ TEST(AmxTile, DotInt8IsTheManuals) {
     for (int8_t& v : a) v = static_cast<int8_t>(random());
     for (int8_t& v : b) v = static_cast<int8_t>(random());
     for (int32_t& v : c) v = static_cast<int32_t>(random());  // sums wrap
-    tile::Config config;
-    config.set(0, s.m, 4 * s.n);
-    config.set(1, s.m, 4 * s.k_pairs);
-    config.set(2, s.k_pairs, 4 * s.n);
-    tile::load_config(config);
-    tile::load<0>(c.data(), 64);
-    tile::load<1>(a.data(), 64);
-    tile::load<2>(b.data(), 64);
+    load_operands(s, a.data(), b.data(), c.data());
     tile::dot_int8<0, 1, 2>();
     tile::store<0>(out.data(), 64);
     tile::release();
