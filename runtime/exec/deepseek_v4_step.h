@@ -3,6 +3,7 @@
 // else is in the batch and however the prompt was split.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <span>
@@ -82,6 +83,7 @@ class DeepseekV4Step {
   const cpu::GemmInput& linear_x() const { return round_.linear_inputs ? b_.linear_x : b_.plain_x; }
   void store_row(const float* row, int64_t n, std::byte* out) const;
   void store_key(const float* key, int64_t row, std::byte* group) const;
+  /// Calls fn(token, pos, sequence, worker) for every token of the step, tokens split over the workers.
   template <class Fn>
   void for_tokens(const Segments& segments, const Fn& fn);
 
@@ -100,5 +102,17 @@ class DeepseekV4Step {
   std::span<SequenceKv* const> sequences_;
   Observer observer_;
 };
+
+template <class Fn>
+void DeepseekV4Step::for_tokens(const Segments& segments, const Fn& fn) {
+  cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int worker) {
+    for (const sched::Segment& segment : segments) {
+      const int64_t first = std::max(begin, segment.first_token),
+                    last = std::min(end, segment.first_token + segment.num_tokens);
+      for (int64_t token = first; token < last; ++token)
+        fn(token, segment.first_pos + token - segment.first_token, *sequences_[segment.sequence], worker);
+    }
+  });
+}
 
 }  // namespace thermocline

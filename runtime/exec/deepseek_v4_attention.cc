@@ -1,0 +1,395 @@
+// The attention half of a DeepSeek-V4 layer, in the order the data moves: projections of x, cached rows, queries,
+// compressed rows, the indexer's choice, attention, the grouped output projection. Source: spec sections 3.6 - 3.8.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "kernels_cpu/indexer.h"
+#include "kernels_cpu/ref/ops.h"
+#include "runtime/base/number_formats.h"
+#include "runtime/exec/deepseek_v4_step.h"
+
+namespace thermocline {
+namespace ref = cpu::ref;
+using cpu::Attention;
+using deepseek_v4::CompressorWeights;
+using sched::Segment;
+
+namespace {
+
+constexpr int64_t kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 64 dims
+
+}  // namespace
+
+void DeepseekV4Step::attention(int index, const LayerWeights& w, const Segments& segments) {
+  const LayerKind kind = g_.kind(index);
+  const bool scores = kind == LayerKind::csa && must_score(index, segments);
+  project_inputs(index, w, scores);    // b.qr, b.kv, b.a, b.z, b.index_g
+  store_raw_rows(index, w, segments);  // b.qr_input
+  project_queries(index, w, scores);   // b.q, b.index_q
+  if (kind != LayerKind::swa) compress(index, w, segments);
+  if (scores) index_select(index, segments);
+  if (kind == LayerKind::csa && !scores) select_all(index, segments);
+  attend(index, w, segments);  // b.o
+  project_output(w);           // b.y
+}
+
+// Everything that multiplies x, in one region.
+void DeepseekV4Step::project_inputs(int index, const LayerWeights& w, bool scores) {
+  cpu::GemmJob jobs[7] = {job(w.wq_a, linear_x(), b_.qr.data(), true), job(w.wkv, linear_x(), b_.kv.data(), true)};
+  size_t count = 2;
+  // Compressors and index weights take x as it is; float32 results, as the pooling is in float32.
+  const auto add_compressor = [&](const CompressorWeights& c, float* a, float* z) {
+    jobs[count++] = job(c.wkv, b_.plain_x, a, false);
+    jobs[count++] = job(c.wgate, b_.plain_x, z, false);
+  };
+  if (g_.kind(index) != LayerKind::swa) add_compressor(w.compressor, b_.a.data(), b_.z.data());
+  if (g_.kind(index) == LayerKind::csa) add_compressor(w.index_compressor, b_.index_a.data(), b_.index_z.data());
+  if (scores) jobs[count++] = job(w.index_weights_proj, b_.plain_x, b_.index_g.data(), true);
+  cpu::gemm(cpu_, std::span(jobs, count));
+}
+
+void DeepseekV4Step::store_row(const float* row, int64_t n, std::byte* out) const {
+  if (!round_.results) {
+    std::memcpy(out, row, static_cast<size_t>(n) * sizeof(float));
+    return;
+  }
+  bf16* target = reinterpret_cast<bf16*>(out);
+  for (int64_t i = 0; i < n; ++i) target[i] = float_to_bf16(row[i]);
+}
+
+void DeepseekV4Step::store_key(const float* key, int64_t row, std::byte* group) const {
+  const int64_t c = g_.index_head_dim, r = row % cpu::kKeyGroup;
+  if (round_.cached_rows)
+    cpu::store_index_key(key, c, r, reinterpret_cast<uint8_t*>(group));
+  else
+    std::copy_n(key, c, reinterpret_cast<float*>(group) + r * c);
+}
+
+void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segments& segments) {
+  const int table = g_.compress_ratios[index] > 0;
+  const int64_t pairs = g_.rope_head_dim / 2, nope = g_.nope_head_dim();
+  b_.qr_input.reshape(cpu_.table, linear_.activation, tokens_, g_.q_lora_rank);
+  for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int) {
+    float* row = &b_.kv[token * g_.head_dim];
+    cpu::rms_norm(cpu_.table, row, w.kv_norm, g_.head_dim, g_.norm_eps, round_.results, row);
+    ref::rope(row + nope, &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false, round_.results);
+    if (round_.cached_rows) ref::fake_fp8(row, nope, kCachedBlock);
+    store_row(row, g_.head_dim, kv.raw_row(index, pos));
+    float* qr = &b_.qr[token * g_.q_lora_rank];
+    cpu::rms_norm(cpu_.table, qr, w.q_norm, g_.q_lora_rank, g_.norm_eps, round_.results, qr);
+    cpu::store_row(linear_, qr, g_.q_lora_rank, b_.qr_input.row({0, tokens_}, token));
+    const auto add_position = [&](const CompressorWeights& c, float* z) {
+      const int64_t width = c.wkv.n;
+      const float* ape = c.ape + pos % g_.compress_ratios[index] * width;
+      for (int64_t d = 0; d < width; ++d) z[token * width + d] += ape[d];
+    };
+    if (table) add_position(w.compressor, b_.z.data());
+    if (w.index_compressor.ape) add_position(w.index_compressor, b_.index_z.data());
+  });
+}
+
+void DeepseekV4Step::project_queries(int index, const LayerWeights& w, bool scores) {
+  const cpu::GemmJob jobs[2] = {job(w.wq_b, b_.qr_input, b_.q.data(), true),
+                                scores ? job(w.index_wq_b, b_.qr_input, b_.index_q.data(), true) : cpu::GemmJob()};
+  cpu::gemm(cpu_, std::span(jobs, scores ? 2 : 1));
+  const int table = g_.compress_ratios[index] > 0;
+  const int64_t pairs = g_.rope_head_dim / 2, c = g_.head_dim, ci = g_.index_head_dim;
+  const float gate_scale =
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(ci)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
+  const auto head = [&](int64_t i) {
+    const int64_t token = i / g_.n_heads;
+    float* q = &b_.q[i * c];
+    ref::head_norm(q, c, g_.norm_eps, round_.results);
+    ref::rope(q + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false,
+              round_.results);
+  };
+  const auto index_head = [&](int64_t i) {
+    const int64_t token = i / g_.index_n_heads;
+    float* q = &b_.index_q[i * ci];
+    ref::rope(q + ci - 2 * pairs, &b_.cos[1][token * pairs], &b_.sin[1][token * pairs], pairs, false, round_.results);
+    if (round_.cached_rows) {
+      ref::hadamard(q, ci);
+      ref::round_to_bf16(q, ci);
+      ref::fake_fp4(q, ci);
+      cpu::pack_index_query(q, ci, &b_.index_query[i * b_.key_tiles]);
+    }
+    b_.index_g[i] *= gate_scale;
+    if (round_.results) b_.index_g[i] = round_bf16(b_.index_g[i]);
+  };
+  const int64_t heads = tokens_ * g_.n_heads;
+  cpu_.pool.split(heads + (scores ? tokens_ * g_.index_n_heads : 0), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) i < heads ? head(i) : index_head(i - heads);
+  });
+}
+
+void DeepseekV4Step::compress(int index, const LayerWeights& w, const Segments& segments) {
+  const bool csa = g_.kind(index) == LayerKind::csa;
+  for (const Segment& segment : segments) {
+    compress_rows(index, segment, w.compressor, false);
+    if (csa) compress_rows(index, segment, w.index_compressor, true);
+    // The last tokens go to the ring: rows of later steps pool them.
+    const KvLayout::Ring& ring = sequences_[segment.sequence]->layout().ring(index);
+    for (int64_t i = std::max<int64_t>(0, segment.num_tokens - ring.slots); i < segment.num_tokens; ++i) {
+      const int64_t token = segment.first_token + i;
+      float* slot = sequences_[segment.sequence]->ring_slot(index, segment.first_pos + i);
+      slot = std::copy_n(&b_.a[token * ring.width], ring.width, slot);
+      slot = std::copy_n(&b_.z[token * ring.width], ring.width, slot);
+      slot = std::copy_n(b_.index_a.data() + token * ring.index_width, ring.index_width, slot);
+      std::copy_n(b_.index_z.data() + token * ring.index_width, ring.index_width, slot);
+    }
+  }
+}
+
+// Emits every row whose window this segment completes. Tokens before the segment come from the ring, its own from the
+// projections; with overlapping windows the previous window gives its first half of the channels, this one its second.
+void DeepseekV4Step::compress_rows(int index, const Segment& segment, const CompressorWeights& w, bool indexer) {
+  const int ratio = g_.compress_ratios[index];
+  SequenceKv& kv = *sequences_[segment.sequence];
+  const KvLayout::Ring& ring = kv.layout().ring(index);
+  const int64_t width = indexer ? ring.index_width : ring.width, row_width = indexer ? g_.index_head_dim : g_.head_dim;
+  const bool overlap = width != row_width;
+  const float* a_chunk = indexer ? b_.index_a.data() : b_.a.data();
+  const float* z_chunk = indexer ? b_.index_z.data() : b_.z.data();
+  const int64_t first_row = segment.first_pos / ratio, last_row = (segment.first_pos + segment.num_tokens) / ratio;
+  const int64_t pairs = g_.rope_head_dim / 2;
+  cpu_.pool.split(last_row - first_row, [&](int64_t begin, int64_t end, int worker) {
+    const float** a = &b_.window[worker * 2 * b_.window_entries];
+    const float** z = a + b_.window_entries;
+    for (int64_t r = first_row + begin; r < first_row + end; ++r) {
+      int64_t entries = 0;
+      for (int64_t pos = std::max<int64_t>(0, overlap ? (r - 1) * ratio : r * ratio); pos < (r + 1) * ratio; ++pos) {
+        const int64_t half = overlap && pos >= r * ratio ? row_width : 0;
+        if (pos >= segment.first_pos) {
+          const int64_t token = segment.first_token + pos - segment.first_pos;
+          a[entries] = a_chunk + token * width + half;
+          z[entries] = z_chunk + token * width + half;
+        } else {
+          const float* slot = kv.ring_slot(index, pos) + (indexer ? 2 * ring.width : 0);
+          a[entries] = slot + half;
+          z[entries] = slot + width + half;
+        }
+        ++entries;
+      }
+      float* row = &b_.row[worker * b_.row_floats];
+      float* angles = row + row_width;
+      ref::compress_window(a, z, entries, row_width, row);
+      if (round_.results) ref::round_to_bf16(row, row_width);
+      cpu::rms_norm(cpu_.table, row, w.norm, row_width, g_.norm_eps, round_.results, row);
+      ref::rope_angles(frequencies_[1], r * ratio, angles, angles + pairs);
+      ref::rope(row + row_width - 2 * pairs, angles, angles + pairs, pairs, false, round_.results);
+      if (indexer && round_.cached_rows) {
+        ref::hadamard(row, row_width);
+        ref::round_to_bf16(row, row_width);
+        ref::fake_fp4(row, row_width);
+      } else if (round_.cached_rows) {
+        ref::fake_fp8(row, g_.nope_head_dim(), kCachedBlock);
+      }
+      if (!indexer)
+        store_row(row, row_width, kv.compressed_row(index, r));
+      else
+        store_key(row, r, kv.index_group(index, r / cpu::kKeyGroup));
+    }
+  });
+}
+
+// Whether some token of the step sees more compressed rows than it may attend to.
+bool DeepseekV4Step::must_score(int index, const Segments& segments) const {
+  int64_t most = 0;
+  for (const Segment& segment : segments)
+    most = std::max(most, (segment.first_pos + segment.num_tokens) / g_.compress_ratios[index]);
+  return most > g_.index_topk;
+}
+
+void DeepseekV4Step::select_all(int index, const Segments& segments) {
+  for (const Segment& segment : segments)
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      const int64_t token = segment.first_token + i;
+      const int32_t visible = static_cast<int32_t>((segment.first_pos + i + 1) / g_.compress_ratios[index]);
+      b_.selected_count[token] = visible;
+      std::iota(&b_.selected[token * g_.index_topk], &b_.selected[token * g_.index_topk] + visible, 0);
+    }
+}
+
+// Each token of a CSA layer picks the index_topk compressed rows it attends to.
+void DeepseekV4Step::index_select(int index, const Segments& segments) {
+  const int ratio = g_.compress_ratios[index];
+  const auto choose = [&](int64_t token, int64_t visible, const float* scores, int worker) {
+    const int64_t count = std::min(visible, g_.index_topk);
+    b_.selected_count[token] = static_cast<int32_t>(count);
+    cpu::select_topk(scores, visible, count, &b_.index_order[worker * b_.index_rows],
+                     &b_.selected[token * g_.index_topk]);
+  };
+  const auto groups_of = [](int64_t rows) { return (rows + cpu::kKeyGroup - 1) / cpu::kKeyGroup; };
+  if (tokens_ >= cpu_.pool.size()) {
+    for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int worker) {
+      float* scores = &b_.index_scores[worker * b_.index_rows];
+      score_keys(index, kv, token, 0, groups_of((pos + 1) / ratio), worker, scores);
+      choose(token, (pos + 1) / ratio, scores, worker);
+    });
+  } else {  // fewer tokens than workers: the keys of each token are split instead
+    for (const Segment& segment : segments) {
+      for (int64_t i = 0; i < segment.num_tokens; ++i) {
+        const int64_t visible = (segment.first_pos + i + 1) / ratio;
+        float* scores = b_.index_scores.data();
+        cpu_.pool.split(groups_of(visible), [&](int64_t begin, int64_t end, int worker) {
+          score_keys(index, *sequences_[segment.sequence], segment.first_token + i, begin, end, worker, scores);
+        });
+        choose(segment.first_token + i, visible, scores, 0);
+      }
+    }
+  }
+}
+
+// Scores of key groups [begin, end): scores[row], rows counted from the sequence's first.
+void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
+                                float* scores) {
+  constexpr int64_t kBlock = StepBuffers::kIndexBlock;  // rows
+  const void** keys = &b_.rows[worker * std::max(b_.max_rows, kBlock)];
+  const float* gates = &b_.index_g[token * g_.index_n_heads];
+  const int64_t c = g_.index_head_dim, per_block = round_.cached_rows ? kBlock : kBlock / cpu::kKeyGroup;
+  for (int64_t first = begin; first < end; first += per_block) {
+    const int64_t count = std::min(per_block, end - first);
+    float* out = scores + first * cpu::kKeyGroup;
+    if (round_.cached_rows) {
+      for (int64_t i = 0; i < count; ++i) keys[i] = kv.index_group(index, first + i);
+      cpu_.table.index_scores_fp4(&b_.index_query[token * g_.index_n_heads * b_.key_tiles], gates, g_.index_n_heads,
+                                  reinterpret_cast<const uint8_t* const*>(keys), count, b_.key_tiles, out);
+    } else {
+      for (int64_t i = 0; i < count * cpu::kKeyGroup; ++i)
+        keys[i] =
+            reinterpret_cast<const float*>(kv.index_group(index, first + i / cpu::kKeyGroup)) + i % cpu::kKeyGroup * c;
+      cpu::index_scores_f32(cpu_.table, &b_.index_q[token * g_.index_n_heads * c], g_.index_n_heads, keys,
+                            count * cpu::kKeyGroup, c, gates, &b_.index_dots[worker * g_.index_n_heads * kBlock], out);
+    }
+  }
+}
+
+// Raw rows of the window, then compressed rows, each in rising order.
+int64_t DeepseekV4Step::list_rows(int index, int64_t token, const Segment& segment, const void** rows) const {
+  const LayerKind kind = g_.kind(index);
+  const SequenceKv& kv = *sequences_[segment.sequence];
+  const int64_t pos = segment.first_pos + token - segment.first_token;
+  int64_t count = 0;
+  for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p) rows[count++] = kv.raw_row(index, p);
+  if (kind == LayerKind::csa)
+    for (int32_t i = 0; i < b_.selected_count[token]; ++i)
+      rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
+  if (kind == LayerKind::hca)
+    for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r) rows[count++] = kv.compressed_row(index, r);
+  return count;
+}
+
+void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& segments) {
+  const auto segment_of = [&](int64_t token) {
+    size_t i = 0;
+    while (token >= segments[i].first_token + segments[i].num_tokens) ++i;
+    return segments[i];
+  };
+  const int64_t workers = cpu_.pool.size(), c = g_.head_dim;
+  const int64_t share = tokens_ * g_.n_heads / workers;  // heads of one token that a worker should take together
+  const int64_t heads_per_unit = std::clamp<int64_t>(share, 1, StepBuffers::kHeadBlock);
+  const int64_t units = (g_.n_heads + heads_per_unit - 1) / heads_per_unit;
+  Attention attention;
+  attention.c = c;
+  attention.bf16_rows = attention.round = round_.results;
+  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
+  if (heads_per_unit < StepBuffers::kHeadBlock && b_.max_rows > cpu::kRowBlock) {
+    for (int64_t token = 0; token < tokens_; ++token) {
+      attention.rows = b_.rows.data();
+      attention.n = list_rows(index, token, segment_of(token), b_.rows.data());
+      attend_split(index, w, token, attention);
+    }
+    return;
+  }
+  cpu_.pool.split(tokens_ * units, [&](int64_t begin, int64_t end, int worker) {
+    const void** rows = &b_.rows[worker * std::max(b_.max_rows, StepBuffers::kIndexBlock)];
+    Attention a = attention;
+    a.rows = rows;
+    int64_t listed = -1;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t token = unit / units, head = unit % units * heads_per_unit;
+      if (token != listed) a.n = list_rows(index, token, segment_of(token), rows);
+      listed = token;
+      a.heads = static_cast<int>(std::min<int64_t>(heads_per_unit, g_.n_heads - head));
+      const int64_t at = (token * g_.n_heads + head) * c;
+      a.q = &b_.q[at];
+      float* scratch = &b_.attention[worker * b_.attention_floats];
+      cpu::attention(cpu_.table, a, w.attn_sink + head, scratch, scratch + StepBuffers::kHeadBlock * b_.max_rows,
+                     &b_.o[at]);
+      for (int h = 0; h < a.heads; ++h) rotate_back(index, token, &b_.o[at + h * c]);
+    }
+  });
+}
+
+// Few tokens, many rows: blocks of rows are split over the workers too. The same sums in the same order as attend's.
+void DeepseekV4Step::attend_split(int index, const LayerWeights& w, int64_t token, const Attention& all) {
+  const int64_t c = g_.head_dim, heads = g_.n_heads, blocks = all.blocks();
+  const int64_t per_unit = std::clamp<int64_t>(heads * blocks / cpu_.pool.size(), 1, StepBuffers::kHeadBlock);
+  const int64_t units = (heads + per_unit - 1) / per_unit, at = token * heads * c;
+  const auto for_blocks = [&](const auto& fn) {
+    cpu_.pool.split(units * blocks, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t head = i / blocks * per_unit;
+        Attention a = all;
+        a.heads = static_cast<int>(std::min(per_unit, heads - head));
+        a.q = &b_.q[at + head * c];
+        fn(a, head, i % blocks);
+      }
+    });
+  };
+  for_blocks([&](const Attention& a, int64_t head, int64_t block) {
+    const int64_t first = block * cpu::kRowBlock;
+    cpu::attention_scores(cpu_.table, a, first, std::min(cpu::kRowBlock, a.n - first), &b_.split_scores[head * a.n]);
+  });
+  cpu_.pool.split(heads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t h = begin; h < end; ++h)
+      b_.denominators[h] = cpu::attention_softmax(cpu_.table, all, w.attn_sink[h], &b_.split_scores[h * all.n]);
+  });
+  for_blocks([&](const Attention& a, int64_t head, int64_t block) {
+    cpu::attention_values(cpu_.table, a, block, &b_.split_scores[head * a.n],
+                          &b_.split_values[(block * heads + head) * c]);
+  });
+  cpu_.pool.split(heads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t h = begin; h < end; ++h) {
+      float* out = &b_.o[at + h * c];
+      std::copy_n(&b_.split_values[h * c], c, out);
+      for (int64_t block = 1; block < blocks; ++block)
+        for (int64_t d = 0; d < c; ++d) out[d] += b_.split_values[(block * heads + h) * c + d];
+      cpu::attention_finish(cpu_.table, all, b_.denominators[h], out);
+      rotate_back(index, token, out);
+    }
+  });
+}
+
+// The inverse RoPE of an attention result, by the query's own position.
+void DeepseekV4Step::rotate_back(int index, int64_t token, float* out) const {
+  const int table = g_.compress_ratios[index] > 0;
+  const int64_t pairs = g_.rope_head_dim / 2;
+  ref::rope(out + g_.nope_head_dim(), &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, true,
+            round_.results);
+}
+
+// Grouped low-rank output projection. wo_a takes its input as it is (the official code keeps it in bf16).
+void DeepseekV4Step::project_output(const LayerWeights& w) {
+  const int64_t groups = g_.o_groups, group_width = g_.n_heads * g_.head_dim / groups, rank = g_.o_lora_rank;
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.o.data(), {tokens_ * groups, group_width}), plain_, b_.o_input,
+               groups);
+  output_jobs_.clear();
+  for (int64_t group = 0; group < groups; ++group)
+    output_jobs_.push_back({.w = &w.wo_a,
+                            .x = &b_.o_input,
+                            .rows = {group * tokens_, tokens_},
+                            .y = b_.u.data() + group * rank,
+                            .y_stride = groups * rank,
+                            .round = round_.results,
+                            .first_group = group * rank / cpu::kTileRows,
+                            .groups = rank / cpu::kTileRows});
+  cpu::gemm(cpu_, output_jobs_);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.u.data(), {tokens_, groups * rank}), linear_, b_.u_input);
+  const cpu::GemmJob out = job(w.wo_b, b_.u_input, b_.y.data(), true);
+  cpu::gemm(cpu_, std::span(&out, 1));
+}
+
+}  // namespace thermocline
