@@ -165,7 +165,12 @@ TEST_P(DemoModel, Int8ActivationsStayNearTheExactPath) {
 std::vector<Path> demo_paths() {
   std::vector<Path> list;
   for (const Isa isa : test::isas())
-    for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({"demo", numerics, isa});
+    for (const Numerics numerics : {Numerics::published, Numerics::bf16}) {
+#ifdef TC_SANITIZED
+      if (numerics == Numerics::bf16) continue;  // the same code with one rounding less, and minutes of it
+#endif
+      list.push_back({"demo", numerics, isa});
+    }
   return list;
 }
 
