@@ -10,6 +10,7 @@
 #include "kernels_cpu/avx512/decode.h"
 #endif
 
+#include <atomic>
 #include <chrono>
 
 #ifdef TC_AMX_EMULATED
@@ -24,7 +25,7 @@ namespace {
 constexpr int kBlock = 16;  // tokens
 
 // Below so many tokens the vector version is faster. Written at start-up; both versions give the same bits.
-int switch_over = 4;
+std::atomic<int> switch_over = 4;
 
 // Sums in tile 0, m tokens in tile 1, weights in tile 2.
 void configure(int m, int token_bytes, int weight_rows) {
@@ -289,7 +290,8 @@ int calibrate() {
   };
   int tokens = 1;
   while (tokens <= kBlock && seconds(tokens, 1) > seconds(tokens, kBlock + 1)) ++tokens;
-  return switch_over = tokens;
+  switch_over = tokens;
+  return tokens;
 }
 
 }  // namespace

@@ -59,6 +59,13 @@ class Bench {
   Peaks& peaks() { return peaks_; }
   std::vector<Row>& rows() { return rows_; }
 
+  /// A row that has nothing to measure.
+  void skip(const char* name) {
+    Row row{name};
+    row.skipped = "needs --model (synth --like v4-flash --layers 3)";
+    rows_.push_back(std::move(row));
+  }
+
   /// Measures `run`, which returns what it needed, by Google Benchmark. compute_target: the share asked for where
   /// multiplications are the bound and not bytes.
   void measure(Row row, const std::function<Need()>& run, double compute_target = 0) {
@@ -430,8 +437,8 @@ void print_table(const MachineInfo& machine, Bench& bench) {
   fmt::print("| {:-<50} | {:->15}: | {:-<11} | {:->5}: | {:->6}: | {:-<4} |\n", "", "", "", "", "", "");
   for (const Row& row : bench.rows()) {
     if (!row.measured()) {
-      fmt::print("| {:<50} | {:>16} | {:<11} | {:>6} | {:>5.0f} % | skip |   {}\n", row.name, "-", row.bound, "-",
-                 100 * row.target, row.skipped);
+      fmt::print("| {:<50} | {:>16} | {:<11} | {:>6} | {:>7} | skip |   {}\n", row.name, "-", row.bound, "-", "-",
+                 row.skipped);
       continue;
     }
     fmt::print("| {:<50} | {:>8.1f} {:<7} | {:<11} | {:>4.0f} % | {} {:>3.0f} % | {} |\n", row.name, median(row.values),
@@ -488,15 +495,18 @@ Result<int> bench_kernels(const KernelsOptions& o) {
     if (!o.model.empty()) {
       TC_RETURN_IF_ERROR(bench_model(bench, o));
     } else {
-      for (const char* name : {"step, decode, batch 1", "step, decode: what reads no weights", "step, prefill 512"}) {
-        Row row{name};
-        row.skipped = "needs --model (synth --like v4-flash --layers 3)";
-        bench.rows().push_back(std::move(row));
-      }
+      for (const char* name : {"step, decode, batch 1", "step, decode: what reads no weights", "step, prefill 512"})
+        bench.skip(name);
     }
   }
   const std::string& load_model = o.load_model.empty() ? o.model : o.load_model;
-  if (wanted("load") && !load_model.empty()) TC_RETURN_IF_ERROR(bench_loading(bench, load_model));
+  if (wanted("load")) {
+    if (!load_model.empty()) {
+      TC_RETURN_IF_ERROR(bench_loading(bench, load_model));
+    } else {
+      for (const char* name : {"load, page cache cold", "load, page cache warm"}) bench.skip(name);
+    }
+  }
   const MachineInfo machine{cpu, topology, table.isa, pool.size()};
   if (o.json_path != "-") print_table(machine, bench);
   if (!o.json_path.empty()) TC_RETURN_IF_ERROR(write_json(machine, bench, o));

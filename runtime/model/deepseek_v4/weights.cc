@@ -522,7 +522,8 @@ Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folde
   for (LayerWeights& layer : weights->layers)
     layer.hc_attn.node_offsets = layer.hc_ffn.node_offsets = weights->node_offsets.data();
   for (MtpWeights& block : weights->mtp)
-    block.layer.hc_attn.node_offsets = block.layer.hc_ffn.node_offsets = weights->node_offsets.data();
+    for (HcWeights* hc : {&block.layer.hc_attn, &block.layer.hc_ffn, &block.hc_head})
+      hc->node_offsets = weights->node_offsets.data();
   Progress progress("loading " + folder.string(), binder.source_bytes(), options.quiet);
   TC_RETURN_IF_ERROR(run_jobs(binder, ChunkLoader(checkpoint, geometry, *weights, progress), options.threads));
   report_placement(*weights, options.pool);
