@@ -49,7 +49,9 @@ class MoeLayer {
   void group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights* shared, const GemmInput& routed_x,
                        const GemmInput& shared_x, TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights);
   void gate_and_up();
+  /// Sums [tokens, D], or every pair's own result [pairs, D].
   void down(float* out);
+  void down_pairs(bf16* out);
 
  private:
   using Active = MoeWorkspace::Active;
@@ -62,6 +64,9 @@ class MoeLayer {
   const GemmInput& gather(const Active& active, Worker& worker) const;
   void run_unit(const PackedMatrix& w, const GemmInput& x, const RowRange& rows, int64_t first, int64_t last,
                 float* out) const;
+  /// fn(active, row, n, count, y): a pair's outputs [n, n + count) of w2, every active expert in order.
+  template <class Fn>
+  void for_down_tiles(int id, int64_t first, int64_t last, const Fn& fn) const;
   void activate(const Active& active, int64_t first_group, int64_t width, float* gate, float* up) const;
 
   const CpuContext& cpu_;
@@ -77,7 +82,8 @@ void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const Exp
                                TensorView<const float, 2> weights) {
   std::vector<int32_t>& begin = w_.expert_begin_;
   std::fill(begin.begin(), begin.end(), 0);
-  for (int64_t i = 0; i < tokens_ * top_k_; ++i) ++begin[static_cast<size_t>(ids.data[i]) + 1];
+  for (int64_t i = 0; i < tokens_ * top_k_; ++i)
+    if (ids.data[i] >= 0) ++begin[static_cast<size_t>(ids.data[i]) + 1];
   for (size_t e = 1; e < begin.size(); ++e) begin[e] += begin[e - 1];
   w_.active_.clear();
   for (size_t e = 0; e < experts.size(); ++e)
@@ -87,6 +93,7 @@ void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const Exp
   if ((has_shared_ = shared != nullptr)) w_.active_.push_back({shared, &shared_x, {0, tokens_}});
   for (int64_t token = 0; token < tokens_; ++token)
     for (int64_t j = 0; j < top_k_; ++j) {
+      if (ids.row(token)[j] < 0) continue;
       const int32_t pair = begin[static_cast<size_t>(ids.row(token)[j])]++;
       w_.pair_token_[pair] = static_cast<int32_t>(token);
       w_.pair_weight_[pair] = weights.row(token)[j];
@@ -171,6 +178,30 @@ void MoeLayer::gate_and_up() {
   });
 }
 
+template <class Fn>
+void MoeLayer::for_down_tiles(int id, int64_t first, int64_t last, const Fn& fn) const {
+  alignas(64) float y[kMaxTokenBlock * kTileRows];
+  for (const Active& active : w_.active_) {
+    const PackedMatrix& w2 = active.weights->w2;
+    const GemmInput& h = is_shared(active) ? w_.h_shared_ : w_.h_routed_;
+    const int64_t blocks = h.blocks(active.pairs);
+    const GemmTile tile = gemm_tile(cpu_.table, w2, h.activation());
+    cpu_.count(id, w2, first, last - first);
+    if (&active != &w_.active_.back()) prefetch_start((&active + 1)->weights->w2, first);
+    for (int64_t group = first; group < last; ++group) {
+      const RowGroup rows = w2.row_group(group);
+      const int64_t n = group * kTileRows, count = std::min(kTileRows, w2.n - n);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const RowBlock block = h.block(active.pairs, b);
+        tile(rows, h.data(block), block.rows, y);
+        if (options_.round) ref::round_to_bf16(y, block.rows * kTileRows);
+        for (int i = 0; i < block.rows; ++i)
+          fn(active, block.first - active.pairs.first + i, n, count, y + i * kTileRows);
+      }
+    }
+  }
+}
+
 // Each worker owns some of the D outputs and adds up all experts for them.
 void MoeLayer::down(float* out) {
   const PackedMatrix& any = w_.active_[0].weights->w2;
@@ -180,30 +211,25 @@ void MoeLayer::down(float* out) {
     for_own_groups(cpu_.pool, id, 1, 1, range_of, [&](int64_t, int64_t first, int64_t last) {
       const int64_t begin = first * kTileRows, width = std::min(dim, last * kTileRows) - begin;
       for (int64_t token = 0; token < tokens_; ++token) std::fill_n(out + token * dim + begin, width, 0.0f);
-      alignas(64) float y[kMaxTokenBlock * kTileRows];
-      for (const Active& active : w_.active_) {
-        const PackedMatrix& w2 = active.weights->w2;
-        const GemmInput& h = is_shared(active) ? w_.h_shared_ : w_.h_routed_;
-        const int64_t blocks = h.blocks(active.pairs);
-        const GemmTile tile = gemm_tile(cpu_.table, w2, h.activation());
-        cpu_.count(id, w2, first, last - first);
-        if (&active != &w_.active_.back()) prefetch_start((&active + 1)->weights->w2, first);
-        for (int64_t group = first; group < last; ++group) {
-          const RowGroup rows = w2.row_group(group);
-          const int64_t n = group * kTileRows, count = std::min(kTileRows, dim - n);
-          for (int64_t b = 0; b < blocks; ++b) {
-            const RowBlock block = h.block(active.pairs, b);
-            tile(rows, h.data(block), block.rows, y);
-            if (options_.round) ref::round_to_bf16(y, block.rows * kTileRows);
-            for (int i = 0; i < block.rows; ++i) {
-              float* sum = out + token_of(active, block.first - active.pairs.first + i) * dim + n;
-              for (int64_t r = 0; r < count; ++r) sum[r] += y[i * kTileRows + r];
-            }
-          }
-        }
-      }
+      for_down_tiles(id, first, last, [&](const Active& active, int64_t i, int64_t n, int64_t count, const float* y) {
+        float* sum = out + token_of(active, i) * dim + n;
+        for (int64_t r = 0; r < count; ++r) sum[r] += y[r];
+      });
       if (options_.round)
         for (int64_t token = 0; token < tokens_; ++token) ref::round_to_bf16(out + token * dim + begin, width);
+    });
+  });
+}
+
+void MoeLayer::down_pairs(bf16* out) {
+  const PackedMatrix& any = w_.active_[0].weights->w2;
+  const auto range_of = [&](int64_t) { return GroupRange{&any, 0, any.row_groups(), 1}; };
+  cpu_.pool.run([&](int id) {
+    for_own_groups(cpu_.pool, id, 1, 1, range_of, [&](int64_t, int64_t first, int64_t last) {
+      for_down_tiles(id, first, last, [&](const Active& active, int64_t i, int64_t n, int64_t count, const float* y) {
+        bf16* row = out + (active.pairs.first + i) * any.n + n;
+        for (int64_t r = 0; r < count; ++r) row[r] = float_to_bf16(y[r]);
+      });
     });
   });
 }
@@ -218,6 +244,17 @@ void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const Ex
   layer.group_by_expert(experts, shared, routed_x, shared_x, ids, weights);
   layer.gate_and_up();
   layer.down(out);
+}
+
+void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, const GemmInput& x,
+               TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
+               MoeWorkspace& workspace, bf16* out) {
+  if (std::all_of(ids.data, ids.data + ids.size(), [](int32_t id) { return id < 0; })) return;
+  const WeightTraffic::Timer timer(cpu.traffic);
+  MoeLayer layer(cpu, options, workspace, x.rows(), ids.shape[1]);
+  layer.group_by_expert(experts, nullptr, x, x, ids, weights);
+  layer.gate_and_up();
+  layer.down_pairs(out);
 }
 
 }  // namespace thermocline::cpu

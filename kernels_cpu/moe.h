@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels_cpu/gemm.h"
+#include "runtime/base/number_formats.h"
 
 namespace thermocline::cpu {
 
@@ -62,5 +63,13 @@ struct MoeOptions {
 void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const ExpertWeights* shared,
          const GemmInput& routed_x, const GemmInput& shared_x, TensorView<const int32_t, 2> ids,
          TensorView<const float, 2> weights, const MoeOptions& options, MoeWorkspace& workspace, float* out);
+
+/// The experts of some (token, expert) pairs, a result each: what the CPU computes for a device.
+///   ids  [tokens, top_k] i32  -1: not a pair
+///   out  [pairs, D] bf16 out  w2 (weight * swiglu(w1 x, w3 x)), pairs by rising expert, then token
+/// Traffic: bytes of every distinct expert in ids, once.
+void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, const GemmInput& x,
+               TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
+               MoeWorkspace& workspace, bf16* out);
 
 }  // namespace thermocline::cpu

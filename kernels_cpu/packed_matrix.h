@@ -54,12 +54,12 @@ struct PackedShape {
   int64_t n = 0, k = 0;
   int64_t scale_tiles = 1;  // f32_rows, f32_blocks: tiles along K that share a scale
 
-  int64_t row_groups() const { return (n + kTileRows - 1) / kTileRows; }
-  int64_t k_tiles() const { return (k + kTileCols - 1) / kTileCols; }
-  int64_t padded_k() const { return k_tiles() * kTileCols; }
-  int64_t group_tile_bytes() const { return k_tiles() * tile_bytes(format); }
-  int64_t scale_groups() const { return (k_tiles() + scale_tiles - 1) / scale_tiles; }
-  int64_t group_scale_bytes() const {
+  constexpr int64_t row_groups() const { return (n + kTileRows - 1) / kTileRows; }
+  constexpr int64_t k_tiles() const { return (k + kTileCols - 1) / kTileCols; }
+  constexpr int64_t padded_k() const { return k_tiles() * kTileCols; }
+  constexpr int64_t group_tile_bytes() const { return k_tiles() * tile_bytes(format); }
+  constexpr int64_t scale_groups() const { return (k_tiles() + scale_tiles - 1) / scale_tiles; }
+  constexpr int64_t group_scale_bytes() const {
     switch (scale) {
       case ScaleFormat::none:
         return 0;
@@ -72,9 +72,9 @@ struct PackedShape {
     }
     return 0;
   }
-  int64_t tile_plane_bytes() const { return row_groups() * group_tile_bytes(); }
-  int64_t scale_plane_bytes() const { return row_groups() * group_scale_bytes(); }
-  int64_t bytes() const { return tile_plane_bytes() + scale_plane_bytes(); }
+  constexpr int64_t tile_plane_bytes() const { return row_groups() * group_tile_bytes(); }
+  constexpr int64_t scale_plane_bytes() const { return row_groups() * group_scale_bytes(); }
+  constexpr int64_t bytes() const { return tile_plane_bytes() + scale_plane_bytes(); }
 };
 
 /// One row group: 16 outputs, all of K. What a micro-kernel gets.

@@ -23,9 +23,7 @@ void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);
 void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
 
-/// Flags of every command that loads a model: --model, --numerics, --activations, --threads, --max-isa, --topology,
-/// --max-model-len,
-/// --direct-io.
+/// Flags of every command that loads a model: what to load, what to round, the CPU's side, the devices' side.
 class ModelOptions {
  public:
   void add_to(CLI::App& command, bool weights = true);
@@ -35,6 +33,8 @@ class ModelOptions {
 
  private:
   std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact";
+  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_cache_ = "static", prefill_ = "cpu";
+  uint64_t gpu_memory_ = 0;
   int threads_ = 0;
   int64_t max_model_len_ = 0;
   bool direct_io_ = false;

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cstdio>
 
 #include "runtime/cli/command.h"
@@ -26,6 +27,27 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
       ->capture_default_str();
   command.add_option("--topology", topology_,
                      "An hwloc description such as 'node:2 core:4 pu:1' instead of this machine");
+  command
+      .add_option(
+          "--device", device_,
+          "Where attention and hot experts run: auto (CUDA where there is a card), cuda, cuda:2 (two cards), simt "
+          "(the interpreter) or none")
+      ->capture_default_str();
+  command.add_option("--gpu-memory", gpu_memory_, "Memory to use of each device, such as 20GiB; 0: what is free")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_str("0");
+  command
+      .add_option("--experts-on-gpu", experts_on_gpu_,
+                  "Routed experts to keep on devices: a number, or auto: all that fit")
+      ->capture_default_str();
+  command
+      .add_option("--expert-cache", expert_cache_,
+                  "static: the experts stay; lru: misses replace what was used longest ago (docs/gpu.md)")
+      ->capture_default_str();
+  command
+      .add_option("--prefill-experts", prefill_,
+                  "Missing experts of long steps: cpu, stream (copied to the device) or hybrid (by measured costs)")
+      ->capture_default_str();
   command.add_flag("--direct-io", direct_io_, "Read the checkpoint with O_DIRECT, past the page cache");
 }
 
@@ -41,6 +63,16 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   options.topology = topology_;
   options.max_context = max_model_len_;
   options.direct_io = direct_io_;
+  options.device = device_;
+  options.gpu_memory = gpu_memory_;
+  if (experts_on_gpu_ != "auto") {
+    const char* const end = experts_on_gpu_.data() + experts_on_gpu_.size();
+    const auto [stop, error] = std::from_chars(experts_on_gpu_.data(), end, options.gpu.experts);
+    if (error != std::errc() || stop != end || options.gpu.experts < 0)
+      return invalid("--experts-on-gpu should be auto or a number, not '" + experts_on_gpu_ + "'");
+  }
+  TC_ASSIGN(options.gpu.policy, sched::parse_policy(expert_cache_));
+  TC_ASSIGN(options.gpu.prefill, parse_prefill_mode(prefill_));
   return options;
 }
 

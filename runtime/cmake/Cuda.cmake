@@ -1,4 +1,5 @@
-# tc_kernels_gpu: built by nvcc where the CUDA toolkit is found, and an empty device list otherwise.
+# tc_kernels_gpu: every kernel for the SIMT interpreter, compiled by the host compiler; where the CUDA toolkit is found
+# also by nvcc, from the same .cu sources.
 set(TC_HAVE_CUDA OFF)
 if(TC_CUDA AND NOT TC_SANITIZE)
   find_package(CUDAToolkit 12.4 QUIET)
@@ -13,18 +14,36 @@ if(TC_CUDA AND NOT TC_SANITIZE)
       set(CMAKE_CUDA_ARCHITECTURES 80 90 120)
     endif()
     enable_language(CUDA)
-    # CMake 3.25 does not know how to ask nvcc 13 for a newer standard, so the flag is spelled out.
-    set(CMAKE_CUDA_STANDARD 17)
     set(TC_HAVE_CUDA ON)
   endif()
 endif()
 message(STATUS "CUDA toolkit: ${TC_HAVE_CUDA} (everything but the GPU kernels builds without it)")
 
+set(gpu_sources attention attention_rows gemm hyper_connections indexer kernel_table moe_gemm moe_routing)
+list(TRANSFORM gpu_sources PREPEND ${CMAKE_SOURCE_DIR}/kernels_gpu/)
+list(TRANSFORM gpu_sources APPEND .cu)
+
+tc_library(simt kernels_gpu/simt/interpreter.cc LINK tc_base Boost::context)
+set(simt_sources)
+foreach(source ${gpu_sources})  # a name of its own, as a source file has one language
+  get_filename_component(name ${source} NAME_WE)
+  set(unit ${CMAKE_BINARY_DIR}/simt/${name}.cc)
+  file(CONFIGURE OUTPUT ${unit} CONTENT "#include \"kernels_gpu/${name}.cu\"\n")
+  list(APPEND simt_sources ${unit})
+endforeach()
+tc_library(kernels_gpu kernels_gpu/open_device.cc kernels_gpu/simt/simt_device.cc ${simt_sources}
+           LINK tc_simt tc_kernels_cpu)
+# Kernels are one instruction stream for a whole warp: signed and unsigned indices mix as in CUDA.
+set_source_files_properties(${simt_sources} PROPERTIES COMPILE_OPTIONS "-O2")
 if(TC_HAVE_CUDA)
-  add_library(tc_kernels_gpu STATIC kernels_gpu/device_list.cu)
-  target_link_libraries(tc_kernels_gpu PUBLIC CUDA::cudart_static Threads::Threads)
-  target_include_directories(tc_kernels_gpu PRIVATE ${CMAKE_SOURCE_DIR})
-  target_compile_options(tc_kernels_gpu PRIVATE -std=c++20 --Werror=all-warnings)
+  add_library(tc_kernels_cuda STATIC kernels_gpu/device_list.cu kernels_gpu/cuda/cuda_device.cu ${gpu_sources})
+  target_link_libraries(tc_kernels_cuda PUBLIC CUDA::cudart_static Threads::Threads)
+  target_include_directories(tc_kernels_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+  # CMake 3.25 does not know how to ask nvcc 13 for C++20, so the flag is spelled out and no standard is set.
+  set_target_properties(tc_kernels_cuda PROPERTIES CUDA_STANDARD_REQUIRED OFF)
+  set_property(TARGET tc_kernels_cuda PROPERTY CUDA_STANDARD)
+  target_compile_options(tc_kernels_cuda PRIVATE -std=c++20 --Werror=all-warnings --expt-relaxed-constexpr)
+  target_link_libraries(tc_kernels_gpu PUBLIC tc_kernels_cuda)
 else()
-  tc_library(kernels_gpu kernels_gpu/device_list_none.cc LINK tc_base)
+  target_sources(tc_kernels_gpu PRIVATE kernels_gpu/device_list_none.cc)
 endif()

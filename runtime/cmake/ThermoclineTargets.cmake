@@ -12,6 +12,9 @@ if(TC_SANITIZE)
   target_link_options(tc_options INTERFACE -fsanitize=${TC_SANITIZE})
   target_compile_definitions(tc_options INTERFACE TC_SANITIZED)
 endif()
+if(TC_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+  target_compile_definitions(tc_options INTERFACE TC_SIMT_CHECKS)  # every access of an interpreted kernel is checked
+endif()
 
 # tc_library(name SOURCES... LINK targets...)
 function(tc_library name)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels_gpu/open_device.h"
 #include "runtime/base/log.h"
 #include "runtime/model/deepseek_v4/config.h"
 
@@ -32,6 +33,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     return invalid("INT8 activations and the fp32 numerics exclude each other");
   if (o.threads < 0 || o.threads > 4096)
     return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
+  TC_ASSIGN(const gpu::DeviceChoice choice, gpu::parse_device(o.device));
+  TC_ASSIGN(std::vector<std::unique_ptr<gpu::Device>> devices, gpu::open_devices(choice, o.gpu_memory));
   engine->cpu_ = detect_cpu_features();
   engine->table_ =
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
@@ -52,10 +55,27 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   kv.max_tokens = o.max_context * o.max_sequences;
   kv.max_sequences = o.max_sequences;
   kv.max_chunk = o.max_chunk;
+  const ExecOptions exec{o.max_chunk, o.max_logit_rows, o.max_context, o.mtp, o.int8_activations};
+  if (!devices.empty()) {
+    const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, *engine->weights_, o.numerics, exec);
+    if (!supported.ok() && choice.kind != gpu::DeviceChoice::Kind::automatic) return supported.error();
+    if (!supported.ok()) {
+      spdlog::warn("the CPU does all of it: {}", supported.error().message);
+      devices.clear();
+    }
+  }
+  kv.host_rows = devices.empty();
   TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, kv));
-  TC_ASSIGN(engine->step_,
-            DeepseekV4Step::create(engine->geometry_, *engine->weights_, {*engine->pool_, engine->table_}, o.numerics,
-                                   {o.max_chunk, o.max_logit_rows, o.max_context, o.mtp, o.int8_activations}));
+  const cpu::CpuContext cpu{*engine->pool_, engine->table_};
+  if (devices.empty()) {
+    TC_ASSIGN(engine->step_, DeepseekV4Step::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec));
+  } else {
+    TC_ASSIGN(std::unique_ptr<DeepseekV4GpuStep> step,
+              DeepseekV4GpuStep::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec, o.gpu,
+                                        *engine->kv_, std::move(devices)));
+    engine->gpu_step_ = step.get();
+    engine->step_ = std::move(step);
+  }
   return engine;
 }
 

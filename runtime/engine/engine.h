@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/exec/deepseek_v4_gpu_step.h"
 #include "runtime/exec/deepseek_v4_step.h"
 #include "runtime/hw/topology.h"
 
@@ -27,6 +28,10 @@ struct EngineOptions {
   bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
   bool direct_io = false;         // read the checkpoint past the page cache
   bool quiet = false;             // no progress bar
+
+  std::string device = "none";  // auto, cuda, simt or none; "cuda:2" for two cards
+  uint64_t gpu_memory = 0;      // bytes of each device; 0: what is free (simt: 4 GiB)
+  GpuOptions gpu;
 
   static constexpr int64_t kDefaultContext = 32768;
 };
@@ -52,7 +57,7 @@ class Engine {
   Result<std::unique_ptr<Sequence>> new_sequence();
 
   /// Feeds tokens to a sequence in chunks and leaves the logits of the last one in logits().
-  /// Errors: cancelled when `cancel` turned true (tokens of finished chunks stay), and those of DeepseekV4Step::run.
+  /// Errors: cancelled when `cancel` turned true (tokens of finished chunks stay), and those of ForwardStep::run.
   Status prefill(Sequence& sequence, std::span<const int32_t> ids, const std::atomic<bool>* cancel = nullptr);
   /// One token of one sequence.
   Status decode(Sequence& sequence, int32_t id) { return prefill(sequence, std::span(&id, 1)); }
@@ -67,7 +72,9 @@ class Engine {
   const CpuFeatures& cpu() const { return cpu_; }
   const cpu::KernelTable& kernels() const { return table_; }
   WorkerPool& pool() { return *pool_; }
-  DeepseekV4Step& step() { return *step_; }
+  ForwardStep& step() { return *step_; }
+  /// The step on devices; null where the CPU does all of it.
+  DeepseekV4GpuStep* gpu_step() { return gpu_step_; }
 
  private:
   Engine() = default;
@@ -80,7 +87,8 @@ class Engine {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<deepseek_v4::Weights> weights_;
   std::unique_ptr<KvCache> kv_;
-  std::unique_ptr<DeepseekV4Step> step_;
+  std::unique_ptr<ForwardStep> step_;
+  DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
 };
 
 }  // namespace thermocline

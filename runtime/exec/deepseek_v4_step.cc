@@ -25,12 +25,12 @@ bool experts_take_int8(const cpu::KernelTable& table, const deepseek_v4::Weights
 
 DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                Numerics numerics, const ExecOptions& options)
-    : g_(geometry),
+    : ForwardStep(options),
+      g_(geometry),
       w_(weights),
       traffic_(cpu.pool.size(), cpu.pool.nodes()),
       cpu_{cpu.pool, cpu.table, &traffic_},
       round_(rounding_of(numerics)),
-      options_(options),
       plain_{cpu.table.activation, false},
       linear_{cpu.table.activation, round_.linear_inputs},
       expert_(options.int8_activations && experts_take_int8(cpu.table, weights)
@@ -51,7 +51,7 @@ Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeomet
 
 Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
                            std::span<const int32_t> next_ids) {
-  TC_RETURN_IF_ERROR(check(batch, sequences));
+  TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
   sequences_ = sequences;
   tokens_ = batch.size();
   const WorkerPool::PinnedDriver driver(cpu_.pool);
@@ -68,22 +68,6 @@ Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* cons
   mtp_rows_ = 0;
   if (!next_ids.empty() && !w_.mtp.empty()) mtp(next_ids, batch.logit_rows, batch.segments);
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
-  return {};
-}
-
-Status DeepseekV4Step::check(const sched::Batch& batch, std::span<SequenceKv* const> sequences) const {
-  TC_CHECK(batch.size() <= options_.max_tokens, "a batch of " + std::to_string(batch.size()) + " tokens");
-  TC_CHECK(static_cast<int64_t>(batch.logit_rows.size()) <= std::min(options_.max_tokens, options_.max_logit_rows));
-  for (const int32_t id : batch.token_ids)
-    if (id < 0 || id >= g_.vocab_size)
-      return invalid("token id " + std::to_string(id) + " is outside the vocabulary of " +
-                     std::to_string(g_.vocab_size));
-  for (const Segment& segment : batch.segments) {
-    TC_CHECK_EQ(segment.first_pos, sequences[segment.sequence]->length());
-    if (segment.first_pos + segment.num_tokens > options_.max_context)
-      return invalid("the context is full: " + std::to_string(segment.first_pos + segment.num_tokens) + " tokens, " +
-                     std::to_string(options_.max_context) + " allowed");
-  }
   return {};
 }
 

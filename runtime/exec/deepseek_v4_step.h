@@ -4,45 +4,29 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 #include <memory>
 #include <span>
 
 #include "kernels_cpu/attention.h"
 #include "kernels_cpu/cpu_context.h"
+#include "runtime/exec/forward_step.h"
 #include "runtime/exec/numerics.h"
-#include "runtime/exec/step_buffers.h"
-#include "runtime/kv/kv_cache.h"
 #include "runtime/model/deepseek_v4/weights.h"
-#include "scheduler/batch/batch.h"
 
 namespace thermocline {
 
-class DeepseekV4Step {
+class DeepseekV4Step : public ForwardStep {
  public:
-  /// Called after every layer with the residual streams [tokens, S, D]: for tests and probes.
-  using Observer = std::function<void(int layer, TensorView<const float, 3> streams)>;
-
   /// The geometry, weights and context outlive the object. Errors: out_of_memory.
   static Result<std::unique_ptr<DeepseekV4Step>> create(const ModelGeometry& geometry,
                                                         const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                                         Numerics numerics, const ExecOptions& options);
 
-  /// Computes one step and stores its rows. sequences[segment.sequence] must be segment.first_pos tokens long.
-  ///   next_ids  [tokens] the token after each one, or -1: where given, the MTP block runs on those tokens
-  /// Errors: out_of_memory (no KV pages: nothing was stored), invalid_argument (a token id outside the vocabulary).
-  Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids = {});
-
-  /// Logits of batch.logit_rows, [rows, V], valid until the next run.
-  TensorView<const float, 2> logits() const { return {b_.logits.data(), {logit_rows_, g_.vocab_size}}; }
-  /// MTP logits of those logit_rows that have a next token, [rows, V]: row t predicts the token at t + 2.
-  TensorView<const float, 2> mtp_logits() const { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
-
-  /// What the last run read of the weights, by worker and node, and how long it was at it.
-  const cpu::WeightTraffic& traffic() const { return traffic_; }
-
-  void set_observer(Observer observer) { observer_ = std::move(observer); }
-  const ExecOptions& options() const { return options_; }
+  Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
+             std::span<const int32_t> next_ids = {}) override;
+  TensorView<const float, 2> logits() const override { return {b_.logits.data(), {logit_rows_, g_.vocab_size}}; }
+  TensorView<const float, 2> mtp_logits() const override { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
+  const cpu::WeightTraffic& traffic() const override { return traffic_; }
 
  private:
   using LayerWeights = deepseek_v4::LayerWeights;
@@ -51,7 +35,6 @@ class DeepseekV4Step {
   DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                  Numerics numerics, const ExecOptions& options);
 
-  Status check(const sched::Batch& batch, std::span<SequenceKv* const> sequences) const;
   void embed(std::span<const int32_t> ids);
   void rope_tables(const Segments& segments);
   void layer(int index, const LayerWeights& w, float* streams, std::span<const int32_t> ids, const Segments& segments);
@@ -92,7 +75,6 @@ class DeepseekV4Step {
   cpu::WeightTraffic traffic_;
   const cpu::CpuContext cpu_;
   const Rounding round_;
-  const ExecOptions options_;
   const cpu::InputFormat plain_, linear_,
       expert_;                         // how inputs are stored: as they are, of FP8 and FP4 linears, of routed experts
   std::vector<float> frequencies_[2];  // 0 window layers, 1 compressed layers
@@ -100,7 +82,6 @@ class DeepseekV4Step {
   std::vector<cpu::GemmJob> output_jobs_;  // one a group of wo_a
   int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
   std::span<SequenceKv* const> sequences_;
-  Observer observer_;
 };
 
 template <class Fn>

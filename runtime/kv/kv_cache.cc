@@ -10,15 +10,17 @@ int64_t align64(int64_t bytes) { return div_up(bytes, 64) * 64; }
 
 }  // namespace
 
-KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options) {
+KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_layer, int last_layer)
+    : first_layer_(first_layer) {
   const int64_t element = options.bf16_rows ? 2 : 4;
   row_bytes_ = align64(g.head_dim * element);
   index_group_bytes_ = options.bf16_rows ? align64(cpu::key_group_bytes(div_up(g.index_head_dim, cpu::kTileCols)))
                                          : cpu::kKeyGroup * g.index_head_dim * element;
-  window_page_bytes_ = (g.n_layers + (options.mtp ? g.n_mtp_layers : 0)) * kPageTokens * row_bytes_;
+  const int last = last_layer < 0 ? g.n_layers + (options.mtp ? g.n_mtp_layers : 0) : last_layer;
+  window_page_bytes_ = (last - first_layer) * kPageTokens * row_bytes_;
   for (int i = 0; i < g.n_layers; ++i) {
     Layer layer;
-    if (const int ratio = g.compress_ratios[i]; ratio > 0) {
+    if (const int ratio = g.compress_ratios[i]; ratio > 0 && i >= first_layer && i < last) {
       const bool csa = g.kind(i) == LayerKind::csa;
       layer.rows_per_page = div_up(kPageTokens, ratio);
       layer.compressed = compressed_page_bytes_;
@@ -36,8 +38,11 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options) {
 
 Result<PagePool> PagePool::allocate(int64_t pages, int64_t page_bytes) {
   PagePool pool;
+  pool.pages_ = pages;
   pool.page_bytes_ = page_bytes;
-  TC_ASSIGN(pool.buffer_, NumaBuffer::allocate(static_cast<uint64_t>(pages * page_bytes)));
+  if (page_bytes > 0) {
+    TC_ASSIGN(pool.buffer_, NumaBuffer::allocate(static_cast<uint64_t>(pages * page_bytes)));
+  }
   for (int64_t i = pages; i-- > 0;) pool.free_.push_back(static_cast<int32_t>(i));
   return pool;
 }
@@ -52,7 +57,7 @@ int32_t PagePool::take() {
 SequenceKv::~SequenceKv() {
   for (const int32_t page : window_pages_) cache_.window_.give_back(page);
   for (const int32_t page : compressed_pages_) cache_.compressed_.give_back(page);
-  cache_.free_rings_.push_back(std::move(rings_));
+  cache_.free_rings_.push_back(ring_);
 }
 
 const KvLayout& SequenceKv::layout() const { return cache_.layout(); }
@@ -103,7 +108,8 @@ std::byte* SequenceKv::index_group(int layer, int64_t group) const {
 
 float* SequenceKv::ring_slot(int layer, int64_t pos) const {
   const KvLayout::Ring& ring = cache_.layout_.ring(layer);
-  return rings_.data() + ring.offset + pos % ring.slots * ring.slot_floats();
+  return cache_.rings_.data() + ring_ * cache_.layout_.ring_floats() + ring.offset +
+         pos % ring.slots * ring.slot_floats();
 }
 
 Result<std::unique_ptr<KvCache>> KvCache::create(const ModelGeometry& geometry, const KvOptions& options) {
@@ -112,12 +118,13 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelGeometry& geometry, 
   const int64_t window_pages = div_up(options.max_chunk + geometry.window_size, kPageTokens) + 1;
   const int64_t whole = div_up(options.max_tokens, kPageTokens) + options.max_sequences;
   TC_ASSIGN(cache->window_, PagePool::allocate(std::min(window_pages, whole) * options.max_sequences,
-                                               cache->layout_.window_page_bytes()));
-  TC_ASSIGN(cache->compressed_, PagePool::allocate(whole, cache->layout_.compressed_page_bytes()));
-  for (int i = 0; i < options.max_sequences; ++i) {
-    TC_ASSIGN(HostArray<float> rings, HostArray<float>::allocate(cache->layout_.ring_floats()));
-    cache->free_rings_.push_back(std::move(rings));
+                                               options.host_rows ? cache->layout_.window_page_bytes() : 0));
+  TC_ASSIGN(cache->compressed_,
+            PagePool::allocate(whole, options.host_rows ? cache->layout_.compressed_page_bytes() : 0));
+  if (options.host_rows) {
+    TC_ASSIGN(cache->rings_, HostArray<float>::allocate(options.max_sequences * cache->layout_.ring_floats()));
   }
+  for (int i = options.max_sequences; i-- > 0;) cache->free_rings_.push_back(i);
   return cache;
 }
 
@@ -125,7 +132,7 @@ Result<std::unique_ptr<SequenceKv>> KvCache::new_sequence() {
   if (free_rings_.empty())
     return Error{ErrorCode::out_of_memory, "all " + std::to_string(options_.max_sequences) + " sequences are in use"};
   std::unique_ptr<SequenceKv> sequence(new SequenceKv(*this));
-  sequence->rings_ = std::move(free_rings_.back());
+  sequence->ring_ = free_rings_.back();
   free_rings_.pop_back();
   return sequence;
 }

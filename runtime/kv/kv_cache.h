@@ -23,12 +23,14 @@ struct KvOptions {
   int64_t max_tokens = 4096;  // of all sequences together
   int max_sequences = 1;
   int64_t max_chunk = 512;  // tokens of one step
+  bool host_rows = true;    // false: page and ring numbers only; the rows are a device's
 };
 
 /// Where each layer's rows lie inside a page, in bytes.
 class KvLayout {
  public:
-  KvLayout(const ModelGeometry& geometry, const KvOptions& options);
+  /// Of the layers [first, last), MTP layers counting on from the main ones; last < 0: all. Other layers have no place.
+  KvLayout(const ModelGeometry& geometry, const KvOptions& options, int first_layer = 0, int last_layer = -1);
 
   int64_t window_page_bytes() const { return window_page_bytes_; }
   int64_t compressed_page_bytes() const { return compressed_page_bytes_; }
@@ -37,7 +39,7 @@ class KvLayout {
   int64_t index_group_bytes() const { return index_group_bytes_; }
   /// Compressed rows a page holds for a layer: those of 256 tokens, rounded up.
   int64_t rows_per_page(int layer) const { return layers_[layer].rows_per_page; }
-  int64_t window_offset(int layer) const { return layer * kPageTokens * row_bytes_; }
+  int64_t window_offset(int layer) const { return (layer - first_layer_) * kPageTokens * row_bytes_; }
   int64_t compressed_offset(int layer) const { return layers_[layer].compressed; }
   int64_t index_offset(int layer) const { return layers_[layer].index; }
 
@@ -55,13 +57,15 @@ class KvLayout {
     Ring ring;
   };
   std::vector<Layer> layers_;
+  int first_layer_ = 0;
   int64_t row_bytes_ = 0, index_group_bytes_ = 0, window_page_bytes_ = 0, compressed_page_bytes_ = 0, ring_floats_ = 0;
 };
 
 /// Uniform pages in one mapping, handed out by number.
 class PagePool {
  public:
-  static Result<PagePool> allocate(int64_t pages, int64_t page_bytes);
+  static Result<PagePool> allocate(int64_t pages, int64_t page_bytes);  // page_bytes 0: numbers only
+  int64_t pages() const { return pages_; }
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
   int32_t take();
   void give_back(int32_t page) { free_.push_back(page); }
@@ -69,7 +73,7 @@ class PagePool {
 
  private:
   NumaBuffer buffer_;
-  int64_t page_bytes_ = 0;
+  int64_t pages_ = 0, page_bytes_ = 0;
   std::vector<int32_t> free_;
 };
 
@@ -93,6 +97,12 @@ class SequenceKv {
   std::byte* raw_row(int layer, int64_t pos) const;
   std::byte* compressed_row(int layer, int64_t row) const;
   std::byte* index_group(int layer, int64_t group) const;
+  /// The block tables: logical page first_window_page() + i of the window, logical page i of compressed rows.
+  const std::vector<int32_t>& window_pages() const { return window_pages_; }
+  const std::vector<int32_t>& compressed_pages() const { return compressed_pages_; }
+  int64_t first_window_page() const { return first_window_page_; }
+  int32_t ring() const { return ring_; }
+
   /// The ring slot of a position: a [width], z [width], index a [index_width], index z [index_width].
   float* ring_slot(int layer, int64_t pos) const;
 
@@ -105,7 +115,7 @@ class SequenceKv {
   int64_t first_window_page_ = 0;      // logical number of window_pages_[0]
   std::vector<int32_t> window_pages_;  // logical page -> page of the pool
   std::vector<int32_t> compressed_pages_;
-  HostArray<float> rings_;
+  int32_t ring_ = 0;
 };
 
 class KvCache {
@@ -117,6 +127,9 @@ class KvCache {
 
   const KvLayout& layout() const { return layout_; }
   const KvOptions& options() const { return options_; }
+  /// Pages of the two pools.
+  int64_t window_pages() const { return window_.pages(); }
+  int64_t compressed_pages() const { return compressed_.pages(); }
 
  private:
   friend class SequenceKv;
@@ -127,7 +140,8 @@ class KvCache {
   const int64_t window_size_;
   const KvLayout layout_;
   PagePool window_, compressed_;
-  std::vector<HostArray<float>> free_rings_;  // one a sequence; what an earlier sequence left there is never read
+  HostArray<float> rings_;           // [max_sequences, ring_floats]; what an earlier sequence left there is never read
+  std::vector<int32_t> free_rings_;  // one a sequence
 };
 
 }  // namespace thermocline

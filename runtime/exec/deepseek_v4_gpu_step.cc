@@ -1,0 +1,571 @@
+#include "runtime/exec/deepseek_v4_gpu_step.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <numeric>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "kernels_cpu/ref/ops.h"
+#include "runtime/base/log.h"
+
+namespace thermocline {
+namespace ref = cpu::ref;
+using sched::ExpertId;
+using sched::Segment;
+
+Result<PrefillMode> parse_prefill_mode(std::string_view name) {
+  if (name == "cpu") return PrefillMode::cpu;
+  if (name == "stream") return PrefillMode::stream;
+  if (name == "hybrid") return PrefillMode::hybrid;
+  return invalid("unknown prefill mode '" + std::string(name) + "': use cpu, stream or hybrid");
+}
+
+namespace {
+
+uint32_t load_acquire(const uint32_t* p) {
+  return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
+}
+void store_release(uint32_t* p, uint32_t x) { std::atomic_ref<uint32_t>(*p).store(x, std::memory_order_release); }
+
+int64_t bucket_of(int64_t tokens) {
+  int64_t bucket = 1;
+  while (bucket < tokens) bucket *= 2;
+  return bucket;
+}
+
+}  // namespace
+
+DeepseekV4GpuStep::DeepseekV4GpuStep(const ModelGeometry& geometry, const deepseek_v4::Weights& weights,
+                                     cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options,
+                                     const GpuOptions& gpu)
+    : ForwardStep(options),
+      g_(geometry),
+      w_(weights),
+      traffic_(cpu.pool.size(), cpu.pool.nodes()),
+      cpu_{cpu.pool, cpu.table, &traffic_},
+      round_(rounding_of(numerics)),
+      gpu_(gpu) {
+  frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
+  frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
+                                          g_.beta_fast, g_.beta_slow);
+}
+
+// What the kernels take. Every published V4 geometry passes.
+Status DeepseekV4GpuStep::supported(const ModelGeometry& g, const deepseek_v4::Weights& w, Numerics numerics,
+                                    const ExecOptions& options) {
+  const auto refuse = [](const std::string& what) {
+    return unsupported("on a device " + what + "; use --device none");
+  };
+  if (numerics == Numerics::fp32) return refuse("the fp32 numerics do not run: its tensor cores take bf16");
+  if (options.int8_activations) return refuse("INT8 activations do not run");
+  const auto multiple = [&](const char* name, int64_t value, int64_t of) -> Status {
+    if (value % of == 0) return {};
+    return refuse(fmt::format("{} should be a multiple of {}, and is {}", name, of, value));
+  };
+  TC_RETURN_IF_ERROR(multiple("hidden_size", g.dim, 32));
+  TC_RETURN_IF_ERROR(multiple("q_lora_rank", g.q_lora_rank, 32));
+  TC_RETURN_IF_ERROR(multiple("head_dim", g.head_dim, 32));
+  TC_RETURN_IF_ERROR(multiple("index_head_dim", g.index_head_dim, 32));
+  TC_RETURN_IF_ERROR(multiple("moe_intermediate_size", g.moe_inter_dim, 32));
+  TC_RETURN_IF_ERROR(multiple("o_lora_rank", g.o_lora_rank, 16));
+  TC_RETURN_IF_ERROR(multiple("o_groups x o_lora_rank", g.o_groups * g.o_lora_rank, 32));
+  TC_RETURN_IF_ERROR(multiple("heads x head_dim / o_groups", g.n_heads * g.head_dim / g.o_groups, 32));
+  const auto most = [&](const char* name, int64_t value, int64_t limit) -> Status {
+    if (value <= limit) return {};
+    return refuse(fmt::format("{} may be {}, and is {}", name, limit, value));
+  };
+  TC_RETURN_IF_ERROR(most("hidden_size", g.dim, 8192));
+  TC_RETURN_IF_ERROR(most("head_dim", g.head_dim, 512));
+  TC_RETURN_IF_ERROR(most("hc_mult", g.hc_mult, 5));
+  TC_RETURN_IF_ERROR(most("n_routed_experts", g.n_routed_experts, 1024));
+  TC_RETURN_IF_ERROR(most("num_experts_per_tok", g.n_activated_experts, 32));
+  TC_RETURN_IF_ERROR(most("index_n_heads", g.index_n_heads, 64));
+  TC_RETURN_IF_ERROR(most("index_head_dim", g.index_head_dim, 256));
+  for (const deepseek_v4::LayerWeights& layer : w.layers)
+    if (layer.experts[0].w1.format == cpu::WeightFormat::int8 || layer.experts[0].w1.format == cpu::WeightFormat::int4)
+      return refuse("INT8 and INT4 experts do not run");
+  return {};
+}
+
+Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
+    const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics,
+    const ExecOptions& options, const GpuOptions& gpu, const KvCache& kv,
+    std::vector<std::unique_ptr<gpu::Device>> devices) {
+  TC_RETURN_IF_ERROR(supported(geometry, weights, numerics, options));
+  std::unique_ptr<DeepseekV4GpuStep> step(new DeepseekV4GpuStep(geometry, weights, cpu, numerics, options, gpu));
+  const ModelGeometry& g = geometry;
+  const int count = std::min(static_cast<int>(devices.size()), g.n_layers);
+  const bool mtp = options.mtp && !weights.mtp.empty();
+  for (int i = 0; i < count; ++i) {
+    PartOptions o;
+    o.first_layer = g.n_layers * i / count;
+    o.last_layer = g.n_layers * (i + 1) / count;
+    // A captured decode step has as many rows as its bucket.
+    o.max_tokens = std::max(options.max_tokens, bucket_of(std::min(options.max_tokens, kDecodeTokens)));
+    o.max_logit_rows = std::max(options.max_logit_rows, bucket_of(std::min(options.max_logit_rows, kDecodeTokens)));
+    o.max_context = options.max_context;
+    o.mtp = mtp && o.last_layer == g.n_layers;
+    o.round_linear = step->round_.linear_inputs;
+    o.experts = gpu.experts < 0 ? -1 : gpu.experts * (i + 1) / count - gpu.experts * i / count;
+    o.staging = gpu.prefill == PrefillMode::cpu ? 0 : 2 * std::min(8, g.n_routed_experts);
+    TC_ASSIGN(std::unique_ptr<DevicePart> part,
+              DevicePart::create(std::move(devices[static_cast<size_t>(i)]), g, weights, kv, o));
+    spdlog::info("{}", part->memory_map());
+    const int layers = o.last_layer - o.first_layer + (o.mtp ? 1 : 0);
+    step->policies_.push_back(sched::make_policy(gpu.policy, layers, g.n_routed_experts));
+    step->parts_.push_back(std::move(part));
+  }
+  const int64_t m = step->parts_[0]->options().max_tokens;
+  TC_ASSIGN(step->x_, cpu::GemmInput::allocate(m, g.dim));
+  TC_ASSIGN(step->moe_, cpu::MoeWorkspace::allocate(cpu.pool.size(), m, g.n_activated_experts, g.n_routed_experts,
+                                                    g.dim, g.moe_inter_dim));
+  TC_ASSIGN(step->ids_, HostArray<int32_t>::allocate(m * g.n_activated_experts));
+  TC_ASSIGN(step->weights_, HostArray<float>::allocate(m * g.n_activated_experts));
+  TC_ASSIGN(step->taken_, HostArray<int32_t>::allocate(m));
+  if (gpu.prefill != PrefillMode::cpu) {
+    TC_ASSIGN(step->pair_rows_, HostArray<bf16>::allocate(m * g.n_activated_experts * g.dim));
+  }
+  if (gpu.prefill == PrefillMode::hybrid) TC_RETURN_IF_ERROR(step->calibrate());
+  // The slots are full before the first step; what a policy does later runs beside steps.
+  for (int i = 0; i < count; ++i) {
+    SlotPool& slots = step->parts_[static_cast<size_t>(i)]->slots();
+    const std::unique_ptr<sched::ExpertPolicy> first =
+        sched::make_policy(sched::PolicyKind::fixed, slots.residency().layers, g.n_routed_experts);
+    for (const sched::Admission& a : first->plan(slots.residency(), slots.slots())) slots.fill(a.fill);
+    TC_RETURN_IF_ERROR(slots.settle());
+  }
+  if (count == 1 && gpu.graphs) {
+    DevicePart& part = *step->parts_[0];
+    for (const bool scores : {false, true})
+      for (int64_t tokens = 1; tokens <= bucket_of(std::min(options.max_tokens, kDecodeTokens)); tokens *= 2) {
+        StepShape shape{tokens, std::min(tokens, part.options().max_logit_rows), 0, scores};
+        part.host_tables(shape);
+        part.stream().begin_capture();
+        part.begin(shape);
+        step->queue_decode(part);
+        TC_ASSIGN(std::unique_ptr<gpu::Graph> graph, part.stream().end_capture());
+        step->buckets_.push_back({shape, std::move(graph)});
+      }
+  }
+  for (const std::unique_ptr<DevicePart>& part : step->parts_) part->device().seal();
+  return step;
+}
+
+DevicePart& DeepseekV4GpuStep::part_of(int layer) {
+  for (const std::unique_ptr<DevicePart>& part : parts_)
+    if (layer < part->options().last_layer) return *part;
+  return *parts_.back();
+}
+
+TensorView<const float, 2> DeepseekV4GpuStep::logits() const {
+  return {parts_.back()->logits(), {logit_rows_, g_.vocab_size}};
+}
+TensorView<const float, 2> DeepseekV4GpuStep::mtp_logits() const {
+  return {parts_.back()->mtp_logits(), {mtp_rows_, g_.vocab_size}};
+}
+
+void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
+                                    std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
+                                    std::span<const int32_t> mtp_rows) {
+  const DevicePart::Tables t = part.host_tables(shape);
+  *t.step = step_number_;
+  int32_t pages = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const SequenceKv& kv = *sequences[i];
+    gpu::SequenceInfo& info = t.sequences[i];
+    info = {kv.ring(), static_cast<int32_t>(kv.first_window_page()), pages,
+            pages + static_cast<int32_t>(kv.window_pages().size())};
+    TC_CHECK(pages + static_cast<int64_t>(kv.window_pages().size() + kv.compressed_pages().size()) <=
+             part.page_capacity());
+    pages =
+        static_cast<int32_t>(std::copy(kv.window_pages().begin(), kv.window_pages().end(), t.pages + pages) - t.pages);
+    pages = static_cast<int32_t>(
+        std::copy(kv.compressed_pages().begin(), kv.compressed_pages().end(), t.pages + pages) - t.pages);
+  }
+  const int64_t m = shape.tokens, pairs = g_.rope_head_dim / 2, real = batch.size();
+  std::fill_n(t.tokens, m, gpu::TokenInfo());
+  for (const Segment& segment : batch.segments)
+    for (int64_t i = 0; i < segment.num_tokens; ++i)
+      t.tokens[segment.first_token + i] = {batch.token_ids[static_cast<size_t>(segment.first_token + i)],
+                                           static_cast<int32_t>(segment.first_pos + i),
+                                           segment.sequence,
+                                           static_cast<int32_t>(segment.first_pos),
+                                           static_cast<int32_t>(segment.first_token),
+                                           static_cast<int32_t>(segment.num_tokens)};
+  for (int64_t token = 0; token < m; ++token) {
+    const int64_t pos = std::max(t.tokens[token].pos, 0);
+    const auto angles = [&](int64_t table, int kind, int64_t at) {
+      ref::rope_angles(frequencies_[kind], at, t.cos + (table * m + token) * pairs,
+                       t.sin + (table * m + token) * pairs);
+    };
+    angles(0, 0, pos);
+    angles(1, 1, pos);
+    for (size_t r = 0; r < part.ratios().size(); ++r)
+      angles(2 + static_cast<int64_t>(r), 1, pos / part.ratios()[r] * part.ratios()[r]);
+  }
+  for (int64_t i = 0; i < shape.logit_rows; ++i)
+    t.rows[i] = i < static_cast<int64_t>(batch.logit_rows.size()) ? batch.logit_rows[static_cast<size_t>(i)] : 0;
+  std::copy(mtp_rows.begin(), mtp_rows.end(), t.mtp_rows);
+  if (part.options().first_layer == 0)
+    for (int64_t token = 0; token < m; ++token)
+      std::copy_n(
+          w_.embed + (token < real ? static_cast<int64_t>(batch.token_ids[static_cast<size_t>(token)]) : 0) * g_.dim,
+          g_.dim, t.embed + token * g_.dim);
+  if (shape.mtp_rows > 0) {
+    for (int64_t token = 0; token < m; ++token) {
+      const int64_t id = token < real ? std::max(next_ids[static_cast<size_t>(token)], 0) : 0;
+      std::copy_n(w_.embed + id * g_.dim, g_.dim, t.mtp_embed + token * g_.dim);
+    }
+  }
+}
+
+Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
+                              std::span<const int32_t> next_ids) {
+  TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
+  for (const std::unique_ptr<DevicePart>& part : parts_) TC_RETURN_IF_ERROR(part->stream().status());
+  if (batch.size() == 0) {
+    logit_rows_ = mtp_rows_ = 0;
+    return {};
+  }
+  const WorkerPool::PinnedDriver driver(cpu_.pool);
+  traffic_.reset();
+  for (const Segment& segment : batch.segments)
+    TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
+
+  StepShape shape;
+  const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
+  const bool decode = batch.size() <= kDecodeTokens;
+  shape.tokens = decode ? bucket_of(batch.size()) : batch.size();
+  for (int i = 0; i < g_.n_layers; ++i)
+    if (g_.kind(i) == LayerKind::csa)
+      for (const Segment& segment : batch.segments)
+        shape.scores =
+            shape.scores ||
+            (segment.first_pos + segment.num_tokens) / g_.compress_ratios[static_cast<size_t>(i)] > g_.index_topk;
+  std::vector<int32_t> mtp_rows;
+  if (!next_ids.empty() && parts_.back()->options().mtp)
+    for (const int32_t row : batch.logit_rows)
+      if (next_ids[static_cast<size_t>(row)] >= 0) mtp_rows.push_back(row);
+  const bool with_mtp = !next_ids.empty() && parts_.back()->options().mtp;
+  shape.mtp_rows = static_cast<int64_t>(mtp_rows.size());
+  // The MTP block runs for its rows in the cache even where no logits of it are wanted.
+  if (with_mtp && shape.mtp_rows == 0) mtp_rows.push_back(0), shape.mtp_rows = 1;
+
+  const bool graph = decode && rows > 0 && !with_mtp && !observer_ && !buckets_.empty();
+  shape.logit_rows = graph ? std::min(shape.tokens, parts_[0]->options().max_logit_rows) : rows;
+  ++step_number_;
+  for (const std::unique_ptr<DevicePart>& part : parts_) {
+    part->slots().begin_step(part->stream());
+    fill_tables(*part, shape, batch, sequences, next_ids, mtp_rows);
+  }
+  const bool host_split = !decode && gpu_.prefill != PrefillMode::cpu;
+  const Status ran = graph ? run_graph(shape) : run_layers(shape, host_split, with_mtp);
+  Status status = ran;
+  for (const std::unique_ptr<DevicePart>& part : parts_) {
+    const Status synced = part->stream().synchronize();
+    if (status.ok() && !synced.ok()) status = synced;
+    part->slots().end_step();
+  }
+  TC_RETURN_IF_ERROR(std::move(status));
+  logit_rows_ = rows;
+  mtp_rows_ = 0;
+  if (with_mtp)
+    for (const int32_t row : batch.logit_rows) mtp_rows_ += next_ids[static_cast<size_t>(row)] >= 0;
+  for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
+  observe_step(shape, batch.size());
+  return {};
+}
+
+void DeepseekV4GpuStep::queue_decode(DevicePart& part) {
+  part.embed();
+  for (int layer = 0; layer < g_.n_layers; ++layer) {
+    part.attention(layer);
+    part.experts_begin(layer);
+    part.experts_end(layer);
+  }
+  part.head();
+  part.end();
+}
+
+Status DeepseekV4GpuStep::run_graph(const StepShape& shape) {
+  DevicePart& part = *parts_[0];
+  for (Bucket& bucket : buckets_) {
+    if (bucket.shape.tokens != shape.tokens || bucket.shape.scores != shape.scores) continue;
+    part.stream().launch(*bucket.graph);
+    ++counters_.graph_launches;
+    for (int layer = 0; layer < g_.n_layers; ++layer) TC_RETURN_IF_ERROR(answer(part, layer, shape));
+    return {};
+  }
+  return run_layers(shape, false, false);
+}
+
+Status DeepseekV4GpuStep::run_layers(const StepShape& shape, bool host_split, bool with_mtp) {
+  for (const std::unique_ptr<DevicePart>& part : parts_) part->begin(shape);
+  const auto run_layer = [&](DevicePart& part, int layer) -> Status {
+    part.attention(layer);
+    if (host_split) {
+      TC_RETURN_IF_ERROR(split_on_host(part, layer, shape));
+    } else {
+      part.experts_begin(layer);
+      part.experts_end(layer);
+    }
+    if (!observer_ || layer >= g_.n_layers) return {};
+    if (!host_split) TC_RETURN_IF_ERROR(answer(part, layer, shape));
+    observed_.resize(static_cast<size_t>(shape.tokens * g_.hc_mult * g_.dim));
+    part.read_streams(observed_.data());
+    TC_RETURN_IF_ERROR(part.stream().synchronize());
+    observer_(layer, {observed_.data(), {shape.tokens, g_.hc_mult, g_.dim}});
+    return {};
+  };
+  parts_[0]->embed();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    DevicePart& part = *parts_[i];
+    if (i > 0) {
+      parts_[i - 1]->stream().record(parts_[i - 1]->done());
+      part.receive_streams(*parts_[i - 1]);
+    }
+    for (int layer = part.options().first_layer; layer < part.options().last_layer; ++layer)
+      TC_RETURN_IF_ERROR(run_layer(part, layer));
+  }
+  DevicePart& last = *parts_.back();
+  last.head();
+  if (with_mtp) {
+    last.mtp();
+    TC_RETURN_IF_ERROR(run_layer(last, g_.n_layers));
+    last.mtp_head();
+  }
+  for (const std::unique_ptr<DevicePart>& part : parts_) part->end();
+  // Everything is queued; now the CPU's part, layer by layer as the devices reach it.
+  if (!host_split && !observer_)
+    for (int layer = 0; layer < g_.n_layers; ++layer) TC_RETURN_IF_ERROR(answer(part_of(layer), layer, shape));
+  if (!host_split && with_mtp) TC_RETURN_IF_ERROR(answer(last, g_.n_layers, shape));
+  return {};
+}
+
+// The pairs in ids_ and weights_, from x in pinned memory, into out by rising expert, then token.
+void DeepseekV4GpuStep::compute_pairs(DevicePart& part, int layer, int64_t tokens, bf16* out) {
+  const cpu::InputFormat plain{cpu_.table.activation, false}, routed{cpu_.table.activation, round_.linear_inputs};
+  const bf16* const x = part.host_x();
+  x_.reshape(cpu_.table, plain.activation, tokens, g_.dim);
+  cpu_.pool.split(tokens, [&](int64_t begin, int64_t end, int) {
+    constexpr int64_t kPiece = 512;
+    float piece[kPiece];
+    for (int64_t token = begin; token < end; ++token) {
+      const cpu::RowChunks chunks = x_.row({0, tokens}, token);
+      for (int64_t at = 0; at < g_.dim; at += kPiece) {
+        const int64_t count = std::min(kPiece, g_.dim - at);
+        for (int64_t i = 0; i < count; ++i) piece[i] = bf16_to_float(x[token * g_.dim + at + i]);
+        cpu::store_row(plain, piece, count, {chunks.first + at / cpu::kTileCols * chunks.stride, chunks.stride});
+      }
+    }
+  });
+  const int64_t k = g_.n_activated_experts;
+  cpu::moe_pairs(cpu_, layer_weights(layer).experts, x_, {ids_.data(), {tokens, k}}, {weights_.data(), {tokens, k}},
+                 {g_.swiglu_limit, true, routed, routed}, moe_, out);
+}
+
+// Waits for a layer's flag and computes what it asks for. Errors: the stream's fault, as then no flag will come.
+Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& shape) {
+  const DevicePart::Mail mail = part.mail(layer);
+  for (int64_t spins = 0; load_acquire(&mail.flag[1]) != step_number_; ++spins) {
+    if (spins % 1024 != 1023) continue;
+    TC_RETURN_IF_ERROR(part.stream().status());
+    std::this_thread::yield();
+  }
+  const int64_t count = mail.flag[0], k = g_.n_activated_experts;
+  counters_.cpu_pairs += count;
+  ++counters_.layers;
+  counters_.zero_miss_layers += count == 0;
+  if (meddler_) meddler_(layer);
+  if (count == 0) return {};
+  std::fill_n(ids_.data(), shape.tokens * k, -1);
+  std::fill_n(taken_.data(), shape.tokens, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const gpu::MissPair& miss = part.misses()[i];
+    const int64_t at = miss.token * k + taken_[miss.token]++;
+    ids_[at] = miss.expert;
+    weights_[at] = miss.weight;
+  }
+  compute_pairs(part, layer, shape.tokens, part.host_y());
+  store_release(mail.answer, step_number_);
+  return {};
+}
+
+// Long prefill steps: the host sees the routing and splits it. Residents run at once; streamed experts follow in waves
+// through the two halves of the staging slots, copies of one half beside the work on the other; the CPU does the rest.
+Status DeepseekV4GpuStep::split_on_host(DevicePart& part, int layer, const StepShape& shape) {
+  SlotPool& slots = part.slots();
+  const int local = layer - part.options().first_layer, experts = g_.n_routed_experts;
+  const int64_t k = g_.n_activated_experts, tokens = shape.tokens;
+  part.route_for_host(layer);
+  part.shared_expert(layer);  // the device is busy while the host decides
+  part.routed().synchronize();
+  TC_RETURN_IF_ERROR(part.stream().status());
+  const int32_t* const ids = part.host_ids(layer);
+  std::vector<int64_t> count(static_cast<size_t>(experts)), first(static_cast<size_t>(experts) + 1);
+  for (int64_t i = 0; i < tokens * k; ++i) ++count[static_cast<size_t>(ids[i])];
+  for (size_t e = 0; e < count.size(); ++e) first[e + 1] = first[e] + count[e];
+
+  const std::span<const int32_t> table = slots.step_table(local);
+  std::vector<int64_t> missing_tokens, resident_tokens;
+  std::vector<int> missing;
+  for (int e = 0; e < experts; ++e) {
+    if (count[static_cast<size_t>(e)] == 0) continue;
+    if (table[static_cast<size_t>(e)] >= 0) {
+      resident_tokens.push_back(count[static_cast<size_t>(e)]);
+    } else {
+      missing.push_back(e);
+      missing_tokens.push_back(count[static_cast<size_t>(e)]);
+    }
+  }
+  std::vector<int> streamed(missing.size());
+  std::iota(streamed.begin(), streamed.end(), 0);
+  if (gpu_.prefill == PrefillMode::hybrid)
+    streamed = sched::choose_streamed(missing_tokens, resident_tokens, costs_);
+  else
+    std::stable_sort(streamed.begin(), streamed.end(), [&](int a, int b) {
+      return missing_tokens[static_cast<size_t>(a)] > missing_tokens[static_cast<size_t>(b)];
+    });
+
+  // Residents.
+  int wave = 0;
+  part.run_wave(layer, wave++, table);
+  // Streamed experts, a half of the staging slots a wave.
+  const int half = slots.staging() / 2;
+  std::vector<bool> on_device(static_cast<size_t>(experts));
+  for (int e = 0; e < experts; ++e) on_device[static_cast<size_t>(e)] = table[static_cast<size_t>(e)] >= 0;
+  for (size_t at = 0; at < streamed.size() && wave < DevicePart::kMaxWaves; ++wave) {
+    const int side = wave % 2;
+    std::vector<int32_t> row(static_cast<size_t>(experts), -1);
+    std::vector<std::pair<ExpertId, int>> staged;
+    slots.copies().wait(part.staging_free(side));
+    for (int i = 0; i < half && at < streamed.size(); ++i, ++at) {
+      const int expert = missing[static_cast<size_t>(streamed[at])];
+      slots.stage({local, expert}, side * half + i, slots.copies());
+      row[static_cast<size_t>(expert)] = slots.slots() + side * half + i;
+      on_device[static_cast<size_t>(expert)] = true;
+      staged.push_back({{local, expert}, side * half + i});
+      ++counters_.streamed_experts;
+    }
+    slots.copies().record(part.staging_filled(side));
+    part.stream().wait(part.staging_filled(side));
+    part.run_wave(layer, wave, row);
+    // Prefill is the free moment to admit: the expert is on the device, a free slot costs one copy inside it.
+    for (const auto& [id, slot] : staged)
+      slots.fill_from_device(id, slots.slot_data(slots.slots() + slot), part.stream());
+    part.stream().record(part.staging_free(side));
+  }
+  // The CPU's pairs, then their rows by runs of neighbouring experts.
+  std::fill_n(ids_.data(), tokens * k, -1);
+  int64_t cpu_pairs = 0;
+  for (int64_t i = 0; i < tokens * k; ++i) {
+    if (on_device[static_cast<size_t>(ids[i])]) continue;
+    ids_[i] = ids[i];
+    weights_[i] = part.host_weights()[i];
+    ++cpu_pairs;
+  }
+  counters_.cpu_pairs += cpu_pairs;
+  ++counters_.layers;
+  counters_.zero_miss_layers += cpu_pairs == 0;
+  if (cpu_pairs > 0) {
+    compute_pairs(part, layer, tokens, pair_rows_.data());
+    const bf16* from = pair_rows_.data();
+    for (int e = 0; e < experts; ++e) {
+      const int64_t n = count[static_cast<size_t>(e)];
+      if (on_device[static_cast<size_t>(e)] || n == 0) continue;
+      std::copy_n(from, n * g_.dim, part.host_y() + first[static_cast<size_t>(e)] * g_.dim);
+      part.take_pairs(first[static_cast<size_t>(e)], n);
+      from += n * g_.dim;
+    }
+  }
+  part.write_streams(layer);
+  // host_y and the tables are written again in the next layer.
+  part.stream().record(part.done());
+  part.done().synchronize();
+  return part.stream().status();
+}
+
+// What the routers chose goes to the policies, and what they decide to the slots.
+void DeepseekV4GpuStep::observe_step(const StepShape& shape, int64_t tokens) {
+  const int64_t k = g_.n_activated_experts;
+  counters_.pairs += tokens * k * g_.n_layers;
+  (void)shape;
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    DevicePart& part = *parts_[p];
+    SlotPool& slots = part.slots();
+    if (slots.slots() == 0 || (gpu_.policy == sched::PolicyKind::fixed && slots.residency().free_slots == 0)) continue;
+    std::vector<sched::ExpertUse> uses;
+    std::vector<int> count(static_cast<size_t>(g_.n_routed_experts));
+    for (int layer = part.options().first_layer; layer < part.options().last_layer; ++layer) {
+      std::fill(count.begin(), count.end(), 0);
+      for (int64_t i = 0; i < tokens * k; ++i) ++count[static_cast<size_t>(part.host_ids(layer)[i])];
+      for (int e = 0; e < g_.n_routed_experts; ++e)
+        if (count[static_cast<size_t>(e)] > 0)
+          uses.push_back({{layer - part.options().first_layer, e}, count[static_cast<size_t>(e)]});
+    }
+    policies_[p]->observe(uses);
+    for (const sched::Admission& a : policies_[p]->plan(slots.residency(), gpu_.max_fills)) {
+      if (a.evicts()) slots.evict(a.victim);
+      slots.fill(a.fill);
+    }
+  }
+}
+
+// Times an expert on both sides and its copy, on the real paths with the real weights: medians of a few.
+Status DeepseekV4GpuStep::calibrate() {
+  using Clock = std::chrono::steady_clock;
+  DevicePart& part = *parts_[0];
+  SlotPool& slots = part.slots();
+  const auto median_ns = [](const auto& fn) -> Result<double> {
+    double times[5];
+    for (double& time : times) {
+      const Clock::time_point start = Clock::now();
+      TC_RETURN_IF_ERROR(fn());
+      time = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+    }
+    std::sort(std::begin(times), std::end(times));
+    return times[2];
+  };
+  int turn = 0;  // experts rotate, so that caches do not flatter the CPU
+  const auto next = [&] { return ExpertId{0, turn++ % g_.n_routed_experts}; };
+  TC_ASSIGN(costs_.h2d_ns, median_ns([&]() -> Status {
+              slots.stage(next(), 0, slots.copies());
+              return slots.copies().synchronize();
+            }));
+  std::array<double, 5> cpu_ns{}, gpu_ns{};
+  const int64_t k = g_.n_activated_experts;
+  for (size_t i = 0; i < sched::ExpertTime::kTokens.size(); ++i) {
+    const int64_t tokens = std::min<int64_t>(sched::ExpertTime::kTokens[i], options_.max_tokens);
+    const double scale = static_cast<double>(sched::ExpertTime::kTokens[i]) / static_cast<double>(tokens);
+    TC_ASSIGN(cpu_ns[i], median_ns([&]() -> Status {
+                std::fill_n(ids_.data(), tokens * k, -1);
+                const int expert = next().expert;
+                for (int64_t t = 0; t < tokens; ++t) {
+                  ids_[t * k] = expert;
+                  weights_[t * k] = 1;
+                }
+                compute_pairs(part, part.options().first_layer, tokens, pair_rows_.data());
+                return {};
+              }));
+    TC_ASSIGN(gpu_ns[i], median_ns([&]() -> Status {
+                part.expert_for_timing(tokens);
+                return part.stream().synchronize();
+              }));
+    cpu_ns[i] *= scale;
+    gpu_ns[i] *= scale;
+  }
+  costs_.cpu = sched::ExpertTime(cpu_ns);
+  costs_.gpu = sched::ExpertTime(gpu_ns);
+  spdlog::info(
+      "an expert: copy {:.0f} us; CPU {:.0f} us at 1 token, {:.0f} at 128; device {:.0f} and {:.0f}; copying pays "
+      "from {} tokens",
+      costs_.h2d_ns / 1e3, costs_.cpu.ns(1) / 1e3, costs_.cpu.ns(128) / 1e3, costs_.gpu.ns(1) / 1e3,
+      costs_.gpu.ns(128) / 1e3, costs_.crossover() > 0 ? std::to_string(costs_.crossover()) : "no number of");
+  return {};
+}
+
+}  // namespace thermocline

@@ -1,0 +1,128 @@
+// The forward pass of DeepSeek-V4 on devices with the CPU beside them: attention, the shared expert and experts with a
+// slot on the device that owns the layer, the other experts on the CPU in the same step. One thread drives it.
+//
+// A step is queued whole. In every layer the partition kernel splits the router's pairs by the slot table and raises a
+// flag in pinned memory; the driving thread computes the pairs it finds there and answers; a layer without a miss waits
+// for nobody. Every pair's result is a row of its own, added up on the device in one order, so which side computed an
+// expert shows in nothing but that side's rounding. docs/gpu.md has the picture.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/exec/device_part.h"
+#include "runtime/exec/forward_step.h"
+#include "runtime/exec/numerics.h"
+#include "scheduler/cost/expert_cost.h"
+
+namespace thermocline {
+
+/// Missing experts of long prefill steps.
+enum class PrefillMode {
+  cpu,     // on the CPU, as in decode: the same bits for every chunking
+  stream,  // all copied to the device and computed there
+  hybrid,  // those with the most tokens are copied, by the measured costs of this machine
+};
+Result<PrefillMode> parse_prefill_mode(std::string_view name);
+
+struct GpuOptions {
+  int experts = -1;  // slots of all devices together; -1: all that fit
+  sched::PolicyKind policy = sched::PolicyKind::fixed;
+  PrefillMode prefill = PrefillMode::cpu;
+  int max_fills = 16;  // experts a policy may bring in per step and device
+  bool graphs = true;  // capture decode steps
+};
+
+class DeepseekV4GpuStep : public ForwardStep {
+ public:
+  /// Steps of at most this many tokens are padded to a bucket and captured as a graph.
+  static constexpr int64_t kDecodeTokens = 16;
+
+  /// Geometry, weights, CPU context and cache outlive the object; the cache holds numbers only (host_rows = false).
+  /// Errors: out_of_memory; unsupported (a geometry or numerics the kernels do not take, saying which).
+  static Result<std::unique_ptr<DeepseekV4GpuStep>> create(const ModelGeometry& geometry,
+                                                           const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+                                                           Numerics numerics, const ExecOptions& options,
+                                                           const GpuOptions& gpu, const KvCache& kv,
+                                                           std::vector<std::unique_ptr<gpu::Device>> devices);
+
+  /// Whether devices can run this; else unsupported, saying what they cannot.
+  static Status supported(const ModelGeometry& g, const deepseek_v4::Weights& weights, Numerics numerics,
+                          const ExecOptions& options);
+
+  Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
+             std::span<const int32_t> next_ids = {}) override;
+  TensorView<const float, 2> logits() const override;
+  TensorView<const float, 2> mtp_logits() const override;
+  const cpu::WeightTraffic& traffic() const override { return traffic_; }
+
+  int parts() const { return static_cast<int>(parts_.size()); }
+  DevicePart& part(int i) { return *parts_[static_cast<size_t>(i)]; }
+  /// Decides what is resident on a device; for tests.
+  void set_policy(int part, std::unique_ptr<sched::ExpertPolicy> policy) {
+    policies_[static_cast<size_t>(part)] = std::move(policy);
+  }
+  /// Called while a layer's pairs are on the CPU: for tests that meddle with a step in flight.
+  void set_meddler(std::function<void(int layer)> meddler) { meddler_ = std::move(meddler); }
+  /// Measured for PrefillMode::hybrid.
+  const sched::ExpertCosts& costs() const { return costs_; }
+  void set_costs(const sched::ExpertCosts& costs) { costs_ = costs; }
+
+  /// Of all steps so far.
+  struct Counters {
+    int64_t pairs = 0, cpu_pairs = 0, streamed_experts = 0, zero_miss_layers = 0, layers = 0, graph_launches = 0;
+  };
+  const Counters& counters() const { return counters_; }
+
+ private:
+  DeepseekV4GpuStep(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
+                    Numerics numerics, const ExecOptions& options, const GpuOptions& gpu);
+
+  void fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
+                   std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
+                   std::span<const int32_t> mtp_rows);
+  Status run_layers(const StepShape& shape, bool host_split, bool with_mtp);
+  Status run_graph(const StepShape& shape);
+  void queue_decode(DevicePart& part);
+  Status answer(DevicePart& part, int layer, const StepShape& shape);
+  Status split_on_host(DevicePart& part, int layer, const StepShape& shape);
+  void compute_pairs(DevicePart& part, int layer, int64_t tokens, bf16* out);
+  void observe_step(const StepShape& shape, int64_t tokens);
+  Status calibrate();
+  DevicePart& part_of(int layer);
+  const deepseek_v4::LayerWeights& layer_weights(int layer) const {
+    return layer < g_.n_layers ? w_.layers[static_cast<size_t>(layer)] : w_.mtp[0].layer;
+  }
+
+  const ModelGeometry& g_;
+  const deepseek_v4::Weights& w_;
+  cpu::WeightTraffic traffic_;
+  const cpu::CpuContext cpu_;
+  const Rounding round_;
+  const GpuOptions gpu_;
+  std::vector<std::unique_ptr<DevicePart>> parts_;
+  std::vector<std::unique_ptr<sched::ExpertPolicy>> policies_;
+  std::vector<float> frequencies_[2];
+  uint32_t step_number_ = 0;
+  int64_t logit_rows_ = 0, mtp_rows_ = 0;
+
+  // The CPU's side.
+  cpu::GemmInput x_;
+  cpu::MoeWorkspace moe_;
+  HostArray<int32_t> ids_;     // [tokens, k]; -1: the device's
+  HostArray<float> weights_;   // [tokens, k]
+  HostArray<int32_t> taken_;   // [tokens]
+  HostArray<bf16> pair_rows_;  // [pairs, D], of a host split
+  std::vector<float> observed_;
+
+  struct Bucket {
+    StepShape shape;
+    std::unique_ptr<gpu::Graph> graph;
+  };
+  std::vector<Bucket> buckets_;
+  sched::ExpertCosts costs_;
+  Counters counters_;
+  std::function<void(int)> meddler_;
+};
+
+}  // namespace thermocline

@@ -1,0 +1,696 @@
+#include "runtime/exec/device_part.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels_cpu/indexer.h"
+
+namespace thermocline {
+namespace {
+
+using gpu::CopyKind;
+using gpu::DeviceView;
+
+constexpr int64_t kPartialBytes = int64_t{96} << 20;  // of attention partials; longer steps go in waves
+
+int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/// Hands out pieces of a block, or adds up what they need.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <class T>
+  T* operator()(int64_t count) {
+    T* const p = reinterpret_cast<T*>(base_ + at_);
+    at_ += align256(count * static_cast<int64_t>(sizeof(T)));
+    return p;
+  }
+  int64_t bytes() const { return at_; }
+
+ private:
+  std::byte* base_;
+  int64_t at_ = 0;
+};
+
+std::string mib(int64_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
+
+int64_t max_compressed_rows(const ModelGeometry& g, int64_t context) {
+  int64_t rows = 0;
+  for (int i = 0; i < g.n_layers; ++i) {
+    if (g.kind(i) == LayerKind::csa) rows = std::max(rows, std::min(g.index_topk, context / 4));
+    if (g.kind(i) == LayerKind::hca) rows = std::max(rows, context / g.compress_ratios[static_cast<size_t>(i)]);
+  }
+  return rows;
+}
+
+int64_t max_splits(const ModelGeometry& g, int64_t context) {
+  const int64_t rows = std::min(g.window_size, context) + max_compressed_rows(g, context);
+  return (rows + gpu::kAttentionSplit - 1) / gpu::kAttentionSplit;
+}
+
+}  // namespace
+
+template <class Place>
+void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o, Place&& place) {
+  const int64_t m = o.max_tokens, k = g.n_activated_experts, pairs = m * k, heads = int64_t{g.n_heads} * g.head_dim;
+  const int64_t rows = std::min(m, o.max_logit_rows), layers = o.last_layer - o.first_layer + 1;
+  const auto f = [&](float*& p, int64_t n) { p = place.template operator()<float>(n); };
+  const auto h = [&](bf16*& p, int64_t n) { p = place.template operator()<bf16>(n); };
+  const auto i = [&](int32_t*& p, int64_t n) { p = place.template operator()<int32_t>(n); };
+  f(b.streams, m * g.hc_mult * g.dim);
+  f(b.mtp_streams, o.mtp ? m * g.hc_mult * g.dim : 0);
+  f(b.mixes, m * (g.hc_outputs() + 1));
+  f(b.post, m * g.hc_mult);
+  f(b.comb, m * g.hc_mult * g.hc_mult);
+  f(b.y, m * g.dim);
+  f(b.x, m * g.dim);
+  h(b.plain, m * g.dim);
+  h(b.linear, (o.mtp ? m * g.hc_mult : m) * g.dim);
+  f(b.qr, m * g.q_lora_rank);
+  f(b.kv, m * g.head_dim);
+  f(b.a, m * 2 * g.head_dim);
+  f(b.z, m * 2 * g.head_dim);
+  f(b.index_a, m * 2 * g.index_head_dim);
+  f(b.index_z, m * 2 * g.index_head_dim);
+  f(b.q, m * heads);
+  f(b.index_q, m * g.index_n_heads * g.index_head_dim);
+  f(b.gates, m * g.index_n_heads);
+  f(b.index_scores, m * (o.max_context / 4 + 1));
+  f(b.u, m * g.o_groups * g.o_lora_rank);
+  const int64_t splits = max_splits(g, o.max_context), token_bytes = splits * g.n_heads * (g.head_dim + 2) * 4;
+  b.partial_tokens = std::clamp<int64_t>(kPartialBytes / token_bytes, 1, m);
+  f(b.partial, b.partial_tokens * token_bytes / 4);
+  h(b.qr_linear, m * g.q_lora_rank);
+  h(b.q_bf16, m * heads);
+  h(b.index_q_bf16, m * g.index_n_heads * g.index_head_dim);
+  h(b.o, m * heads);
+  h(b.u_linear, m * g.o_groups * g.o_lora_rank);
+  i(b.selected, m * g.index_topk);
+  f(b.scores, m * g.n_routed_experts);
+  i(b.ids, layers * pairs);
+  f(b.weights, pairs);
+  i(b.pair_token, pairs);
+  i(b.pair_of, pairs);
+  i(b.counts, 2);
+  f(b.pair_weight, pairs);
+  b.items = place.template operator()<gpu::ExpertItem>(pairs);
+  b.shared_items = place.template operator()<gpu::ExpertItem>((m + 7) / 8 * 3);
+  b.arrived = place.template operator()<uint32_t>(1);
+  h(b.h, pairs * g.moe_inter_dim);
+  h(b.pair_y, pairs * g.dim);
+  h(b.shared_h, m * g.moe_inter_dim);
+  h(b.shared_y, m * g.dim);
+  i(b.wave_table, kMaxWaves * g.n_routed_experts);
+  f(b.head_mixes, rows * (g.hc_mult + 1));
+  h(b.hidden, rows * g.dim);
+  f(b.logits, rows * g.vocab_size);
+}
+
+Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,
+                                                       const deepseek_v4::Weights& weights, const KvCache& kv,
+                                                       const PartOptions& options) {
+  const bool last = options.last_layer == g.n_layers;
+  const int kv_last = last ? g.n_layers + (options.mtp ? g.n_mtp_layers : 0) : options.last_layer;
+  std::unique_ptr<DevicePart> part(new DevicePart(g, options, KvLayout(g, kv.options(), options.first_layer, kv_last)));
+  DevicePart& p = *part;
+  p.device_ = std::move(device);
+  gpu::Device& d = *p.device_;
+  TC_ASSIGN(p.stream_, d.new_stream());
+  TC_ASSIGN(p.done_, d.new_event());
+  TC_ASSIGN(p.routed_, d.new_event());
+  for (int side = 0; side < 2; ++side) {
+    TC_ASSIGN(p.staging_free_[side], d.new_event());
+    TC_ASSIGN(p.staging_filled_[side], d.new_event());
+  }
+  for (int i = 0; i < g.n_layers; ++i)
+    if (const int ratio = g.compress_ratios[static_cast<size_t>(i)];
+        ratio > 0 && std::find(p.ratios_.begin(), p.ratios_.end(), ratio) == p.ratios_.end())
+      p.ratios_.push_back(ratio);
+
+  // Everything but the experts first: what is left is slots.
+  const int64_t dense = DeviceWeights::bytes(g, weights, options.first_layer, options.last_layer, options.mtp);
+  const int64_t window = kv.window_pages() * p.layout_.window_page_bytes();
+  const int64_t compressed = kv.compressed_pages() * p.layout_.compressed_page_bytes();
+  const int64_t rings = kv.options().max_sequences * p.layout_.ring_floats() * 4;
+  Carver sizes(nullptr);
+  Buffers measured{};
+  carve(measured, g, options, sizes);
+  p.sequence_capacity_ = kv.options().max_sequences;
+  p.page_capacity_ =
+      p.sequence_capacity_ * ((options.max_context + options.max_tokens + g.window_size) / kPageTokens * 2 + 8);
+  const int64_t angles = (2 + static_cast<int64_t>(p.ratios_.size())) * options.max_tokens * g.rope_head_dim / 2 * 4;
+  const int64_t tables = align256(4) + align256(options.max_tokens * static_cast<int64_t>(sizeof(gpu::TokenInfo))) +
+                         align256(p.sequence_capacity_ * static_cast<int64_t>(sizeof(gpu::SequenceInfo))) +
+                         align256(p.page_capacity_ * 4) + 2 * align256(angles) + 2 * align256(options.max_tokens * 4) +
+                         2 * align256(options.max_tokens * g.dim * 2);
+  std::vector<const deepseek_v4::LayerWeights*> layers;
+  for (int i = options.first_layer; i < options.last_layer; ++i)
+    layers.push_back(&weights.layers[static_cast<size_t>(i)]);
+  if (last && options.mtp && !weights.mtp.empty()) layers.push_back(&weights.mtp[0].layer);
+  const int64_t slot_bytes = SlotLayout(layers[0]->experts[0]).bytes;
+  const int64_t table_bytes = align256(static_cast<int64_t>(layers.size()) * g.n_routed_experts * 4);
+  const int64_t fixed = dense + window + compressed + rings + sizes.bytes() + tables + table_bytes + (1 << 16);
+  const int64_t room = static_cast<int64_t>(d.free_bytes()) - fixed - options.staging * slot_bytes;
+  const int64_t experts = static_cast<int64_t>(layers.size()) * g.n_routed_experts;
+  const int64_t slots = options.experts >= 0 ? std::min<int64_t>(options.experts, experts)
+                                             : std::clamp<int64_t>(room / slot_bytes, 0, experts);
+  if (room < 0 || slots * slot_bytes > room)
+    return Error{
+        ErrorCode::out_of_memory,
+        fmt::format("{} of device memory do not hold layers {} to {}: dense weights {}, KV pages {}, buffers {}, "
+                    "{} staged experts {}{}; give --gpu-memory more, or lower --max-model-len",
+                    mib(static_cast<int64_t>(d.free_bytes())), options.first_layer, options.last_layer - 1, mib(dense),
+                    mib(window + compressed + rings), mib(sizes.bytes() + tables), options.staging,
+                    mib(options.staging * slot_bytes),
+                    slots > 0 ? fmt::format(", {} experts {}", slots, mib(slots * slot_bytes)) : "")};
+  TC_ASSIGN(p.weights_,
+            DeviceWeights::upload(d, *p.stream_, g, weights, options.first_layer, options.last_layer, options.mtp));
+  TC_ASSIGN(p.window_pages_, d.allocate(static_cast<size_t>(window)));
+  TC_ASSIGN(p.compressed_pages_, d.allocate(static_cast<size_t>(compressed)));
+  TC_ASSIGN(p.rings_, d.allocate(static_cast<size_t>(rings)));
+  TC_ASSIGN(p.activations_, d.allocate(static_cast<size_t>(sizes.bytes())));
+  TC_ASSIGN(p.tables_, d.allocate(static_cast<size_t>(tables)));
+  TC_ASSIGN(p.host_tables_, d.allocate_pinned(static_cast<size_t>(tables)));
+  TC_ASSIGN(p.slots_, SlotPool::create(d, std::move(layers), static_cast<int>(slots), options.staging));
+  Carver carver(p.activations_.data());
+  carve(p.b_, g, options, carver);
+
+  const int64_t m = options.max_tokens, pairs = m * g.n_activated_experts, rows = std::min(m, options.max_logit_rows);
+  const int64_t part_layers = options.last_layer - options.first_layer + 1;
+  p.id_stride_ = pairs;
+  const auto carve_host = [&](Carver& place) {
+    p.host_ = {place.operator()<gpu::MissPair>(pairs),
+               place.operator()<bf16>(m * g.dim),
+               place.operator()<bf16>(pairs * g.dim),
+               place.operator()<int32_t>(part_layers * pairs),
+               place.operator()<float>(pairs),
+               place.operator()<float>(rows * g.vocab_size),
+               place.operator()<float>(options.mtp ? rows * g.vocab_size : 0),
+               place.operator()<int32_t>(kMaxWaves * g.n_routed_experts)};
+  };
+  Carver host_sizes(nullptr);
+  carve_host(host_sizes);
+  TC_ASSIGN(p.host_memory_, d.allocate_pinned(static_cast<size_t>(host_sizes.bytes())));
+  TC_ASSIGN(p.flags_, d.allocate_pinned(static_cast<size_t>(part_layers * 256)));
+  std::memset(p.flags_.data(), 0, p.flags_.size());
+  Carver host_carver(p.host_memory_.data());
+  carve_host(host_carver);
+
+  // Constants of the step: the shared expert's items, by the three item sizes, and a counter at zero.
+  std::vector<gpu::ExpertItem> items(static_cast<size_t>((m + 7) / 8 * 3));
+  const int sizes_of[3] = {8, 16, 64};
+  for (int s = 0; s < 3; ++s)
+    for (int64_t first = 0, i = 0; first < m; first += sizes_of[s], ++i)
+      items[static_cast<size_t>(s * ((m + 7) / 8) + i)] = {
+          0, static_cast<int32_t>(first), static_cast<int32_t>(std::min<int64_t>(sizes_of[s], m - first))};
+  const uint32_t zero = 0;
+  p.stream_->copy(p.b_.shared_items, items.data(), items.size() * sizeof(items[0]), CopyKind::h2d);
+  p.stream_->copy(p.b_.arrived, &zero, sizeof(zero), CopyKind::h2d);
+  TC_RETURN_IF_ERROR(p.stream_->synchronize());
+  p.memory_map_ =
+      fmt::format("{}: layers {}-{}, dense {}, KV {}, buffers {}, {} expert slots {}, {} staged {}, free {}", d.name(),
+                  options.first_layer, options.last_layer - 1, mib(dense), mib(window + compressed + rings),
+                  mib(sizes.bytes() + tables), slots, mib(slots * slot_bytes), options.staging,
+                  mib(options.staging * slot_bytes), mib(static_cast<int64_t>(d.free_bytes())));
+  return part;
+}
+
+// --- tables ---
+
+DevicePart::Tables DevicePart::host_tables(const StepShape& shape) {
+  shape_ = shape;
+  const int64_t m = shape.tokens, pairs = g_.rope_head_dim / 2, tables = 2 + static_cast<int64_t>(ratios_.size());
+  const auto carve = [&](std::byte* base, size_t* bytes) {
+    Carver place(base);
+    Tables t{place.operator()<uint32_t>(1),
+             place.operator()<gpu::TokenInfo>(m),
+             place.operator()<gpu::SequenceInfo>(sequence_capacity_),
+             place.operator()<int32_t>(page_capacity_),
+             place.operator()<float>(tables * m * pairs),
+             place.operator()<float>(tables * m * pairs),
+             place.operator()<int32_t>(shape.logit_rows),
+             place.operator()<int32_t>(shape.mtp_rows),
+             place.operator()<bf16>(options_.first_layer == 0 ? m * g_.dim : 0),
+             place.operator()<bf16>(shape.mtp_rows > 0 ? m * g_.dim : 0)};
+    *bytes = static_cast<size_t>(place.bytes());
+    return t;
+  };
+  const Tables device = carve(tables_.data(), &table_bytes_);
+  step_ = {{device.tokens, {m}},
+           {device.sequences, {sequence_capacity_}},
+           {device.pages, {page_capacity_}},
+           {device.cos, {tables, m, pairs}},
+           {device.sin, {tables, m, pairs}},
+           {device.step, {1}}};
+  rows_ = {device.rows, {shape.logit_rows}};
+  mtp_rows_ = {device.mtp_rows, {shape.mtp_rows}};
+  embed_ = device.embed;
+  mtp_embed_ = device.mtp_embed;
+  on_mtp_ = false;
+  return carve(host_tables_.data(), &table_bytes_);
+}
+
+void DevicePart::begin(const StepShape& shape) {
+  shape_ = shape;
+  stream_->copy(tables_.data(), host_tables_.data(), table_bytes_, CopyKind::h2d);
+}
+
+gpu::LayerPages DevicePart::pages(int index) const {
+  gpu::LayerPages pages;
+  pages.window = {reinterpret_cast<uint8_t*>(window_pages_.data()), {static_cast<int64_t>(window_pages_.size())}};
+  pages.compressed = {reinterpret_cast<uint8_t*>(compressed_pages_.data()),
+                      {static_cast<int64_t>(compressed_pages_.size())}};
+  pages.window_page_bytes = layout_.window_page_bytes();
+  pages.compressed_page_bytes = layout_.compressed_page_bytes();
+  pages.window_offset = layout_.window_offset(index);
+  pages.row_bytes = layout_.row_bytes();
+  pages.index_group_bytes = layout_.index_group_bytes();
+  if (index < g_.n_layers && g_.kind(index) != LayerKind::swa) {
+    pages.compressed_offset = layout_.compressed_offset(index);
+    pages.index_offset = layout_.index_offset(index);
+    pages.rows_per_page = layout_.rows_per_page(index);
+  }
+  return pages;
+}
+
+DeviceView<float, 3> DevicePart::streams() const {
+  return {on_mtp_ ? b_.mtp_streams : b_.streams, {shape_.tokens, g_.hc_mult, g_.dim}};
+}
+
+// --- embedding, hyper-connections ---
+
+void DevicePart::embed() { device_->kernels().embed(*stream_, {{embed_, {shape_.tokens, g_.dim}}, streams()}); }
+
+void DevicePart::receive_streams(DevicePart& from) {
+  stream_->wait(*from.done_);
+  stream_->copy(b_.streams, from.b_.streams, static_cast<size_t>(shape_.tokens * g_.hc_mult * g_.dim) * sizeof(float),
+                CopyKind::d2d);
+}
+
+void DevicePart::hc_read(const DeviceHc& hc, const DeviceView<const float, 1>& norm) {
+  const int64_t m = shape_.tokens, s = g_.hc_mult;
+  const DeviceView<float, 3> x = streams();
+  const DeviceView<float, 2> mixes{b_.mixes, {m, g_.hc_outputs() + 1}};
+  device_->kernels().hc_mix(*stream_, {{x.pointer, {m, s * g_.dim}}, hc.fn, {}, mixes});
+  device_->kernels().hc_read(*stream_, {{x.pointer, {m, s, g_.dim}},
+                                        {b_.mixes, {m, g_.hc_outputs() + 1}},
+                                        hc.scale,
+                                        hc.base,
+                                        norm,
+                                        {b_.post, {m, s}},
+                                        {b_.comb, {m, s * s}},
+                                        {b_.plain, {m, g_.dim}},
+                                        {b_.linear, {m, g_.dim}},
+                                        g_.norm_eps,
+                                        g_.hc_eps,
+                                        g_.hc_sinkhorn_iters,
+                                        options_.round_linear});
+}
+
+// Linears that can share a launch do: those of one format.
+void DevicePart::gemm(std::span<const Linear> linears) {
+  std::vector<bool> done(linears.size());
+  for (size_t i = 0; i < linears.size();) {
+    if (done[i] || !linears[i].w || linears[i].w->n == 0) {
+      ++i;
+      continue;
+    }
+    gpu::GemmArgs args;
+    for (size_t j = i; j < linears.size() && args.num_jobs < gpu::kMaxGemmJobs; ++j) {
+      const Linear& l = linears[j];
+      if (done[j] || !l.w || l.w->n == 0 || l.w->format != linears[i].w->format || l.w->scale != linears[i].w->scale)
+        continue;
+      done[j] = true;
+      args.jobs[args.num_jobs++] = {*l.w,          l.x,
+                                    l.x_stride,    l.y,
+                                    l.y_stride,    l.rows < 0 ? shape_.tokens : l.rows,
+                                    l.first_group, l.groups < 0 ? l.w->row_groups() : l.groups,
+                                    l.round};
+    }
+    device_->kernels().gemm(*stream_, args);
+  }
+}
+void DevicePart::gemm(std::initializer_list<Linear> linears) {
+  gemm(std::span<const Linear>(linears.begin(), linears.size()));
+}
+
+// --- attention ---
+
+void DevicePart::attention(int index) {
+  const DeviceLayer& w = layer(index);
+  const gpu::KernelTable& kernel = device_->kernels();
+  const int64_t m = shape_.tokens, c = g_.head_dim, ci = g_.index_head_dim, heads = g_.n_heads, q_rank = g_.q_lora_rank;
+  const LayerKind kind = index < g_.n_layers ? g_.kind(index) : LayerKind::swa;
+  const int ratio = g_.compress_ratios[static_cast<size_t>(index)];
+  const bool csa = kind == LayerKind::csa, scores = csa && shape_.scores;
+  const int64_t width = w.compressor.wkv.n, index_width = csa ? w.index_compressor.wkv.n : 0;
+  const int rope_table = ratio > 0, rope_dim = static_cast<int>(g_.rope_head_dim);
+  hc_read(w.hc_attn, w.attn_norm);
+  gemm({{&w.wq_a, b_.linear, g_.dim, b_.qr, q_rank},
+        {&w.wkv, b_.linear, g_.dim, b_.kv, c},
+        {&w.compressor.wkv, b_.plain, g_.dim, b_.a, width, false},
+        {&w.compressor.wgate, b_.plain, g_.dim, b_.z, width, false},
+        {&w.index_compressor.wkv, b_.plain, g_.dim, b_.index_a, index_width, false},
+        {&w.index_compressor.wgate, b_.plain, g_.dim, b_.index_z, index_width, false},
+        {scores ? &w.index_weights_proj : nullptr, b_.plain, g_.dim, b_.gates, g_.index_n_heads}});
+  const DeviceView<float, 2> a{b_.a, {m, width}}, z{b_.z, {m, width}};
+  const DeviceView<float, 2> index_a{csa ? b_.index_a : nullptr, {m, index_width}},
+      index_z{csa ? b_.index_z : nullptr, {m, index_width}};
+  kernel.rows(*stream_, {step_,
+                         pages(index),
+                         {b_.kv, {m, c}},
+                         {b_.qr, {m, q_rank}},
+                         w.kv_norm,
+                         w.q_norm,
+                         {b_.qr_linear, {m, q_rank}},
+                         z,
+                         index_z,
+                         w.compressor.ape,
+                         w.index_compressor.ape,
+                         ratio,
+                         rope_dim,
+                         g_.norm_eps,
+                         options_.round_linear});
+  gemm({{&w.wq_b, b_.qr_linear, q_rank, b_.q, heads * c},
+        {scores ? &w.index_wq_b : nullptr, b_.qr_linear, q_rank, b_.index_q, g_.index_n_heads * ci}});
+  kernel.queries(*stream_,
+                 {step_, {b_.q, {m, heads, c}}, {b_.q_bf16, {m, heads, c}}, rope_table, rope_dim, g_.norm_eps});
+  if (kind != LayerKind::swa) {
+    const KvLayout::Ring& ring = layout_.ring(index);
+    const int table = 2 + static_cast<int>(std::find(ratios_.begin(), ratios_.end(), ratio) - ratios_.begin());
+    const auto reading = [](const DeviceView<float, 2>& v) {
+      return DeviceView<const float, 2>{v.pointer, {v.shape[0], v.shape[1]}};
+    };
+    kernel.compress(*stream_, {step_,
+                               pages(index),
+                               reading(a),
+                               reading(z),
+                               reading(index_a),
+                               reading(index_z),
+                               w.compressor.norm,
+                               w.index_compressor.norm,
+                               {reinterpret_cast<float*>(rings_.data()), {static_cast<int64_t>(rings_.size()) / 4}},
+                               layout_.ring_floats(),
+                               ring.offset,
+                               ring.slots,
+                               ratio,
+                               table,
+                               rope_dim,
+                               c,
+                               csa ? ci : 0,
+                               g_.norm_eps});
+  }
+  if (scores) {
+    const float gate_scale =
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(ci)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
+    kernel.index_queries(*stream_, {step_,
+                                    {b_.index_q, {m, g_.index_n_heads, ci}},
+                                    {b_.index_q_bf16, {m, g_.index_n_heads, ci}},
+                                    {b_.gates, {m, g_.index_n_heads}},
+                                    gate_scale,
+                                    rope_dim});
+    kernel.index_scores(*stream_, {step_,
+                                   pages(index),
+                                   {b_.index_q_bf16, {m, g_.index_n_heads, ci}},
+                                   {b_.gates, {m, g_.index_n_heads}},
+                                   {b_.index_scores, {m, options_.max_context / 4 + 1}},
+                                   ratio,
+                                   g_.index_topk});
+  }
+  if (csa)
+    kernel.select(
+        *stream_,
+        {step_, {b_.index_scores, {m, options_.max_context / 4 + 1}}, {b_.selected, {m, g_.index_topk}}, ratio});
+  gpu::AttendMergeArgs merge;
+  gpu::AttendArgs& attend = merge.attend;
+  attend.step = step_;
+  attend.pages = pages(index);
+  attend.q = {b_.q_bf16, {m, heads, c}};
+  attend.selected = {b_.selected, {m, g_.index_topk}};
+  attend.splits = max_splits(g_, options_.max_context);
+  attend.partial = {b_.partial, {b_.partial_tokens * attend.splits, heads, c + 2}};
+  attend.window = g_.window_size;
+  attend.ratio = kind == LayerKind::swa ? 0 : ratio;
+  attend.selects = csa;
+  attend.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
+  merge.sinks = w.attn_sink;
+  merge.out = {b_.o, {m, heads, c}};
+  merge.rope_table = rope_table;
+  merge.rope_dim = rope_dim;
+  for (attend.first_token = 0; attend.first_token < m; attend.first_token += b_.partial_tokens) {
+    attend.tokens = std::min(b_.partial_tokens, m - attend.first_token);
+    kernel.attend(*stream_, attend);
+    kernel.attend_merge(*stream_, merge);
+  }
+  // Grouped low-rank output projection.
+  const int64_t groups = g_.o_groups, group_width = heads * c / groups, rank = g_.o_lora_rank;
+  std::vector<Linear> grouped;
+  for (int64_t i = 0; i < groups; ++i)
+    grouped.push_back({&w.wo_a, b_.o + i * group_width, heads * c, b_.u + i * rank, groups * rank, true,
+                       i * rank / cpu::kTileRows, rank / cpu::kTileRows});
+  gemm(grouped);
+  kernel.linear_input(*stream_, {{b_.u, {m, groups * rank}}, {b_.u_linear, {m, groups * rank}}, options_.round_linear});
+  gemm({{&w.wo_b, b_.u_linear, groups * rank, b_.y, g_.dim}});
+  kernel.hc_write(*stream_, {streams(),
+                             {b_.post, {m, g_.hc_mult}},
+                             {b_.comb, {m, g_.hc_mult * g_.hc_mult}},
+                             {b_.y, {m, g_.dim}},
+                             {},
+                             {},
+                             {}});
+}
+
+// --- mixture of experts ---
+
+int64_t DevicePart::max_items() const {
+  const int64_t pairs = shape_.tokens * g_.n_activated_experts;
+  return std::min(pairs, g_.n_routed_experts + pairs / item_pairs());
+}
+
+void DevicePart::route(int index) {
+  const DeviceLayer& w = layer(index);
+  const int64_t m = shape_.tokens, e = g_.n_routed_experts, k = g_.n_activated_experts;
+  hc_read(w.hc_ffn, w.ffn_norm);
+  gemm({{&w.gate, b_.plain, g_.dim, b_.scores, e, false}});
+  device_->kernels().route(*stream_, {step_,
+                                      {b_.scores, {m, e}},
+                                      w.gate_bias,
+                                      w.tid2eid,
+                                      {b_.ids + (index - options_.first_layer) * id_stride_, {m, k}},
+                                      {b_.weights, {m, k}},
+                                      g_.route_scale});
+}
+
+void DevicePart::shared_expert(int index) {
+  const DeviceLayer& w = layer(index);
+  const int64_t m = shape_.tokens, size = item_pairs(), which = size == 8 ? 0 : size == 16 ? 1 : 2;
+  const int64_t at = which * ((options_.max_tokens + 7) / 8), count = (m + size - 1) / size;
+  // The last item may reach beyond the step's tokens; those rows are computed from whatever lies there and never read.
+  gpu::GateUpArgs up;
+  up.w1 = w.shared_w1;
+  up.w3 = w.shared_w3;
+  up.items = {b_.shared_items + at, {count}};
+  up.x = {b_.linear, {options_.max_tokens, g_.dim}};
+  up.h = {b_.shared_h, {options_.max_tokens, g_.moe_inter_dim}};
+  up.item_pairs = size;
+  up.swiglu_limit = g_.swiglu_limit;
+  up.round_linear = options_.round_linear;
+  device_->kernels().gate_up(*stream_, up);
+  gpu::DownArgs down;
+  down.w2 = w.shared_w2;
+  down.items = up.items;
+  down.h = {b_.shared_h, {options_.max_tokens, g_.moe_inter_dim}};
+  down.y = {b_.shared_y, {options_.max_tokens, g_.dim}};
+  down.item_pairs = size;
+  device_->kernels().down(*stream_, down);
+}
+
+// Items of pairs whose weights lie in slots. Routed pairs have a token and a weight each, and their number is on the
+// device; else pair i is token i.
+void DevicePart::gate_up_down(const std::byte* slots, const DeviceView<const gpu::ExpertItem, 1>& items,
+                              int64_t item_pairs, bool routed) {
+  const int64_t m = options_.max_tokens, pairs = m * g_.n_activated_experts;
+  const SlotLayout& layout = slots_->layout();
+  const auto matrix = [&](int i) {
+    gpu::DeviceMatrix w;
+    static_cast<cpu::PackedShape&>(w) = slots_->shapes()[i];
+    w.tiles = {reinterpret_cast<const uint8_t*>(slots) + layout.tiles[i].offset, {layout.tiles[i].bytes}};
+    w.scales = {reinterpret_cast<const uint8_t*>(slots) + layout.scales[i].offset, {layout.scales[i].bytes}};
+    return w;
+  };
+  gpu::GateUpArgs up;
+  up.w1 = matrix(0);
+  up.w3 = matrix(1);
+  up.slot_bytes = layout.bytes;
+  up.items = items;
+  if (routed) {
+    up.counts = {b_.counts, {2}};
+    up.pair_token = {b_.pair_token, {pairs}};
+    up.pair_weight = {b_.pair_weight, {pairs}};
+  }
+  up.x = {b_.linear, {m, g_.dim}};
+  up.h = {b_.h, {pairs, g_.moe_inter_dim}};
+  up.item_pairs = item_pairs;
+  up.swiglu_limit = g_.swiglu_limit;
+  up.round_linear = options_.round_linear;
+  device_->kernels().gate_up(*stream_, up);
+  gpu::DownArgs down;
+  down.w2 = matrix(2);
+  down.slot_bytes = layout.bytes;
+  down.items = items;
+  down.counts = up.counts;
+  down.h = {b_.h, {pairs, g_.moe_inter_dim}};
+  down.y = {b_.pair_y, {pairs, g_.dim}};
+  down.item_pairs = item_pairs;
+  device_->kernels().down(*stream_, down);
+}
+
+void DevicePart::expert_for_timing(int64_t tokens) {
+  const int64_t size = tokens <= 8 ? 8 : 64, at = (size == 8 ? 0 : 2) * ((options_.max_tokens + 7) / 8);
+  gate_up_down(slots_->slot_data(slots_->slots()), {b_.shared_items + at, {(tokens + size - 1) / size}}, size, false);
+}
+
+void DevicePart::experts_begin(int index) {
+  const gpu::KernelTable& kernel = device_->kernels();
+  const int64_t m = shape_.tokens, k = g_.n_activated_experts, pairs = m * k;
+  route(index);
+  gpu::PartitionArgs partition;
+  partition.step = step_;
+  partition.ids = {b_.ids + (index - options_.first_layer) * id_stride_, {m, k}};
+  partition.weights = {b_.weights, {m, k}};
+  partition.slot_of = slots_->device_table(index - options_.first_layer);
+  partition.pair_token = {b_.pair_token, {pairs}};
+  partition.pair_weight = {b_.pair_weight, {pairs}};
+  partition.pair_of = {b_.pair_of, {m, k}};
+  partition.items = {b_.items, {max_items()}};
+  partition.counts = {b_.counts, {2}};
+  partition.misses = {host_.misses, {pairs}};
+  partition.item_pairs = item_pairs();
+  kernel.partition(*stream_, partition);
+  const Mail mail = this->mail(index);
+  kernel.publish(
+      *stream_,
+      {step_, {b_.linear, {m, g_.dim}}, {b_.counts, {2}}, {host_.x, {m, g_.dim}}, {mail.flag, {2}}, {b_.arrived, {1}}});
+  shared_expert(index);
+  if (slots_->slots() > 0) gate_up_down(slots_->slot_data(0), {b_.items, {max_items()}}, item_pairs(), true);
+}
+
+void DevicePart::experts_end(int index) {
+  const int64_t m = shape_.tokens, pairs = m * g_.n_activated_experts;
+  device_->kernels().fetch(*stream_, {step_,
+                                      {b_.counts, {2}},
+                                      {host_.misses, {pairs}},
+                                      {host_.y, {pairs, g_.dim}},
+                                      {mail(index).answer, {1}},
+                                      {b_.pair_y, {pairs, g_.dim}}});
+  write_streams(index);
+}
+
+void DevicePart::write_streams(int) {
+  const int64_t m = shape_.tokens, k = g_.n_activated_experts;
+  device_->kernels().hc_write(*stream_, {streams(),
+                                         {b_.post, {m, g_.hc_mult}},
+                                         {b_.comb, {m, g_.hc_mult * g_.hc_mult}},
+                                         {},
+                                         {b_.pair_y, {m * k, g_.dim}},
+                                         {b_.pair_of, {m, k}},
+                                         {b_.shared_y, {m, g_.dim}}});
+}
+
+// --- prefill with streaming ---
+
+void DevicePart::route_for_host(int index) {
+  const int64_t m = shape_.tokens, pairs = m * g_.n_activated_experts, at = (index - options_.first_layer) * id_stride_;
+  route(index);
+  stream_->copy(host_.ids + at, b_.ids + at, static_cast<size_t>(pairs) * 4, CopyKind::d2h);
+  stream_->copy(host_.weights, b_.weights, static_cast<size_t>(pairs) * 4, CopyKind::d2h);
+  stream_->copy(host_.x, b_.linear, static_cast<size_t>(m * g_.dim) * 2, CopyKind::d2h);
+  stream_->record(*routed_);
+}
+
+void DevicePart::run_wave(int index, int wave, std::span<const int32_t> slot_of) {
+  TC_CHECK(wave < kMaxWaves);
+  const int64_t m = shape_.tokens, k = g_.n_activated_experts, pairs = m * k, e = g_.n_routed_experts;
+  int32_t* const row = host_.wave_table + wave * e;
+  std::copy(slot_of.begin(), slot_of.end(), row);
+  stream_->copy(b_.wave_table + wave * e, row, static_cast<size_t>(e) * 4, CopyKind::h2d);
+  gpu::PartitionArgs partition;
+  partition.step = step_;
+  partition.ids = {b_.ids + (index - options_.first_layer) * id_stride_, {m, k}};
+  partition.weights = {b_.weights, {m, k}};
+  partition.slot_of = {b_.wave_table + wave * e, {e}};
+  partition.pair_token = {b_.pair_token, {pairs}};
+  partition.pair_weight = {b_.pair_weight, {pairs}};
+  partition.pair_of = {b_.pair_of, {m, k}};
+  partition.items = {b_.items, {max_items()}};
+  partition.counts = {b_.counts, {2}};
+  partition.misses = {host_.misses, {pairs}};
+  partition.item_pairs = item_pairs();
+  device_->kernels().partition(*stream_, partition);
+  gate_up_down(slots_->slot_data(0), {b_.items, {max_items()}}, item_pairs(), true);
+}
+
+void DevicePart::take_pairs(int64_t first_pair, int64_t count) {
+  stream_->copy(b_.pair_y + first_pair * g_.dim, host_.y + first_pair * g_.dim,
+                static_cast<size_t>(count * g_.dim) * sizeof(bf16), CopyKind::h2d);
+}
+
+// --- head, MTP ---
+
+void DevicePart::logits_of(const DeviceHc& hc, const DeviceView<const float, 1>& norm, const int32_t* rows,
+                           int64_t count, float* out) {
+  if (count == 0) return;
+  const DeviceView<float, 3> x = streams();
+  const DeviceView<const int32_t, 1> which{rows, {count}};
+  device_->kernels().hc_mix(
+      *stream_,
+      {{x.pointer, {shape_.tokens, g_.hc_mult * g_.dim}}, hc.fn, which, {b_.head_mixes, {count, g_.hc_mult + 1}}});
+  device_->kernels().head_read(*stream_, {{x.pointer, {shape_.tokens, g_.hc_mult, g_.dim}},
+                                          {b_.head_mixes, {count, g_.hc_mult + 1}},
+                                          hc.scale,
+                                          hc.base,
+                                          norm,
+                                          which,
+                                          {b_.hidden, {count, g_.dim}},
+                                          g_.norm_eps,
+                                          g_.hc_eps});
+  gemm({{&weights_.head.head, b_.hidden, g_.dim, b_.logits, g_.vocab_size, false, 0, -1, count}});
+  stream_->copy(out, b_.logits, static_cast<size_t>(count * g_.vocab_size) * sizeof(float), CopyKind::d2h);
+}
+
+void DevicePart::head() {
+  logits_of(weights_.head.hc, weights_.head.norm, rows_.pointer, shape_.logit_rows, host_.logits);
+}
+
+// The MTP block's streams: the main model's, normed and projected, plus the next token's embedding, normed and
+// projected.
+void DevicePart::mtp() {
+  const DeviceMtp& w = weights_.mtp[0];
+  const int64_t m = shape_.tokens, s = g_.hc_mult, d = g_.dim;
+  device_->kernels().norm_rows(
+      *stream_, {{}, {mtp_embed_, {m, d}}, w.enorm, {b_.linear, {m, d}}, g_.norm_eps, options_.round_linear});
+  gemm({{&w.e_proj, b_.linear, d, b_.y, d}});
+  device_->kernels().norm_rows(
+      *stream_, {{b_.streams, {m * s, d}}, {}, w.hnorm, {b_.linear, {m * s, d}}, g_.norm_eps, options_.round_linear});
+  gemm({{&w.h_proj, b_.linear, d, b_.mtp_streams, d, true, 0, -1, m * s}});
+  device_->kernels().add_rows(*stream_, {{b_.mtp_streams, {m, s, d}}, {b_.y, {m, d}}});
+  on_mtp_ = true;
+}
+
+void DevicePart::mtp_head() {
+  logits_of(weights_.mtp[0].hc, weights_.mtp[0].norm, mtp_rows_.pointer, shape_.mtp_rows, host_.mtp_logits);
+}
+
+void DevicePart::read_streams(float* out) {
+  stream_->copy(out, streams().pointer, static_cast<size_t>(streams().size()) * sizeof(float), CopyKind::d2h);
+}
+
+void DevicePart::end() {
+  const int64_t layers = static_cast<int64_t>(weights_.layers.size());
+  stream_->copy(host_.ids, b_.ids, static_cast<size_t>(layers * id_stride_) * 4, CopyKind::d2h);
+}
+
+}  // namespace thermocline

@@ -1,0 +1,52 @@
+// ForwardStep: one step of a model over a Batch, wherever it runs. DeepseekV4Step runs it on the CPU, DeepseekV4GpuStep
+// on devices with the CPU beside them.
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "kernels_cpu/cpu_context.h"
+#include "runtime/base/result.h"
+#include "runtime/base/tensor_view.h"
+#include "runtime/exec/step_buffers.h"
+#include "runtime/kv/kv_cache.h"
+#include "scheduler/batch/batch.h"
+
+namespace thermocline {
+
+class ForwardStep {
+ public:
+  /// Called after every layer with the residual streams [tokens, S, D]: for tests and probes.
+  using Observer = std::function<void(int layer, TensorView<const float, 3> streams)>;
+
+  virtual ~ForwardStep() = default;
+
+  /// Computes one step and stores its rows. sequences[segment.sequence] must be segment.first_pos tokens long.
+  ///   next_ids  [tokens] the token after each one, or -1: where given, the MTP block runs on those tokens
+  /// Errors: out_of_memory (no KV pages: nothing was stored), invalid_argument (a token id outside the vocabulary),
+  /// internal (a device fault; it stays).
+  virtual Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
+                     std::span<const int32_t> next_ids = {}) = 0;
+
+  /// Logits of batch.logit_rows, [rows, V], valid until the next run.
+  virtual TensorView<const float, 2> logits() const = 0;
+  /// MTP logits of those logit_rows that have a next token, [rows, V]: row t predicts the token at t + 2.
+  virtual TensorView<const float, 2> mtp_logits() const = 0;
+
+  /// What the CPU read of the weights in the last run, by worker and node, and how long it was at it.
+  virtual const cpu::WeightTraffic& traffic() const = 0;
+
+  void set_observer(Observer observer) { observer_ = std::move(observer); }
+  const ExecOptions& options() const { return options_; }
+
+ protected:
+  explicit ForwardStep(const ExecOptions& options) : options_(options) {}
+  /// What every step refuses. Errors: invalid_argument.
+  static Status check(const ModelGeometry& geometry, const ExecOptions& options, const sched::Batch& batch,
+                      std::span<SequenceKv* const> sequences);
+
+  const ExecOptions options_;
+  Observer observer_;
+};
+
+}  // namespace thermocline
