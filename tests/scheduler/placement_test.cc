@@ -1,0 +1,187 @@
+// Expert policies and the cost model: pure functions, so the tests are traces and numbers.
+#include "scheduler/placement/expert_policy.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <set>
+
+#include "scheduler/cost/expert_cost.h"
+
+namespace thermocline::sched {
+namespace {
+
+/// Slots kept by the rules of Residency: what a pool does with a policy's decisions.
+class Slots {
+ public:
+  Slots(int layers, int experts, int slots)
+      : layers_(layers), experts_(experts), table_(static_cast<size_t>(layers * experts), -1) {
+    for (int i = slots; i-- > 0;) free_.push_back(i);
+  }
+  Residency residency() const { return {table_, layers_, experts_, static_cast<int>(free_.size())}; }
+  bool resident(const ExpertId& id) const { return residency().resident(id); }
+  void apply(const std::vector<Admission>& plan) {
+    std::set<std::pair<int, int>> filled, victims;
+    for (const Admission& a : plan) {
+      if (a.evicts()) {
+        ASSERT_TRUE(resident(a.victim));
+        ASSERT_TRUE(victims.insert({a.victim.layer, a.victim.expert}).second) << "a victim named twice";
+        free_.push_back(slot(a.victim));
+        slot(a.victim) = -1;
+      }
+      ASSERT_FALSE(resident(a.fill));
+      ASSERT_TRUE(filled.insert({a.fill.layer, a.fill.expert}).second) << "filled twice";
+      ASSERT_FALSE(free_.empty()) << "no slot for what the policy brings in";
+      slot(a.fill) = free_.back();
+      free_.pop_back();
+    }
+  }
+
+ private:
+  int32_t& slot(const ExpertId& id) { return table_[static_cast<size_t>(id.layer * experts_ + id.expert)]; }
+  int layers_, experts_;
+  std::vector<int32_t> table_;
+  std::vector<int32_t> free_;
+};
+
+TEST(StaticPolicy, FillsEveryLayerEvenlyBeforeItHasSeenAnything) {
+  Slots slots(3, 8, 7);
+  auto policy = make_policy(PolicyKind::fixed, 3, 8);
+  slots.apply(policy->plan(slots.residency(), 100));
+  for (int layer = 0; layer < 3; ++layer)
+    for (int expert = 0; expert < 2; ++expert) EXPECT_TRUE(slots.resident({layer, expert}));
+  EXPECT_TRUE(slots.resident({0, 2}));
+  EXPECT_FALSE(slots.resident({1, 2}));
+}
+
+TEST(StaticPolicy, PrefersWhatIsUsedAndEvictsNothing) {
+  Slots slots(2, 8, 3);
+  auto policy = make_policy(PolicyKind::fixed, 2, 8);
+  policy->observe(std::vector<ExpertUse>{{{0, 5}, 1}, {{1, 2}, 9}, {{1, 6}, 3}});
+  slots.apply(policy->plan(slots.residency(), 2));
+  EXPECT_TRUE(slots.resident({1, 2}));
+  EXPECT_TRUE(slots.resident({1, 6}));
+  slots.apply(policy->plan(slots.residency(), 2));
+  EXPECT_TRUE(slots.resident({0, 5}));
+  policy->observe(std::vector<ExpertUse>{{{0, 0}, 1000}});
+  EXPECT_TRUE(policy->plan(slots.residency(), 2).empty());
+}
+
+TEST(LruPolicy, BringsInMissesForWhatWasUsedLongestAgo) {
+  Slots slots(1, 6, 2);
+  auto policy = make_policy(PolicyKind::lru, 1, 6);
+  const auto use = [&](std::vector<int> experts) {
+    std::vector<ExpertUse> uses;
+    for (const int e : experts) uses.push_back({{0, e}, 1});
+    policy->observe(uses);
+    slots.apply(policy->plan(slots.residency(), 16));
+  };
+  use({0});
+  use({1});
+  use({0});
+  use({2});  // for 1
+  EXPECT_TRUE(slots.resident({0, 0}));
+  EXPECT_TRUE(slots.resident({0, 2}));
+  use({3, 4, 5});  // two slots, three misses; neither 0 nor 2 is of this step
+  EXPECT_TRUE(slots.resident({0, 3}));
+  EXPECT_TRUE(slots.resident({0, 4}));
+  use({3, 4, 5});  // what the step itself used is no victim: 5 waits
+  EXPECT_FALSE(slots.resident({0, 5}));
+}
+
+TEST(Policies, KeepTheRulesOnRandomTracesAndReplayToTheSameDecisions) {
+  for (const PolicyKind kind : {PolicyKind::fixed, PolicyKind::lru}) {
+    std::vector<std::vector<int>> decisions[2];
+    for (auto& run : decisions) {
+      std::mt19937 random(11);
+      Slots slots(4, 16, 21);
+      auto policy = make_policy(kind, 4, 16);
+      for (int step = 0; step < 300; ++step) {
+        std::vector<ExpertUse> uses;
+        for (int layer = 0; layer < 4; ++layer)
+          for (int expert = 0; expert < 16; ++expert)
+            if (random() % 5 == 0) uses.push_back({{layer, expert}, 1 + static_cast<int>(random() % 3)});
+        policy->observe(uses);
+        const std::vector<Admission> plan = policy->plan(slots.residency(), 5);
+        ASSERT_LE(plan.size(), 5u);
+        slots.apply(plan);
+        run.emplace_back();
+        for (const Admission& a : plan)
+          for (const int x : {a.fill.layer, a.fill.expert, a.victim.layer, a.victim.expert}) run.back().push_back(x);
+      }
+    }
+    EXPECT_EQ(decisions[0], decisions[1]);
+  }
+}
+
+TEST(Policies, AreNamed) {
+  EXPECT_EQ(parse_policy("lru").value(), PolicyKind::lru);
+  EXPECT_EQ(parse_policy("belady").error().code, ErrorCode::invalid_argument);
+}
+
+// --- costs ---
+
+ExpertCosts costs(double cpu_ns_a_token, double gpu_ns, double h2d_ns) {
+  std::array<double, 5> cpu{}, gpu{};
+  for (size_t i = 0; i < 5; ++i) {
+    cpu[i] = cpu_ns_a_token * ExpertTime::kTokens[i];
+    gpu[i] = gpu_ns;
+  }
+  return {ExpertTime(cpu), ExpertTime(gpu), h2d_ns, 0};
+}
+
+TEST(ExpertCost, TimesAreMeasuredAtPointsAndLogLinearBetween) {
+  const ExpertTime time({100, 200, 800, 1600, 6400});
+  EXPECT_NEAR(time.ns(1), 100, 1e-9);
+  EXPECT_NEAR(time.ns(8), 200, 1e-6);
+  EXPECT_NEAR(time.ns(16), 400, 1e-6);
+  EXPECT_NEAR(time.ns(1024), 12800, 1e-6);
+  EXPECT_LT(time.ns(3), time.ns(4));
+}
+
+TEST(ExpertCost, TheCrossoverIsWhereACopyBeatsTheCpu) {
+  EXPECT_NEAR(static_cast<double>(costs(100, 500, 20000).crossover()), 205, 15);  // 100 n > 20,500
+  EXPECT_EQ(costs(1e-9, 500, 20000).crossover(), 0);
+}
+
+TEST(ExpertCost, StreamsNothingWhereTheCpuIsFasterAndTheHeaviestFirstElsewhere) {
+  const std::vector<int64_t> missing = {10, 400, 30, 400, 5}, resident = {50, 50};
+  EXPECT_TRUE(choose_streamed(missing, resident, costs(1, 500, 1e6)).empty());
+  const std::vector<int> streamed = choose_streamed(missing, resident, costs(100, 500, 20000));
+  ASSERT_FALSE(streamed.empty());
+  EXPECT_EQ(streamed[0], 1) << "a tie goes to the lower index";
+  for (size_t i = 1; i < streamed.size(); ++i)
+    EXPECT_GE(missing[static_cast<size_t>(streamed[i - 1])], missing[static_cast<size_t>(streamed[i])]);
+  EXPECT_EQ(choose_streamed(missing, resident, costs(1e6, 1, 1)).size(), missing.size()) << "a slow CPU gets nothing";
+  EXPECT_TRUE(choose_streamed({}, resident, costs(100, 500, 20000)).empty());
+}
+
+// The prefix is what an exhaustive search over prefixes finds, up to where adding one more stops paying.
+TEST(ExpertCost, APrefixNeverMakesTheLayerSlower) {
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<int64_t> missing(1 + random() % 20), resident(random() % 10);
+    for (int64_t& n : missing) n = 1 + static_cast<int64_t>(random() % 300);
+    for (int64_t& n : resident) n = 1 + static_cast<int64_t>(random() % 300);
+    const ExpertCosts c = costs(20 + random() % 200, 100 + random() % 2000, 1000 + random() % 30000);
+    const auto makespan = [&](const std::vector<int>& streamed) {
+      double device = 0, cpu = 0, copies = 0, last = 0;
+      for (const int64_t n : resident) device += c.gpu.ns(n);
+      std::vector<bool> moved(missing.size());
+      for (const int i : streamed) {
+        moved[static_cast<size_t>(i)] = true;
+        copies += c.h2d_ns;
+        device += c.gpu.ns(missing[static_cast<size_t>(i)]);
+        last = copies + c.gpu.ns(missing[static_cast<size_t>(i)]);
+      }
+      for (size_t i = 0; i < missing.size(); ++i) cpu += moved[i] ? 0 : c.cpu.ns(missing[i]);
+      return std::max({device, cpu, last});
+    };
+    EXPECT_LE(makespan(choose_streamed(missing, resident, c)), makespan({}) * (1 + 1e-9));
+  }
+}
+
+}  // namespace
+}  // namespace thermocline::sched
