@@ -31,8 +31,8 @@ TC_DEVICE RowList list_rows(const AttendArgs& args, const TokenInfo& token) {
 
 TC_KERNEL(kWarps * 32)
 attend_kernel(const AttendArgs args) {
-  // Queries [16], then two buffers of rows [32], kStride each.
-  TC_DYNAMIC_SHARED(bf16, tile, (kHeads + 2 * kRows) * kStride);
+  // Queries [16], then rows [32], kStride each: three blocks fit sm_80, and one loads while the others compute.
+  TC_DYNAMIC_SHARED(bf16, tile, (kHeads + kRows) * kStride);
   TC_SHARED(float, scores, kHeads*(kRows + 1));
   TC_SHARED(bf16, p, kHeads * (kRows + 8));
   TC_SHARED(float, rescale, kHeads);
@@ -43,7 +43,7 @@ attend_kernel(const AttendArgs args) {
   const RowList list = list_rows(args, info);
   const int64_t begin = split * kAttentionSplit, end = min_of(list.count(), begin + kAttentionSplit);
   if (begin >= end) return;  // the whole block
-  const auto load_rows = [&](int64_t first, int buffer) {
+  const auto load_rows = [&](int64_t first) {
     for (int row = warp(); row < kRows; row += kWarps) {
       const int64_t i = min_of(first + row, end - 1);  // past the end: any row, its probability is zero
       DeviceView<bf16, 1> source;
@@ -56,7 +56,7 @@ attend_kernel(const AttendArgs args) {
                                     : i - list.window,
                                 width);
       for (int d = 8 * lane(); d < width; d += 256)
-        cp_async16(tile, (kHeads + buffer * kRows + row) * kStride + d, source.read(d, 8));
+        cp_async16(tile, (kHeads + row) * kStride + d, source.read(d, 8));
     }
     cp_async_commit();
   };
@@ -64,23 +64,18 @@ attend_kernel(const AttendArgs args) {
     for (int d = 8 * lane(); d < width; d += 256)
       cp_async16(tile, h * kStride + d, args.q.read((token * heads + min_of(first_head + h, heads - 1)) * width + d, 8),
                  first_head + h < heads ? 16 : 0);
-  load_rows(begin, 0);
   float maximum[kHeads / kWarps], total[kHeads / kWarps];  // of heads 4 warp + i, the same in every lane
   for (int i = 0; i < kHeads / kWarps; ++i) {
     maximum[i] = -INFINITY;
     total[i] = 0;
   }
   float values[kValueFrags][4] = {};  // heads g, g + 8; dims 8 (kValueFrags warp + f) + 2c, + 1
-  int buffer = 0;
-  for (int64_t first = begin; first < end; first += kRows, buffer ^= 1) {
-    if (first + kRows < end)
-      load_rows(first + kRows, buffer ^ 1);
-    else
-      cp_async_commit();
-    cp_async_wait<1>();
+  for (int64_t first = begin; first < end; first += kRows) {
+    load_rows(first);
+    cp_async_wait<0>();
     block_sync();
     // Scores: a warp takes 8 of the rows; dims may be permuted, so a lane's share is 8 neighbours of both operands.
-    const int rows_at = (kHeads + buffer * kRows) * kStride;
+    constexpr int rows_at = kHeads * kStride;
     float s[4] = {};
     for (int d = 0; d < width; d += 32) {
       const Vec4 low = load_shared16(tile, g * kStride + d + 8 * c),
@@ -133,7 +128,6 @@ attend_kernel(const AttendArgs args) {
     }
     block_sync();
   }
-  cp_async_wait<0>();
   const int64_t out = block_x() * args.splits + split;
   TC_UNROLL
   for (int f = 0; f < kValueFrags; ++f)
@@ -191,7 +185,7 @@ attend_merge_kernel(const AttendMergeArgs args) {
 void TC_BACKEND::attend(Stream& stream, const AttendArgs& args) {
   TC_CHECK(args.q.shape[2] <= kMaxWidth && args.q.shape[2] % 32 == 0);
   launch(stream, "attend", attend_kernel, {args.tokens, (args.q.shape[1] + kHeads - 1) / kHeads, args.splits},
-         kWarps * 32, args, (kHeads + 2 * kRows) * kStride * sizeof(bf16));
+         kWarps * 32, args, (kHeads + kRows) * kStride * sizeof(bf16));
 }
 void TC_BACKEND::attend_merge(Stream& stream, const AttendMergeArgs& args) {
   launch(stream, "attend_merge", attend_merge_kernel, {args.attend.tokens, args.out.shape[1]}, 128, args);

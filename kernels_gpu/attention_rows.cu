@@ -9,7 +9,8 @@ namespace thermocline::gpu {
 namespace {
 using namespace dev;
 
-constexpr int kMaxRow = 4096;
+constexpr int kMaxRow = 2048;   // of query latents
+constexpr int kMaxHead = 1024;  // of heads and rows
 constexpr int kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 64 dims
 
 /// Whole warp: 1 / rms of a shared row.
@@ -88,7 +89,7 @@ rows_kernel(const RowsArgs args) {
 // The weight-less norm of a head, with the published code's rounding after each tensor operation, then RoPE.
 TC_KERNEL(32)
 query_kernel(const QueryArgs args) {
-  TC_SHARED(float, x, kMaxRow);
+  TC_SHARED(float, x, kMaxHead);
   const int64_t head = block_x(), token = block_y(), width = args.q.shape[2];
   float sum = 0;
   for (int64_t d = lane(); d < width; d += 32) {
@@ -148,13 +149,13 @@ TC_DEVICE void pool_window(const CompressArgs& args, const TokenInfo& info, cons
   const int64_t width = a.shape[1], row = info.pos / args.ratio;
   const bool overlap = width != row_width;
   const int64_t window = row * args.ratio, begin = overlap && row > 0 ? window - args.ratio : window;
+  const SequenceInfo sequence = args.step.sequences(info.sequence);
+  const int64_t slot_floats = 2 * (args.a.shape[1] + args.index_a.shape[1]);
+  const int64_t ring = sequence.ring * args.ring_floats + args.ring_offset;
   const auto value = [&](const DeviceView<const float, 2>& chunk, int64_t in_slot, int64_t pos, int64_t d) {
     const int64_t channel = d + (overlap && pos >= window ? row_width : 0);
     if (pos >= info.first_pos) return static_cast<float>(chunk(info.first_token + pos - info.first_pos, channel));
-    const SequenceInfo sequence = args.step.sequences(info.sequence);
-    const int64_t slot_floats = 2 * (args.a.shape[1] + args.index_a.shape[1]);
-    return static_cast<float>(args.rings(sequence.ring * args.ring_floats + args.ring_offset +
-                                         pos % args.ring_slots * slot_floats + in_slot + channel));
+    return static_cast<float>(args.rings(ring + pos % args.ring_slots * slot_floats + in_slot + channel));
   };
   for (int64_t d = thread(); d < row_width; d += block_threads()) {
     float largest = -INFINITY, sum = 0, pooled = 0;
@@ -171,7 +172,7 @@ TC_DEVICE void pool_window(const CompressArgs& args, const TokenInfo& info, cons
 // block_y: 0 the compressed row, 1 its index key. Blocks of tokens that complete no window have nothing to do.
 TC_KERNEL(256)
 compress_kernel(const CompressArgs args) {
-  TC_SHARED(float, x, kMaxRow);
+  TC_SHARED(float, x, kMaxHead);
   const int64_t token = block_x();
   const TokenInfo info = args.step.tokens(token);
   if (info.pos < 0 || (info.pos + 1) % args.ratio != 0) return;  // the whole block
@@ -232,11 +233,11 @@ ring_kernel(const CompressArgs args) {
 }  // namespace
 
 void TC_BACKEND::rows(Stream& stream, const RowsArgs& args) {
-  TC_CHECK(args.kv.shape[1] <= kMaxRow && args.qr.shape[1] <= kMaxRow);
+  TC_CHECK(args.kv.shape[1] <= kMaxHead && args.qr.shape[1] <= kMaxRow);
   launch(stream, "rows", rows_kernel, {args.kv.shape[0], args.ratio > 0 ? 3 : 2}, 32, args);
 }
 void TC_BACKEND::queries(Stream& stream, const QueryArgs& args) {
-  TC_CHECK(args.q.shape[2] <= kMaxRow);
+  TC_CHECK(args.q.shape[2] <= kMaxHead);
   launch(stream, "queries", query_kernel, {args.q.shape[1], args.q.shape[0]}, 32, args);
 }
 void TC_BACKEND::index_queries(Stream& stream, const IndexQueryArgs& args) {
@@ -244,7 +245,7 @@ void TC_BACKEND::index_queries(Stream& stream, const IndexQueryArgs& args) {
   launch(stream, "index_queries", index_query_kernel, {args.q.shape[1], args.q.shape[0]}, 32, args);
 }
 void TC_BACKEND::compress(Stream& stream, const CompressArgs& args) {
-  TC_CHECK(args.row_width <= kMaxRow && args.index_width % 32 == 0);
+  TC_CHECK(args.row_width <= kMaxHead && args.index_width % 32 == 0);
   launch(stream, "compress", compress_kernel, {args.a.shape[0], args.index_a.pointer ? 2 : 1},
          row_threads(args.row_width), args);
   launch(stream, "keep_ring", ring_kernel, {args.a.shape[0]}, row_threads(args.a.shape[1]), args);

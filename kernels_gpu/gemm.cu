@@ -16,7 +16,7 @@ template <int kFrags>
 inline constexpr int kDepth = kFrags == 8 ? 4 : 8;
 
 template <WeightFormat format, ScaleFormat scale, int kFrags>
-TC_KERNEL(kWarps * 32)
+TC_KERNEL(kWarps * 32, kFrags == 8 ? 2 : 3)
 gemm_kernel(const GemmArgs args) {
   constexpr int kPerWarp = kGroups<kFrags>;
   TC_DYNAMIC_SHARED(uint8_t, ring, kWarps * ring_bytes(kPerWarp, kDepth<kFrags>));

@@ -25,7 +25,7 @@ TC_DEVICE int64_t item_count(const Args& args) {
 }
 
 template <WeightFormat format, ScaleFormat scale, int kFrags>
-TC_KERNEL(kGateWarps * 32)
+TC_KERNEL(kGateWarps * 32, kFrags == 8 ? 1 : 2)
 gate_up_kernel(const GateUpArgs args) {
   constexpr int kRing = ring_bytes(2, kGateDepth<kFrags>);
   TC_DYNAMIC_SHARED(uint8_t, ring, kGateWarps * kRing);
@@ -71,7 +71,7 @@ gate_up_kernel(const GateUpArgs args) {
 }
 
 template <WeightFormat format, ScaleFormat scale, int kFrags>
-TC_KERNEL(kDownWarps * 32)
+TC_KERNEL(kDownWarps * 32, kFrags == 8 ? 2 : 3)
 down_kernel(const DownArgs args) {
   constexpr int kGroups = kDownGroups<kFrags>, kRing = ring_bytes(kGroups, kDownDepth<kFrags>);
   TC_DYNAMIC_SHARED(uint8_t, ring, kDownWarps * kRing);

@@ -4,14 +4,18 @@
 #include <cuda_bf16.h>
 
 #define TC_DEVICE __device__ __forceinline__
-#define TC_KERNEL(threads) __global__ void __launch_bounds__(threads)
+/// Threads a block, and blocks a multiprocessor should hold at least, where the registers allow.
+#define TC_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 /// name: an array of n elements of T, the block's own, not initialised.
 #define TC_SHARED(T, name, n) __shared__ alignas(128) T name[n]
-/// The one array whose size the launch gives (n is for the host), aligned to 128 bytes.
-#define TC_DYNAMIC_SHARED(T, name, n)                   \
-  extern __shared__ uint4 thermocline_dynamic_shared[]; \
+/// The one array whose size the launch gives. n is for the host, and for scripts/gpu_report.sh, which reads the comment.
+#define TC_DYNAMIC_SHARED(T, name, n)                                    \
+  asm volatile("// dynamic shared bytes %0" ::"n"((n) * sizeof(T)));      \
+  extern __shared__ uint4 thermocline_dynamic_shared[];                  \
   T* const name = reinterpret_cast<T*>(thermocline_dynamic_shared)
 #define TC_UNROLL _Pragma("unroll")
+#define TC_PRAGMA(text) _Pragma(#text)
+#define TC_UNROLL_BY(n) TC_PRAGMA(unroll n)
 
 namespace thermocline::gpu::dev {
 

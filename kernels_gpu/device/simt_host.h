@@ -13,10 +13,11 @@
 #include "runtime/base/number_formats.h"
 
 #define TC_DEVICE inline
-#define TC_KERNEL(threads) static void
+#define TC_KERNEL(...) static void
 #define TC_SHARED(T, name, n) ::thermocline::gpu::dev::SharedArray<T> name(n, #name)
 #define TC_DYNAMIC_SHARED(T, name, n) TC_SHARED(T, name, n)
 #define TC_UNROLL
+#define TC_UNROLL_BY(n)
 
 namespace thermocline::gpu::dev {
 

@@ -18,8 +18,10 @@ inline constexpr int kStageScaleBytes = 64;  // E8M0 bytes of a stage's tiles, a
 inline constexpr int kRingStage = kStageBytes + kStageScaleBytes;
 
 /// Two bf16 products of codes by a power of two that moves their exponent to its place; exact, subnormals included.
-TC_DEVICE uint32_t e2m1_pair(uint32_t t) {  // codes at bits 0 and 16
-  return mul_bf16x2((t & 0x00080008u) << 12 | (t & 0x00070007u) << 6, 0x7e807e80u);
+template <int s>
+TC_DEVICE uint32_t e2m1_pair(uint32_t word) {  // codes at bits 4s and 4s + 16
+  const uint32_t magnitude = s < 2 ? word << (6 - 4 * (s & 1)) : word >> ((4 * s - 6) & 31);
+  return mul_bf16x2((word << (12 - 4 * s) & 0x80008000u) | (magnitude & 0x01c001c0u), 0x7e807e80u);
 }
 TC_DEVICE uint32_t e4m3_pair(uint32_t t) {  // codes in the low bytes of both halves
   return mul_bf16x2((t & 0x00800080u) << 8 | (t & 0x007f007fu) << 4, 0x7b807b80u);
@@ -31,8 +33,10 @@ TC_DEVICE void load_row(const Ring& ring, int at, int row, uint32_t (&pairs)[4])
   const int c = lane() % 4;
   if constexpr (format == WeightFormat::mxfp4) {
     const uint32_t word = load_shared_as<uint32_t>(ring, at + 64 * c + 4 * row);
-    TC_UNROLL
-    for (int s = 0; s < 4; ++s) pairs[s] = e2m1_pair(word >> (4 * s) & 0x000f000fu);
+    pairs[0] = e2m1_pair<0>(word);
+    pairs[1] = e2m1_pair<1>(word);
+    pairs[2] = e2m1_pair<2>(word);
+    pairs[3] = e2m1_pair<3>(word);
   } else if constexpr (format == WeightFormat::fp8) {
     TC_UNROLL
     for (int s = 0; s < 4; ++s) {
@@ -99,8 +103,11 @@ TC_DEVICE void warp_gemm(const TileSource (&source)[kGroups], int k_tiles, int s
     cp_async_wait<kDepth - 2>();
     warp_sync();  // every lane's bytes are there, and the stage before has been read by all
     start(stage + kDepth - 1);
-    for (int t = 0; t < kTiles && stage * kTiles + t < k_tiles; ++t) {
+    [[maybe_unused]] constexpr int kUnrolled = kFrags == 8 ? 1 : kTiles;  // few tokens: addresses become constants
+    TC_UNROLL_BY(kUnrolled)
+    for (int t = 0; t < kTiles; ++t) {
       const int tile = stage * kTiles + t;
+      if (tile >= k_tiles) break;
       uint32_t low[kGroups][4], high[kGroups][4];
       float scales[kGroups][2];
       TC_UNROLL

@@ -33,7 +33,7 @@ foreach(source ${gpu_sources})  # a name of its own, as a source file has one la
 endforeach()
 tc_library(kernels_gpu kernels_gpu/open_device.cc kernels_gpu/simt/simt_device.cc ${simt_sources}
            LINK tc_simt tc_kernels_cpu)
-# Kernels are one instruction stream for a whole warp: signed and unsigned indices mix as in CUDA.
+# In every build type: interpreted threads are slow enough.
 set_source_files_properties(${simt_sources} PROPERTIES COMPILE_OPTIONS "-O2")
 if(TC_HAVE_CUDA)
   add_library(tc_kernels_cuda STATIC kernels_gpu/device_list.cu kernels_gpu/cuda/cuda_device.cu ${gpu_sources})

@@ -162,13 +162,19 @@ TEST_P(GpuModel, AnySplitGivesTheSameBitsWithMtp) {
   GpuSetup setup{.folder = folder, .experts = 30, .chunk = tokens, .mtp = true};
   const std::unique_ptr<Engine> engine = open_engine(setup);
   const test::RunLogits whole = test::run_logits(*engine, ids, tokens, -1, true);
+  // Random weights: a choice that turns by rounding moves a position far, and all later ones a little. The measure is
+  // how far the CPU's own instruction sets are from each other.
   setup.device = "none";
-  const std::unique_ptr<Engine> cpu = open_engine(setup);
-  const test::RunLogits expected = test::run_logits(*cpu, ids, tokens, -1, true);
+  setup.isa = Isa::scalar;
+  const test::RunLogits scalar = test::run_logits(*open_engine(setup), ids, tokens, -1, true);
+  setup.isa = test::isas().back();
+  const test::RunLogits other = test::run_logits(*open_engine(setup), ids, tokens, -1, true);
   const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size);
-  EXPECT_LT(kl(expected.logits, whole.logits, vocab).median,
-            0.01);  // random weights: a turned choice moves a position far
-  EXPECT_LT(kl(expected.mtp, whole.mtp, vocab).median, 0.01);
+  const double noise = kl(scalar.logits, other.logits, vocab).median,
+               far = kl(scalar.logits, whole.logits, vocab).median;
+  const double mtp_noise = kl(scalar.mtp, other.mtp, vocab).median, mtp_far = kl(scalar.mtp, whole.mtp, vocab).median;
+  EXPECT_LT(far, 3 * noise + 1e-4);
+  EXPECT_LT(mtp_far, 3 * mtp_noise + 1e-4);
 #ifndef TC_SANITIZED
   for (const int64_t chunk : {7, 16, 17}) {
     const test::RunLogits run = test::run_logits(*engine, ids, chunk, -1, true);
