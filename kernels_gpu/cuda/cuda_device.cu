@@ -88,6 +88,18 @@ class CudaDevice : public Device {
   size_t capacity() const override { return capacity_; }
   size_t free_bytes() const override { return free_; }
 
+  ~CudaDevice() override {
+    for (void* const data : pinned_) cudaHostUnregister(data);
+  }
+
+  Status pin(void* data, size_t bytes) override {
+    cudaSetDevice(index_);
+    if (const cudaError_t error = cudaHostRegister(data, bytes, cudaHostRegisterPortable); error != cudaSuccess)
+      return cuda_error(error,
+                        "page-locking " + std::to_string(bytes) + " bytes of weights (ulimit -l, or free memory)");
+    pinned_.push_back(data);
+    return {};
+  }
   Result<std::unique_ptr<Stream>> new_stream() override {
     cudaStream_t handle = nullptr;
     cudaSetDevice(index_);
@@ -134,6 +146,7 @@ class CudaDevice : public Device {
   const std::string name_;
   const size_t capacity_;
   size_t free_;
+  std::vector<void*> pinned_;
 };
 
 }  // namespace

@@ -160,7 +160,7 @@ inline uint32_t load_acquire_system(const uint32_t* p) {
 inline void store_release_system(uint32_t* p, uint32_t x) {
   std::atomic_ref<uint32_t>(*p).store(x, std::memory_order_release);
 }
-inline void fence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void fence_system() {}  // atomic_add and the flags order what they publish
 inline void pause() { std::this_thread::yield(); }
 
 struct alignas(16) Vec4 {

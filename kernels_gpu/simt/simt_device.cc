@@ -167,6 +167,7 @@ class SimtDevice : public Device {
     return most;
   }
 
+  Status pin(void*, size_t) override { return {}; }
   Result<std::unique_ptr<Stream>> new_stream() override;
   Result<std::unique_ptr<Event>> new_event() override { return std::unique_ptr<Event>(new SimtEvent()); }
 

@@ -81,11 +81,13 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row
     const Peaks now = meter.measure();
     TC_ASSIGN(const Sample sample, run_once(engine, row));
     const double tokens = static_cast<double>(row.tokens);
-    const double bound_seconds = std::max(sample.bytes / now.read_bandwidth, 2 * macs_of(engine, row) / now.flops);
+    // With a device the CPU's part is its bytes; what the device does is not of these peaks.
+    const double bound_seconds =
+        std::max(sample.bytes / now.read_bandwidth, engine.gpu_step() ? 0.0 : 2 * macs_of(engine, row) / now.flops);
     row.bytes_per_token = sample.bytes / tokens;
     row.seconds.push_back(sample.seconds);
     row.shares.push_back(bound_seconds / sample.seconds);
-    bounds.push_back(tokens / bound_seconds);
+    bounds.push_back(bound_seconds > 0 ? tokens / bound_seconds : 0);
     peaks.raise(now);
   }
   row.bound_tokens_per_second = median(bounds);
@@ -93,6 +95,10 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row
 }
 
 double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens) / median(row.seconds); }
+
+double share_of(int64_t part, int64_t whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
 
 void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
   for (const std::string& line : engine.weights().placement) fmt::print("{}\n", line);
@@ -111,6 +117,14 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& 
       "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
       "longer\n",
       o.repetitions);
+  if (DeepseekV4GpuStep* const step = engine.gpu_step()) {
+    const DeepseekV4GpuStep::Counters& c = step->counters();
+    for (const std::string& line : step->describe()) fmt::print("{}\n", line);
+    fmt::print(
+        "{:.0f} % of (token, expert) pairs on the CPU, {:.0f} % of layers without one; the bound is that of the CPU's "
+        "bytes alone\n",
+        100 * share_of(c.cpu_pairs, c.pairs), 100 * share_of(c.zero_miss_layers, c.layers));
+  }
 }
 
 Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
@@ -123,15 +137,21 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>&
                        {"bound_tokens_per_second", row.bound_tokens_per_second},
                        {"share_of_bound", median(row.shares)},
                        {"repetitions", row.seconds.size()}});
-  const Json document = {{"model", o.model.model()},
-                         {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
-                         {"machine", machine_json(machine_of(engine))},
-                         {"weights", engine.weights().placement},
-                         {"build", build_json()},
-                         {"stream_read_bytes_per_second", peaks.read_bandwidth},
-                         {"peak_flops", peaks.flops},
-                         {"peak_resident_bytes", peak_resident_bytes()},
-                         {"results", results}};
+  Json document = {{"model", o.model.model()},
+                   {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
+                   {"machine", machine_json(machine_of(engine))},
+                   {"weights", engine.weights().placement},
+                   {"build", build_json()},
+                   {"stream_read_bytes_per_second", peaks.read_bandwidth},
+                   {"peak_flops", peaks.flops},
+                   {"peak_resident_bytes", peak_resident_bytes()},
+                   {"results", results}};
+  if (DeepseekV4GpuStep* const step = engine.gpu_step()) {
+    const DeepseekV4GpuStep::Counters& c = step->counters();
+    document["devices"] = step->describe();
+    document["cpu_pair_share"] = share_of(c.cpu_pairs, c.pairs);
+    document["zero_miss_layer_share"] = share_of(c.zero_miss_layers, c.layers);
+  }
   const std::string text = document.dump(2) + "\n";
   if (o.json_path != "-") return write_text_file(o.json_path, text);
   fmt::print("{}", text);

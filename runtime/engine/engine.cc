@@ -74,6 +74,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
               DeepseekV4GpuStep::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec, o.gpu,
                                         *engine->kv_, std::move(devices)));
     engine->gpu_step_ = step.get();
+    if (!o.quiet)
+      for (const std::string& line : step->describe()) spdlog::info("{}", line);
     engine->step_ = std::move(step);
   }
   return engine;

@@ -10,7 +10,6 @@
 #include <fmt/format.h>
 
 #include "kernels_cpu/ref/ops.h"
-#include "runtime/base/log.h"
 
 namespace thermocline {
 namespace ref = cpu::ref;
@@ -115,11 +114,13 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
     o.staging = gpu.prefill == PrefillMode::cpu ? 0 : 2 * std::min(8, g.n_routed_experts);
     TC_ASSIGN(std::unique_ptr<DevicePart> part,
               DevicePart::create(std::move(devices[static_cast<size_t>(i)]), g, weights, kv, o));
-    spdlog::info("{}", part->memory_map());
     const int layers = o.last_layer - o.first_layer + (o.mtp ? 1 : 0);
     step->policies_.push_back(sched::make_policy(gpu.policy, layers, g.n_routed_experts));
     step->parts_.push_back(std::move(part));
   }
+  // Copies from pageable memory would go through a bounce buffer, and not beside kernels.
+  for (const NumaBuffer& arena : weights.arenas)
+    TC_RETURN_IF_ERROR(step->parts_[0]->device().pin(arena.data(), arena.size()));
   const int64_t m = step->parts_[0]->options().max_tokens;
   TC_ASSIGN(step->x_, cpu::GemmInput::allocate(m, g.dim));
   TC_ASSIGN(step->moe_, cpu::MoeWorkspace::allocate(cpu.pool.size(), m, g.n_activated_experts, g.n_routed_experts,
@@ -167,6 +168,19 @@ TensorView<const float, 2> DeepseekV4GpuStep::logits() const {
 }
 TensorView<const float, 2> DeepseekV4GpuStep::mtp_logits() const {
   return {parts_.back()->mtp_logits(), {mtp_rows_, g_.vocab_size}};
+}
+
+std::vector<std::string> DeepseekV4GpuStep::describe() const {
+  std::vector<std::string> lines;
+  for (const std::unique_ptr<DevicePart>& part : parts_) lines.push_back(part->memory_map());
+  if (gpu_.prefill == PrefillMode::hybrid)
+    lines.push_back(fmt::format(
+        "an expert: copied in {:.0f} us; CPU {:.0f} us for 1 token, {:.0f} for 128; device {:.0f} and {:.0f}; {}",
+        costs_.h2d_ns / 1e3, costs_.cpu.ns(1) / 1e3, costs_.cpu.ns(128) / 1e3, costs_.gpu.ns(1) / 1e3,
+        costs_.gpu.ns(128) / 1e3,
+        costs_.crossover() > 0 ? fmt::format("copying pays from {} tokens", costs_.crossover())
+                               : "copying never pays"));
+  return lines;
 }
 
 void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
@@ -561,11 +575,6 @@ Status DeepseekV4GpuStep::calibrate() {
   }
   costs_.cpu = sched::ExpertTime(cpu_ns);
   costs_.gpu = sched::ExpertTime(gpu_ns);
-  spdlog::info(
-      "an expert: copy {:.0f} us; CPU {:.0f} us at 1 token, {:.0f} at 128; device {:.0f} and {:.0f}; copying pays "
-      "from {} tokens",
-      costs_.h2d_ns / 1e3, costs_.cpu.ns(1) / 1e3, costs_.cpu.ns(128) / 1e3, costs_.gpu.ns(1) / 1e3,
-      costs_.gpu.ns(128) / 1e3, costs_.crossover() > 0 ? std::to_string(costs_.crossover()) : "no number of");
   return {};
 }
 

@@ -68,6 +68,9 @@ class DeepseekV4GpuStep : public ForwardStep {
   const sched::ExpertCosts& costs() const { return costs_; }
   void set_costs(const sched::ExpertCosts& costs) { costs_ = costs; }
 
+  /// The memory map of every device, and what was measured: for people.
+  std::vector<std::string> describe() const;
+
   /// Of all steps so far.
   struct Counters {
     int64_t pairs = 0, cpu_pairs = 0, streamed_experts = 0, zero_miss_layers = 0, layers = 0, graph_launches = 0;

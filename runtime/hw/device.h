@@ -123,6 +123,8 @@ class Device {
   /// Errors: out_of_memory, with what is left.
   Result<DeviceBuffer> allocate(size_t bytes);
   Result<PinnedBuffer> allocate_pinned(size_t bytes);
+  /// Page-locks host memory that is copied from, until the device is closed. Errors: what the driver says.
+  virtual Status pin(void* data, size_t bytes) = 0;
   virtual Result<std::unique_ptr<Stream>> new_stream() = 0;
   virtual Result<std::unique_ptr<Event>> new_event() = 0;
 

@@ -35,6 +35,32 @@ def test_run_answers_and_quiet_prints_only_the_answer():
     assert (out, err) == ("The capital of Norway is Oslo.\n", ""), (out, err)
 
 
+def test_run_on_the_interpreted_device():
+    question = ("--prompt", "What is the capital of Norway?", "--temperature", 0)
+    for flags in (("--experts-on-gpu", 40), ("--experts-on-gpu", 12, "--expert-cache", "lru"))[: 1 if SLOW else 2]:
+        out, err = run("run", "--model", DEMO, *question, "--device", "simt", "--gpu-memory", "256MiB", "--max-tokens", 3 if SLOW else 20, *flags)
+        assert out == ("The capital of\n" if SLOW else "The capital of Norway is Oslo.\n"), out
+        assert "SIMT interpreter 0: layers 0-5" in err, err
+    assert run("run", "--model", DEMO, *question, "--device", "simt:2", "--quiet", "--max-tokens", 2)[1] == ""
+    _, err = run("run", "--model", DEMO, "--device", "auto", *question)  # no card: the CPU does all of it
+    assert "SIMT" not in err, err
+
+
+def test_device_flags_say_what_is_wrong():
+    for flags, words in [
+        (("--device", "tpu"), "use auto, cuda, simt or none"),
+        (("--device", "simt:0"), "should be 1 to 16"),
+        (("--device", "simt", "--gpu-memory", "1MiB"), "give --gpu-memory more"),
+        (("--device", "simt", "--experts-on-gpu", "many"), "should be auto or a number"),
+        (("--device", "simt", "--expert-cache", "belady"), "use static or lru"),
+        (("--device", "simt", "--prefill-experts", "fast"), "use cpu, stream or hybrid"),
+        (("--device", "simt", "--numerics", "fp32"), "fp32 numerics do not run"),
+        (("--device", "simt", "--activations", "int8"), "INT8 activations do not run"),
+    ]:
+        _, err = run("run", "--model", DEMO, "--prompt", "x", *flags, code=1)
+        assert words in err, (flags, err)
+
+
 def test_run_raw_continues_the_prompt():
     for line in read_jsonl(GOLDEN / "demo" / "greedy.jsonl")[:: 30 if SLOW else 6]:
         out, _ = run("run", "--model", DEMO, "--raw", "--quiet", "--temperature", 0, "--numerics", line["numerics"], "--max-tokens", len(line["ids"]), "--prompt", line["prompt"])
