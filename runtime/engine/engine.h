@@ -63,6 +63,8 @@ class Engine {
   Status decode(Sequence& sequence, int32_t id) { return prefill(sequence, std::span(&id, 1)); }
   /// Logits of the last prefilled or decoded token, [V].
   std::span<const float> logits() const;
+  /// Its most likely successor, where a device has found it already (ForwardStep::most_likely).
+  std::optional<int32_t> most_likely() const { return step_->most_likely(step_->logit_row_count() - 1); }
 
   const ModelGeometry& geometry() const { return geometry_; }
   const deepseek_v4::Weights& weights() const { return *weights_; }

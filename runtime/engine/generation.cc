@@ -79,10 +79,15 @@ Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Se
   const auto decode_start = Clock::now();
   while (result.completion_tokens < limit) {
     if (result.completion_tokens > 0) TC_RETURN_IF_ERROR(engine.decode(sequence, result.ids.back()));
-    logits.assign(engine.logits().begin(), engine.logits().end());
-    if (request.ignore_eos || result.completion_tokens < request.min_tokens)
-      logits[static_cast<size_t>(eos)] = -std::numeric_limits<float>::infinity();
-    const int32_t id = sampler.sample(logits);
+    const bool no_eos = request.ignore_eos || result.completion_tokens < request.min_tokens;
+    std::optional<int32_t> chosen;
+    if (request.sampling.greedy() && !no_eos) chosen = engine.most_likely();
+    if (!chosen) {
+      logits.assign(engine.logits().begin(), engine.logits().end());
+      if (no_eos) logits[static_cast<size_t>(eos)] = -std::numeric_limits<float>::infinity();
+      chosen = sampler.sample(logits);
+    }
+    const int32_t id = *chosen;
     result.ids.push_back(id);
     ++result.completion_tokens;
     if (id == eos) {

@@ -22,6 +22,10 @@ struct SamplingParams {
   uint64_t seed = 0;
   bool has_seed = false;  // otherwise the seed comes from the system
 
+  /// Whether the answer is the most likely token each time, whatever came before.
+  bool greedy() const {
+    return temperature == 0 && repetition_penalty == 1 && presence_penalty == 0 && frequency_penalty == 0;
+  }
   /// Errors: invalid_argument, naming the field, for a value out of its range.
   Status check() const;
 };

@@ -163,7 +163,13 @@ DevicePart& DeepseekV4GpuStep::part_of(int layer) {
   return *parts_.back();
 }
 
+// A greedy request never asks: V floats a row stay where they are.
 TensorView<const float, 2> DeepseekV4GpuStep::logits() const {
+  if (!logits_fetched_ && logit_rows_ > 0) {
+    parts_.back()->fetch_logits(logit_rows_);
+    (void)parts_.back()->stream().synchronize();  // a fault sticks, and fails the next step
+    logits_fetched_ = true;
+  }
   return {parts_.back()->logits(), {logit_rows_, g_.vocab_size}};
 }
 TensorView<const float, 2> DeepseekV4GpuStep::mtp_logits() const {
@@ -287,12 +293,18 @@ Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* c
   }
   TC_RETURN_IF_ERROR(std::move(status));
   logit_rows_ = rows;
+  logits_fetched_ = false;
   mtp_rows_ = 0;
   if (with_mtp)
     for (const int32_t row : batch.logit_rows) mtp_rows_ += next_ids[static_cast<size_t>(row)] >= 0;
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
   observe_step(shape, batch.size());
   return {};
+}
+
+std::optional<int32_t> DeepseekV4GpuStep::most_likely(int64_t row) const {
+  TC_CHECK(row < logit_rows_);
+  return parts_.back()->most_likely()[row];
 }
 
 void DeepseekV4GpuStep::queue_decode(DevicePart& part) {

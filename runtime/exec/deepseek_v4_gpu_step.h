@@ -54,6 +54,8 @@ class DeepseekV4GpuStep : public ForwardStep {
              std::span<const int32_t> next_ids = {}) override;
   TensorView<const float, 2> logits() const override;
   TensorView<const float, 2> mtp_logits() const override;
+  int64_t logit_row_count() const override { return logit_rows_; }
+  std::optional<int32_t> most_likely(int64_t row) const override;
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
 
   int parts() const { return static_cast<int>(parts_.size()); }
@@ -108,6 +110,7 @@ class DeepseekV4GpuStep : public ForwardStep {
   std::vector<float> frequencies_[2];
   uint32_t step_number_ = 0;
   int64_t logit_rows_ = 0, mtp_rows_ = 0;
+  mutable bool logits_fetched_ = false;  // they stay on the device until asked for
 
   // The CPU's side.
   cpu::GemmInput x_;

@@ -25,6 +25,7 @@ class DeepseekV4Step : public ForwardStep {
   Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
              std::span<const int32_t> next_ids = {}) override;
   TensorView<const float, 2> logits() const override { return {b_.logits.data(), {logit_rows_, g_.vocab_size}}; }
+  int64_t logit_row_count() const override { return logit_rows_; }
   TensorView<const float, 2> mtp_logits() const override { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
 

@@ -107,6 +107,8 @@ void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o,
   f(b.head_mixes, rows * (g.hc_mult + 1));
   h(b.hidden, rows * g.dim);
   f(b.logits, rows * g.vocab_size);
+  f(b.mtp_logits, o.mtp ? rows * g.vocab_size : 0);
+  i(b.most_likely, rows);
 }
 
 Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,
@@ -180,7 +182,6 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
 
   const int64_t m = options.max_tokens, pairs = m * g.n_activated_experts, rows = std::min(m, options.max_logit_rows);
   const int64_t part_layers = options.last_layer - options.first_layer + 1;
-  p.id_stride_ = pairs;
   const auto carve_host = [&](Carver& place) {
     p.host_ = {place.operator()<gpu::MissPair>(pairs),
                place.operator()<bf16>(m * g.dim),
@@ -189,6 +190,7 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
                place.operator()<float>(pairs),
                place.operator()<float>(rows * g.vocab_size),
                place.operator()<float>(options.mtp ? rows * g.vocab_size : 0),
+               place.operator()<int32_t>(rows),
                place.operator()<int32_t>(kMaxWaves * g.n_routed_experts)};
   };
   Carver host_sizes(nullptr);
@@ -479,7 +481,7 @@ void DevicePart::route(int index) {
                                       {b_.scores, {m, e}},
                                       w.gate_bias,
                                       w.tid2eid,
-                                      {b_.ids + (index - options_.first_layer) * id_stride_, {m, k}},
+                                      {b_.ids + ids_at(index), {m, k}},
                                       {b_.weights, {m, k}},
                                       g_.route_scale});
 }
@@ -559,7 +561,7 @@ void DevicePart::experts_begin(int index) {
   route(index);
   gpu::PartitionArgs partition;
   partition.step = step_;
-  partition.ids = {b_.ids + (index - options_.first_layer) * id_stride_, {m, k}};
+  partition.ids = {b_.ids + ids_at(index), {m, k}};
   partition.weights = {b_.weights, {m, k}};
   partition.slot_of = slots_->device_table(index - options_.first_layer);
   partition.pair_token = {b_.pair_token, {pairs}};
@@ -603,7 +605,7 @@ void DevicePart::write_streams(int) {
 // --- prefill with streaming ---
 
 void DevicePart::route_for_host(int index) {
-  const int64_t m = shape_.tokens, pairs = m * g_.n_activated_experts, at = (index - options_.first_layer) * id_stride_;
+  const int64_t m = shape_.tokens, pairs = m * g_.n_activated_experts, at = ids_at(index);
   route(index);
   stream_->copy(host_.ids + at, b_.ids + at, static_cast<size_t>(pairs) * 4, CopyKind::d2h);
   stream_->copy(host_.weights, b_.weights, static_cast<size_t>(pairs) * 4, CopyKind::d2h);
@@ -619,7 +621,7 @@ void DevicePart::run_wave(int index, int wave, std::span<const int32_t> slot_of)
   stream_->copy(b_.wave_table + wave * e, row, static_cast<size_t>(e) * 4, CopyKind::h2d);
   gpu::PartitionArgs partition;
   partition.step = step_;
-  partition.ids = {b_.ids + (index - options_.first_layer) * id_stride_, {m, k}};
+  partition.ids = {b_.ids + ids_at(index), {m, k}};
   partition.weights = {b_.weights, {m, k}};
   partition.slot_of = {b_.wave_table + wave * e, {e}};
   partition.pair_token = {b_.pair_token, {pairs}};
@@ -657,12 +659,18 @@ void DevicePart::logits_of(const DeviceHc& hc, const DeviceView<const float, 1>&
                                           {b_.hidden, {count, g_.dim}},
                                           g_.norm_eps,
                                           g_.hc_eps});
-  gemm({{&weights_.head.head, b_.hidden, g_.dim, b_.logits, g_.vocab_size, false, 0, -1, count}});
-  stream_->copy(out, b_.logits, static_cast<size_t>(count * g_.vocab_size) * sizeof(float), CopyKind::d2h);
+  gemm({{&weights_.head.head, b_.hidden, g_.dim, out, g_.vocab_size, false, 0, -1, count}});
 }
 
 void DevicePart::head() {
-  logits_of(weights_.head.hc, weights_.head.norm, rows_.pointer, shape_.logit_rows, host_.logits);
+  const int64_t rows = shape_.logit_rows;
+  logits_of(weights_.head.hc, weights_.head.norm, rows_.pointer, rows, b_.logits);
+  device_->kernels().argmax(*stream_, {{b_.logits, {rows, g_.vocab_size}}, {b_.most_likely, {rows}}});
+  stream_->copy(host_.most_likely, b_.most_likely, static_cast<size_t>(rows) * 4, CopyKind::d2h);
+}
+
+void DevicePart::fetch_logits(int64_t rows) {
+  stream_->copy(host_.logits, b_.logits, static_cast<size_t>(rows * g_.vocab_size) * sizeof(float), CopyKind::d2h);
 }
 
 // The MTP block's streams: the main model's, normed and projected, plus the next token's embedding, normed and
@@ -681,7 +689,10 @@ void DevicePart::mtp() {
 }
 
 void DevicePart::mtp_head() {
-  logits_of(weights_.mtp[0].hc, weights_.mtp[0].norm, mtp_rows_.pointer, shape_.mtp_rows, host_.mtp_logits);
+  const int64_t rows = shape_.mtp_rows;
+  logits_of(weights_.mtp[0].hc, weights_.mtp[0].norm, mtp_rows_.pointer, rows, b_.mtp_logits);
+  stream_->copy(host_.mtp_logits, b_.mtp_logits, static_cast<size_t>(rows * g_.vocab_size) * sizeof(float),
+                CopyKind::d2h);
 }
 
 void DevicePart::read_streams(float* out) {
@@ -690,7 +701,7 @@ void DevicePart::read_streams(float* out) {
 
 void DevicePart::end() {
   const int64_t layers = static_cast<int64_t>(weights_.layers.size());
-  stream_->copy(host_.ids, b_.ids, static_cast<size_t>(layers * id_stride_) * 4, CopyKind::d2h);
+  stream_->copy(host_.ids, b_.ids, static_cast<size_t>(layers * pairs()) * 4, CopyKind::d2h);
 }
 
 }  // namespace thermocline

@@ -66,7 +66,8 @@ class DevicePart {
   void experts_begin(int layer);
   /// Takes the CPU's pairs, adds up, writes the streams.
   void experts_end(int layer);
-  void head();
+  void head();  // the logits stay on the device, the most likely ids come to the host
+  void fetch_logits(int64_t rows);
   void mtp();  // the MTP layer's input; then attention, experts_* of layer n_layers, and mtp_head
   void mtp_head();
   /// Streams and chosen experts to host memory, for observers and policies.
@@ -100,9 +101,10 @@ class DevicePart {
   const gpu::MissPair* misses() const { return host_.misses; }
   const bf16* host_x() const { return host_.x; }
   bf16* host_y() { return host_.y; }
-  const int32_t* host_ids(int layer) const { return host_.ids + (layer - options_.first_layer) * id_stride_; }
+  const int32_t* host_ids(int layer) const { return host_.ids + ids_at(layer); }
   const float* host_weights() const { return host_.weights; }
   const float* logits() const { return host_.logits; }
+  const int32_t* most_likely() const { return host_.most_likely; }
   const float* mtp_logits() const { return host_.mtp_logits; }
 
  private:
@@ -131,6 +133,8 @@ class DevicePart {
                     bool routed);
   void logits_of(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm, const int32_t* rows, int64_t count,
                  float* out);
+  int64_t pairs() const { return shape_.tokens * g_.n_activated_experts; }
+  int64_t ids_at(int layer) const { return (layer - options_.first_layer) * pairs(); }
   gpu::LayerPages pages(int layer) const;
   const DeviceLayer& layer(int index) const {
     return weights_.layers[static_cast<size_t>(index - options_.first_layer)];
@@ -150,7 +154,7 @@ class DevicePart {
   gpu::DeviceBuffer window_pages_, compressed_pages_, rings_, activations_, tables_;
   gpu::PinnedBuffer host_tables_, flags_, host_memory_;
   std::vector<int> ratios_;  // distinct, > 0
-  int64_t page_capacity_ = 0, sequence_capacity_ = 0, id_stride_ = 0;
+  int64_t page_capacity_ = 0, sequence_capacity_ = 0;
   std::string memory_map_;
 
   struct Buffers {
@@ -170,7 +174,8 @@ class DevicePart {
     int32_t* wave_table;  // [waves, E]
     float* head_mixes;
     bf16* hidden;
-    float* logits;
+    float *logits, *mtp_logits;
+    int32_t* most_likely;
     int64_t partial_tokens;  // tokens whose attention partials fit at once
   } b_{};
   struct HostMail {
@@ -178,6 +183,7 @@ class DevicePart {
     bf16 *x, *y;
     int32_t* ids;
     float *weights, *logits, *mtp_logits;
+    int32_t* most_likely;
     int32_t* wave_table;
   } host_{};
 

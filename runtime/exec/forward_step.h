@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "kernels_cpu/cpu_context.h"
@@ -32,6 +33,14 @@ class ForwardStep {
   virtual TensorView<const float, 2> logits() const = 0;
   /// MTP logits of those logit_rows that have a next token, [rows, V]: row t predicts the token at t + 2.
   virtual TensorView<const float, 2> mtp_logits() const = 0;
+
+  /// Rows of logits().
+  virtual int64_t logit_row_count() const = 0;
+  /// The most likely token of a logit row, the lower id among equals, where the device has found it already.
+  virtual std::optional<int32_t> most_likely(int64_t row) const {
+    (void)row;
+    return std::nullopt;
+  }
 
   /// What the CPU read of the weights in the last run, by worker and node, and how long it was at it.
   virtual const cpu::WeightTraffic& traffic() const = 0;

@@ -142,8 +142,12 @@ void SlotPool::begin_step(gpu::Stream& compute) {
   }
   if (any) compute.wait(*filled_);
   copies_->record(*filled_);  // what is due next time
-  std::memcpy(upload_.data(), mirror_.data(), mirror_.size() * sizeof(int32_t));
-  compute.copy(table_.data(), upload_.data(), upload_.size(), gpu::CopyKind::h2d);
+  const size_t bytes = mirror_.size() * sizeof(int32_t);
+  if (!uploaded_ || std::memcmp(upload_.data(), mirror_.data(), bytes) != 0) {
+    std::memcpy(upload_.data(), mirror_.data(), bytes);
+    compute.copy(table_.data(), upload_.data(), upload_.size(), gpu::CopyKind::h2d);
+    uploaded_ = true;
+  }
   in_flight_ = true;
 }
 

@@ -97,7 +97,7 @@ class SlotPool {
   std::vector<int32_t> planned_;  // as a policy sees it
   std::vector<Slot> state_;
   std::vector<int> free_;
-  bool in_flight_ = false;
+  bool in_flight_ = false, uploaded_ = false;
   Counters counters_;
 };
 

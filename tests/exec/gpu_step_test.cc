@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include "kernels_gpu/launch.h"
 #include "tests/support/devices.h"
 #include "tests/support/models.h"
 
@@ -432,6 +433,49 @@ TEST(GpuStep, RefusesWhatItCannotRunAndSaysWhy) {
   for (const char* device : {"tpu", "simt:0", "simt:x", "none:2", "cuda:99"}) {
     options.device = device;
     EXPECT_NE(error(options), "opened") << device;
+  }
+}
+
+struct Planted {
+  int milliseconds = 0;
+};
+TC_KERNEL(32) planted_fault(const Planted args) {
+  if (gpu::dev::thread() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(args.milliseconds));
+  gpu::dev::runner().fail("planted");
+}
+
+// Before a step, or while it is queued and the host waits for its flags: the batch fails with the kernel's name, at
+// once and for good, and nothing hangs.
+TEST(GpuStep, ADeviceFaultFailsTheStepAndSticks) {
+  if (test::device_name() != "simt") GTEST_SKIP() << "plants a fault in the interpreter";
+  for (const int milliseconds : {0, 100})
+    for (const bool graphs : {false, true}) {
+      const std::unique_ptr<Engine> engine =
+          open_engine({.folder = test::golden("tiny-csa"), .experts = 8, .graphs = graphs});
+      const std::unique_ptr<Sequence> sequence = engine->new_sequence().value();
+      ASSERT_TRUE(engine->decode(*sequence, 1).ok());
+      gpu::launch(engine->gpu_step()->part(0).stream(), "planted_fault", planted_fault, {1}, 32, Planted{milliseconds});
+      for (int attempt = 0; attempt < 2; ++attempt) {
+        const Status status = engine->decode(*sequence, 2);
+        ASSERT_FALSE(status.ok());
+        EXPECT_EQ(status.error().code, ErrorCode::internal);
+        EXPECT_NE(status.error().message.find("planted_fault, block (0, 0, 0), warp 0, lane 0: planted"),
+                  std::string::npos)
+            << status.error().message;
+      }
+      EXPECT_EQ(sequence->length(), 1) << "nothing of the failed step was committed";
+    }
+}
+
+TEST(GpuStep, TheMostLikelyTokenIsThatOfTheLogits) {
+  const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(), .experts = 8});
+  const std::unique_ptr<Sequence> sequence = engine->new_sequence().value();
+  for (const int32_t id : small_ids(4)) {
+    ASSERT_TRUE(engine->decode(*sequence, id).ok());
+    const std::optional<int32_t> chosen = engine->most_likely();
+    const std::span<const float> logits = engine->logits();
+    ASSERT_TRUE(chosen.has_value());
+    EXPECT_EQ(*chosen, std::max_element(logits.begin(), logits.end()) - logits.begin());
   }
 }
 
