@@ -105,17 +105,15 @@ class BlockWorkers {
 
 class SimtDevice;
 
-class SimtEvent : public Event {
+/// What an event and the operations queued for it share: an event may go before its stream has reached it.
+class EventState {
  public:
-  bool done() const override {
+  bool done() const {
     const std::lock_guard lock(mutex_);
     return completed_ >= issued_;
   }
-  void synchronize() override;
-
-  uint64_t issue(SimtDevice& device) {
+  uint64_t issue() {
     const std::lock_guard lock(mutex_);
-    device_ = &device;
     return ++issued_;
   }
   uint64_t issued() const {
@@ -139,9 +137,20 @@ class SimtEvent : public Event {
  private:
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  SimtDevice* device_ = nullptr;
   uint64_t issued_ = 0, completed_ = 0;
   StreamClock clock_;
+};
+
+class SimtEvent : public Event {
+ public:
+  explicit SimtEvent(SimtDevice& device) : device_(device) {}
+  bool done() const override { return state_->done(); }
+  void synchronize() override;
+  const std::shared_ptr<EventState>& state() const { return state_; }
+
+ private:
+  SimtDevice& device_;
+  const std::shared_ptr<EventState> state_ = std::make_shared<EventState>();
 };
 
 class QueueStream;
@@ -169,7 +178,7 @@ class SimtDevice : public Device {
 
   Status pin(void*, size_t) override { return {}; }
   Result<std::unique_ptr<Stream>> new_stream() override;
-  Result<std::unique_ptr<Event>> new_event() override { return std::unique_ptr<Event>(new SimtEvent()); }
+  Result<std::unique_ptr<Event>> new_event() override { return std::unique_ptr<Event>(new SimtEvent(*this)); }
 
   BlockWorkers& workers() { return workers_; }
   AccessLog& log() { return *log_; }
@@ -256,10 +265,7 @@ class SimtDevice : public Device {
   BlockWorkers workers_;
 };
 
-void SimtEvent::synchronize() {
-  const StreamClock clock = await(issued());
-  if (device_) device_->host_saw(clock);
-}
+void SimtEvent::synchronize() { device_.host_saw(state_->await(state_->issued())); }
 
 /// Captured operations.
 class SimtGraph : public Graph {
@@ -303,15 +309,13 @@ class QueueStream : public SimtStream {
 
   void record(Event& event) override {
     TC_CHECK(!capture_, "events are not part of a graph");
-    SimtEvent& e = static_cast<SimtEvent&>(event);
-    const uint64_t ticket = e.issue(device_);
-    add([this, &e, ticket] { e.complete(ticket, clock_); });
+    const std::shared_ptr<EventState> state = static_cast<SimtEvent&>(event).state();
+    add([this, state, ticket = state->issue()] { state->complete(ticket, clock_); });
   }
   void wait(Event& event) override {
     TC_CHECK(!capture_, "events are not part of a graph");
-    SimtEvent& e = static_cast<SimtEvent&>(event);
-    const uint64_t ticket = e.issued();
-    add([this, &e, ticket] { clock_.merge(e.await(ticket)); });
+    const std::shared_ptr<EventState> state = static_cast<SimtEvent&>(event).state();
+    add([this, state, ticket = state->issued()] { clock_.merge(state->await(ticket)); });
   }
 
   void begin_capture() override {

@@ -33,6 +33,10 @@ class DevicePart {
                                                     const deepseek_v4::Weights& weights, const KvCache& kv,
                                                     const PartOptions& options);
 
+  ~DevicePart() {
+    if (stream_) (void)stream_->synchronize();
+  }
+
   gpu::Device& device() { return *device_; }
   gpu::Stream& stream() { return *stream_; }
   gpu::Event& done() { return *done_; }

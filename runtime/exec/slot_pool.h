@@ -37,6 +37,10 @@ class SlotPool {
                                                   std::vector<const deepseek_v4::LayerWeights*> layers, int slots,
                                                   int staging);
 
+  ~SlotPool() {
+    if (copies_) (void)copies_->synchronize();
+  }  // its memory is written until then
+
   int slots() const { return slots_; }
   int staging() const { return staging_; }
   const SlotLayout& layout() const { return layout_; }

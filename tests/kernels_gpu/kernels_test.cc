@@ -107,7 +107,11 @@ INSTANTIATE_TEST_SUITE_P(Formats, Gemm,
 // --- experts ---
 
 TEST_F(Kernels, ExpertsMatchTheReferenceInAnySlotAndCompany) {
+#ifdef TC_SANITIZED
+  constexpr int64_t kDim = 64, kInter = 160, kExperts = 3, kTokens = 18;  // the reference decodes element by element
+#else
   constexpr int64_t kDim = 128, kInter = 160, kExperts = 3, kTokens = 40;
+#endif
   struct Expert {
     test::RandomMatrix w1, w3, w2;
   };
