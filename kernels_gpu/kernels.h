@@ -6,6 +6,9 @@
 // (positions, page tables, the step's number) lies in device memory. A token's results depend neither on the other
 // tokens of the launch nor on their number: K is never split, and every sum has an order of its own.
 //
+// A struct's comment ends with what a launch moves and computes at V4-Flash's shapes, and what should bound it on a
+// card: HBM (weights), L2 (what tokens share), latency (small launches, about 2-3 us each), tensor cores.
+//
 // M tokens, D dim, S hyper-connection streams, E experts, k active ones, I their inner width, H heads, c head dim,
 // V vocabulary. Activations between kernels are f32 with bf16 values, inputs of linears bf16.
 #pragma once
@@ -57,13 +60,14 @@ struct DeviceMatrix : cpu::PackedShape {
 
 // --- embedding and hyper-connections ---
 
+/// Every stream starts as the token's embedding. 2 D + 4 S D bytes a token; no FLOPs; latency.
 struct EmbedArgs {
   DeviceView<const bf16, 2> rows;  // [M, D] gathered by the host: the table stays in host memory
   DeviceView<float, 3> streams;    // [M, S, D] out
 };
 
 /// mixes[i, o] = fn[o] . streams[row i]; column O: the sum of squares.
-/// Traffic: 4 O S D bytes of fn, from L2 for all tokens but the first; bound by latency.
+/// 4 O S D bytes of fn (1.6 MB, from L2 for all tokens but the first), 2 O S D FLOPs a token; latency, then L2.
 struct HcMixArgs {
   DeviceView<const float, 2> streams;  // [M, S D]
   DeviceView<const float, 2> fn;       // [O, S D]
@@ -71,7 +75,8 @@ struct HcMixArgs {
   DeviceView<float, 2> mixes;          // [R, O + 1] out
 };
 
-/// Reads S streams as one, norms it, and lays it out as the inputs of the linears.
+/// Reads S streams as one, norms it, and lays it out as the inputs of the linears. 4 S D + 4 D bytes, 2 S D FLOPs and
+/// `iterations` Sinkhorn rounds on one warp a token; latency.
 struct HcReadArgs {
   DeviceView<const float, 3> streams;      // [M, S, D]
   DeviceView<const float, 2> mixes;        // [M, (2 + S) S + 1]
@@ -85,7 +90,7 @@ struct HcReadArgs {
   bool round_linear = true;
 };
 
-/// The head's variant: S mixing weights by a sigmoid, for the wanted rows.
+/// The head's variant: S mixing weights by a sigmoid, for the wanted rows. As HcReadArgs; latency.
 struct HeadReadArgs {
   DeviceView<const float, 3> streams;      // [M, S, D]
   DeviceView<const float, 2> mixes;        // [R, S + 1]
@@ -97,6 +102,7 @@ struct HeadReadArgs {
 };
 
 /// streams[j] <- post[j] y + sum_i comb[i, j] streams[i], where y is the attention's result or the experts' sum.
+/// 8 S D bytes and 2 (k + 1) D of pair rows, 2 S S D FLOPs a token; latency, from about 500 tokens HBM.
 struct HcWriteArgs {
   DeviceView<float, 3> streams;           // [M, S, D]
   DeviceView<const float, 2> post, comb;  // [M, S], [M, S S]
@@ -106,14 +112,15 @@ struct HcWriteArgs {
   DeviceView<const bf16, 2> shared;       // [M, D] the shared expert, added last
 };
 
-/// bf16 inputs of a linear from f32 values; e4m3 per 128 columns where it is to be rounded.
+/// bf16 inputs of a linear from f32 values; e4m3 per 128 columns where it is to be rounded. 6 bytes an element;
+/// latency.
 struct LinearInputArgs {
   DeviceView<const float, 2> x;
   DeviceView<bf16, 2> out;
   bool round_linear = true;
 };
 
-/// One MTP input: embeddings normed, and every stream normed.
+/// One MTP input: embeddings normed, and every stream normed. 4 to 6 bytes an element; latency.
 struct NormRowsArgs {
   DeviceView<const float, 2> x;      // [R, D]
   DeviceView<const bf16, 2> x_bf16;  // or this
@@ -123,7 +130,7 @@ struct NormRowsArgs {
   bool round_linear = true;
 };
 
-/// out[t, s] = a[t, s] + b[t], rounded to bf16.
+/// out[t, s] = a[t, s] + b[t], rounded to bf16. 8 bytes an element; latency.
 struct AddRowsArgs {
   DeviceView<float, 3> a;        // [M, S, D] in and out
   DeviceView<const float, 2> b;  // [M, D]
@@ -156,6 +163,7 @@ struct GemmArgs {
 // --- attention ---
 
 /// Norms, rotates, rounds and stores the raw rows; norms the query latents; adds positions to the compressor gates.
+/// About 15 KB a token; latency.
 struct RowsArgs {
   StepTables step;
   LayerPages pages;
@@ -169,6 +177,7 @@ struct RowsArgs {
   bool round_linear = true;
 };
 
+/// Norms and rotates every query head. 6 H c bytes a token (196 KB), 6 H c FLOPs; latency, then L2.
 struct QueryArgs {
   StepTables step;
   DeviceView<const float, 3> q;  // [M, H, c]
@@ -177,7 +186,7 @@ struct QueryArgs {
   float eps = 0;
 };
 
-/// Index queries: rotated, Hadamard, e2m1 per 32. Gates scaled.
+/// Index queries: rotated, Hadamard, e2m1 per 32. Gates scaled. 6 Hi ci bytes, Hi ci log2(ci) FLOPs a token; latency.
 struct IndexQueryArgs {
   StepTables step;
   DeviceView<const float, 3> q;  // [M, Hi, ci]
@@ -188,6 +197,7 @@ struct IndexQueryArgs {
 };
 
 /// Pools the window a token completes into a compressed row (and an index key), then keeps the last tokens in the ring.
+/// 8 ratio width bytes a completed row, 16 width a kept token; latency.
 struct CompressArgs {
   StepTables step;
   LayerPages pages;
@@ -201,7 +211,8 @@ struct CompressArgs {
   float eps = 0;
 };
 
-/// Scores of every visible key of tokens that see more than topk. Traffic: 68 bytes a key of 128 dims and token.
+/// Scores of every visible key of tokens that see more than topk. 68 bytes a key of 128 dims and token (128 K context:
+/// 2.2 MB a layer), 2 Hi ci FLOPs a key; tensor cores and the heads' sum in shared memory, HBM for one token.
 struct IndexScoresArgs {
   StepTables step;
   LayerPages pages;
@@ -213,6 +224,7 @@ struct IndexScoresArgs {
 };
 
 /// The exact topk of each token in rising order; all rows where they are no more. A tie goes to the lower row.
+/// The token's scores five times from L2; latency of one block a token.
 struct SelectArgs {
   StepTables step;
   DeviceView<const float, 2> scores;  // [M, max rows]
@@ -221,7 +233,8 @@ struct SelectArgs {
 };
 
 /// Attention of 16 heads of a token over the window and its compressed rows, in splits of kAttentionSplit rows.
-/// Traffic: 2 c bytes a row and 16 heads, from L2 for all heads but the first 16.
+/// 2 c bytes a row (640 rows: 0.65 MB, from L2 for all heads but the first 16), 4 H c FLOPs a row; L2 for few tokens,
+/// tensor cores for many.
 struct AttendArgs {
   StepTables step;
   LayerPages pages;
@@ -236,7 +249,7 @@ struct AttendArgs {
   float scale = 0;
 };
 
-/// Joins the splits in order, divides, rotates back: the input of the output projection.
+/// Joins the splits in order, divides, rotates back: the input of the output projection. 4 H c bytes a split; latency.
 struct AttendMergeArgs {
   AttendArgs attend;
   DeviceView<const float, 1> sinks;  // [H]
@@ -249,6 +262,7 @@ inline constexpr int64_t kAttentionSplit = 128;
 // --- mixture of experts ---
 
 /// Router: sqrt(softplus), the k experts with the highest biased score (a tie goes to the lower id), weights.
+/// 4 E bytes and k rounds over E a token; latency.
 struct RouteArgs {
   StepTables step;
   DeviceView<const float, 2> scores;     // [M, E]
@@ -271,7 +285,7 @@ struct MissPair {
 };
 
 /// Sorts (token, expert) pairs by expert and splits them: experts with a slot, in items of at most `item_pairs` pairs,
-/// and those without one, for the CPU. One block.
+/// and those without one, for the CPU. One block: latency.
 struct PartitionArgs {
   StepTables step;
   DeviceView<const int32_t, 2> ids;      // [M, k]
@@ -287,7 +301,7 @@ struct PartitionArgs {
 };
 
 /// Hands a layer's missing pairs to the CPU: the rows of x they need, then the layer's flag. Pinned memory; with no
-/// miss only the flag.
+/// miss only the flag. 2 D bytes a token over PCIe (8 KB); latency.
 struct PublishArgs {
   StepTables step;
   DeviceView<const bf16, 2> x;          // [M, D]
@@ -297,7 +311,7 @@ struct PublishArgs {
   DeviceView<uint32_t, 1> arrived;      // [1] blocks done; left at zero
 };
 
-/// Waits until the CPU has answered (a layer without misses does not) and takes its rows.
+/// Waits until the CPU has answered (a layer without misses does not) and takes its rows. 2 D bytes a miss over PCIe.
 struct FetchArgs {
   StepTables step;
   DeviceView<const int32_t, 1> counts;   // [2]
@@ -308,7 +322,8 @@ struct FetchArgs {
 };
 
 /// gate, up and SwiGLU of resident experts (or the shared one): h = weight * swiglu(w1 x, w3 x), as the input of w2.
-/// A block owns 128 outputs of an item. Traffic: w1 and w3 of every item once.
+/// A block owns 128 outputs of an item. w1 and w3 of every item (8.9 MB an expert), 4 I D FLOPs a pair; HBM, from about
+/// 64 pairs an expert tensor cores.
 struct GateUpArgs {
   DeviceMatrix w1, w3;  // of slot 0
   int64_t slot_bytes = 0;
@@ -323,7 +338,7 @@ struct GateUpArgs {
   bool round_linear = true;
 };
 
-/// y = w2 h, a row per pair.
+/// y = w2 h, a row per pair. w2 of every item (4.5 MB), 2 I D FLOPs a pair; HBM, as GateUpArgs.
 struct DownArgs {
   DeviceMatrix w2;
   int64_t slot_bytes = 0;
@@ -334,7 +349,7 @@ struct DownArgs {
   int64_t item_pairs = 16;
 };
 
-/// The most likely token of each row, the lower id among equals.
+/// The most likely token of each row, the lower id among equals. 4 V bytes a row; latency of one block.
 struct ArgmaxArgs {
   DeviceView<const float, 2> logits;  // [R, V]
   DeviceView<int32_t, 1> ids;         // [R] out

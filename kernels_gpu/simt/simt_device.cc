@@ -16,7 +16,7 @@ namespace thermocline::gpu::simt {
 namespace {
 
 constexpr size_t kAlignment = 256;                   // of every allocation, as cudaMalloc's
-constexpr size_t kPoisonedBytes = size_t{64} << 20;  // of a fresh or freed allocation; more would touch idle memory
+constexpr size_t kPoisonedBytes = size_t{4} << 20;  // of a fresh or freed allocation; more would touch idle memory
 
 /// Threads that run the blocks of whatever kernels are under way.
 class BlockWorkers {

@@ -9,7 +9,7 @@ import time
 
 import openai
 
-from common import DEMO, PROGRAM, main, temporary_model
+from common import DEMO, PROGRAM, SLOW, main, temporary_model
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
 
@@ -246,6 +246,15 @@ def test_without_prose_completions_work_and_chats_say_why_not():
 def test_a_port_in_use_is_an_error():
     done = subprocess.run([PROGRAM, "serve", "--model", str(DEMO), "--port", str(server.port), "--quiet"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and str(server.port) in done.stderr, done.stderr
+
+
+def test_serves_from_the_interpreted_device():
+    if SLOW:
+        return
+    device = Server("--device", "simt", "--experts-on-gpu", "60", "--max-model-len", "256")
+    answer = device.client.chat.completions.create(model="demo", messages=ASK, temperature=0).choices[0].message.content
+    assert answer == "The capital of Norway is Oslo.", answer
+    device.stop()
 
 
 def test_it_stops_cleanly():
