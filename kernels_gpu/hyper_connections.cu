@@ -46,6 +46,22 @@ TC_DEVICE float inverse_rms(const Row& x, int64_t width, float eps, Scratch& scr
   return 1.0f / sqrtf(block_sum(sum, scratch) / static_cast<float>(width) + eps);
 }
 
+/// x[d] = sum_j pre[j] streams[token, j, d], rounded; returns 1 / rms of x. A barrier first, as pre is another
+/// thread's.
+template <class Pre, class X, class Scratch>
+TC_DEVICE float mix_streams(const DeviceView<const float, 3>& streams, int64_t token, const Pre& pre, float eps, X& x,
+                            Scratch& scratch) {
+  block_sync();
+  const int64_t dim = streams.shape[2];
+  for (int64_t d = thread(); d < dim; d += block_threads()) {
+    float sum = mul(pre[0], streams(token, 0, d));
+    for (int j = 1; j < streams.shape[1]; ++j) sum = add(sum, mul(pre[j], streams(token, j, d)));
+    x[d] = to_bf16(sum);
+  }
+  block_sync();
+  return inverse_rms(x, dim, eps, scratch);
+}
+
 /// Sinkhorn rounds on an S x S matrix, S S <= 32: lane i holds element i; sums run over the axis in order.
 TC_DEVICE float sinkhorn(float value, int s, int iterations, float eps) {
   const int row = lane() / s, column = lane() % s;
@@ -104,14 +120,7 @@ hc_read_kernel(const HcReadArgs args) {
     const float comb = sinkhorn(mine ? mix(2 * s + lane(), 2) : 0.0f, s, args.iterations, args.hc_eps);
     if (mine) args.comb(token, lane()) = comb;
   }
-  block_sync();
-  for (int64_t d = thread(); d < dim; d += block_threads()) {
-    float sum = mul(pre[0], args.streams(token, 0, d));
-    for (int j = 1; j < s; ++j) sum = add(sum, mul(pre[j], args.streams(token, j, d)));
-    x[d] = to_bf16(sum);
-  }
-  block_sync();
-  const float scale = inverse_rms(x, dim, args.norm_eps, scratch);
+  const float scale = mix_streams(args.streams, token, pre, args.norm_eps, x, scratch);
   norm_to_inputs(x, dim, args.norm, scale, args.plain.row(token), args.linear.row(token), args.round_linear);
 }
 
@@ -129,14 +138,7 @@ head_read_kernel(const HeadReadArgs args) {
     pre[thread()] = sigmoid(add(mul(mix, static_cast<float>(args.scale(0))), static_cast<float>(args.base(thread())))) +
                     args.hc_eps;
   }
-  block_sync();
-  for (int64_t d = thread(); d < dim; d += block_threads()) {
-    float sum = mul(pre[0], args.streams(token, 0, d));
-    for (int j = 1; j < s; ++j) sum = add(sum, mul(pre[j], args.streams(token, j, d)));
-    x[d] = to_bf16(sum);
-  }
-  block_sync();
-  const float scale = inverse_rms(x, dim, args.norm_eps, scratch);
+  const float scale = mix_streams(args.streams, token, pre, args.norm_eps, x, scratch);
   norm_to_inputs(x, dim, args.norm, scale, args.hidden.row(row), {}, false);
 }
 

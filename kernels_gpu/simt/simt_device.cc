@@ -15,7 +15,7 @@
 namespace thermocline::gpu::simt {
 namespace {
 
-constexpr size_t kAlignment = 256;                   // of every allocation, as cudaMalloc's
+constexpr size_t kAlignment = 256;                  // of every allocation, as cudaMalloc's
 constexpr size_t kPoisonedBytes = size_t{4} << 20;  // of a fresh or freed allocation; more would touch idle memory
 
 /// Threads that run the blocks of whatever kernels are under way.
@@ -232,6 +232,15 @@ class SimtDevice : public Device {
     holes_[at] = room;
   }
   Result<void*> take_pinned(size_t bytes) override {
+    {
+      const std::lock_guard lock(mutex_);
+      size_t used = 0;
+      for (const NumaBuffer& buffer : pinned_) used += buffer.size();
+      if (used + bytes > options_.pinned_bytes)
+        return Error{ErrorCode::out_of_memory, "pinned memory: " + std::to_string(bytes) + " bytes on top of " +
+                                                   std::to_string(used) + " exceed " +
+                                                   std::to_string(options_.pinned_bytes) + " of " + name_};
+    }
     TC_ASSIGN(NumaBuffer buffer, NumaBuffer::allocate(bytes));
     void* const p = buffer.data();
     const std::lock_guard lock(mutex_);

@@ -12,6 +12,7 @@ namespace thermocline::gpu::simt {
 
 struct SimtOptions {
   size_t memory_bytes = size_t{4} << 30;
+  size_t pinned_bytes = size_t{4} << 30;
   int workers = 0;           // threads that run blocks; 0: one per hardware thread
   double copy_gb_per_s = 0;  // modelled bandwidth of h2d and d2h copies; 0: as fast as memcpy
 };

@@ -81,6 +81,7 @@ Status DeepseekV4GpuStep::supported(const ModelGeometry& g, const deepseek_v4::W
   TC_RETURN_IF_ERROR(most("head_dim", g.head_dim, 512));
   TC_RETURN_IF_ERROR(most("q_lora_rank", g.q_lora_rank, 2048));
   TC_RETURN_IF_ERROR(most("hc_mult", g.hc_mult, 5));
+  TC_RETURN_IF_ERROR(most("o_groups", g.o_groups, 64));
   TC_RETURN_IF_ERROR(most("n_routed_experts", g.n_routed_experts, 1024));
   TC_RETURN_IF_ERROR(most("num_experts_per_tok", g.n_activated_experts, 32));
   TC_RETURN_IF_ERROR(most("index_n_heads", g.index_n_heads, 64));

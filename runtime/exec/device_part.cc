@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -120,6 +121,7 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
   DevicePart& p = *part;
   p.device_ = std::move(device);
   gpu::Device& d = *p.device_;
+  p.grouped_.reserve(static_cast<size_t>(g.o_groups));
   TC_ASSIGN(p.stream_, d.new_stream());
   TC_ASSIGN(p.done_, d.new_event());
   TC_ASSIGN(p.routed_, d.new_event());
@@ -314,18 +316,17 @@ void DevicePart::hc_read(const DeviceHc& hc, const DeviceView<const float, 1>& n
 
 // Linears that can share a launch do: those of one format.
 void DevicePart::gemm(std::span<const Linear> linears) {
-  std::vector<bool> done(linears.size());
-  for (size_t i = 0; i < linears.size();) {
-    if (done[i] || !linears[i].w || linears[i].w->n == 0) {
-      ++i;
-      continue;
-    }
+  TC_CHECK(linears.size() <= 64);
+  uint64_t left = 0;
+  for (size_t i = 0; i < linears.size(); ++i)
+    if (linears[i].w && linears[i].w->n > 0) left |= uint64_t{1} << i;
+  while (left != 0) {
+    const gpu::DeviceMatrix& first = *linears[static_cast<size_t>(std::countr_zero(left))].w;
     gpu::GemmArgs args;
-    for (size_t j = i; j < linears.size() && args.num_jobs < gpu::kMaxGemmJobs; ++j) {
-      const Linear& l = linears[j];
-      if (done[j] || !l.w || l.w->n == 0 || l.w->format != linears[i].w->format || l.w->scale != linears[i].w->scale)
-        continue;
-      done[j] = true;
+    for (size_t i = 0; i < linears.size() && args.num_jobs < gpu::kMaxGemmJobs; ++i) {
+      const Linear& l = linears[i];
+      if (!(left >> i & 1) || l.w->format != first.format || l.w->scale != first.scale) continue;
+      left &= ~(uint64_t{1} << i);
       args.jobs[args.num_jobs++] = {*l.w,          l.x,
                                     l.x_stride,    l.y,
                                     l.y_stride,    l.rows < 0 ? shape_.tokens : l.rows,
@@ -449,11 +450,11 @@ void DevicePart::attention(int index) {
   }
   // Grouped low-rank output projection.
   const int64_t groups = g_.o_groups, group_width = heads * c / groups, rank = g_.o_lora_rank;
-  std::vector<Linear> grouped;
+  grouped_.clear();
   for (int64_t i = 0; i < groups; ++i)
-    grouped.push_back({&w.wo_a, b_.o + i * group_width, heads * c, b_.u + i * rank, groups * rank, true,
-                       i * rank / cpu::kTileRows, rank / cpu::kTileRows});
-  gemm(grouped);
+    grouped_.push_back({&w.wo_a, b_.o + i * group_width, heads * c, b_.u + i * rank, groups * rank, true,
+                        i * rank / cpu::kTileRows, rank / cpu::kTileRows});
+  gemm(grouped_);
   kernel.linear_input(*stream_, {{b_.u, {m, groups * rank}}, {b_.u_linear, {m, groups * rank}}, options_.round_linear});
   gemm({{&w.wo_b, b_.u_linear, groups * rank, b_.y, g_.dim}});
   kernel.hc_write(*stream_, {streams(),
@@ -555,25 +556,29 @@ void DevicePart::expert_for_timing(int64_t tokens) {
   gate_up_down(slots_->slot_data(slots_->slots()), {b_.shared_items + at, {(tokens + size - 1) / size}}, size, false);
 }
 
+void DevicePart::partition(int index, const DeviceView<const int32_t, 1>& slot_of) {
+  const int64_t m = shape_.tokens, k = g_.n_activated_experts;
+  gpu::PartitionArgs args;
+  args.step = step_;
+  args.ids = {b_.ids + ids_at(index), {m, k}};
+  args.weights = {b_.weights, {m, k}};
+  args.slot_of = slot_of;
+  args.pair_token = {b_.pair_token, {m * k}};
+  args.pair_weight = {b_.pair_weight, {m * k}};
+  args.pair_of = {b_.pair_of, {m, k}};
+  args.items = {b_.items, {max_items()}};
+  args.counts = {b_.counts, {2}};
+  args.misses = {host_.misses, {m * k}};
+  args.item_pairs = item_pairs();
+  device_->kernels().partition(*stream_, args);
+}
+
 void DevicePart::experts_begin(int index) {
-  const gpu::KernelTable& kernel = device_->kernels();
-  const int64_t m = shape_.tokens, k = g_.n_activated_experts, pairs = m * k;
+  const int64_t m = shape_.tokens;
   route(index);
-  gpu::PartitionArgs partition;
-  partition.step = step_;
-  partition.ids = {b_.ids + ids_at(index), {m, k}};
-  partition.weights = {b_.weights, {m, k}};
-  partition.slot_of = slots_->device_table(index - options_.first_layer);
-  partition.pair_token = {b_.pair_token, {pairs}};
-  partition.pair_weight = {b_.pair_weight, {pairs}};
-  partition.pair_of = {b_.pair_of, {m, k}};
-  partition.items = {b_.items, {max_items()}};
-  partition.counts = {b_.counts, {2}};
-  partition.misses = {host_.misses, {pairs}};
-  partition.item_pairs = item_pairs();
-  kernel.partition(*stream_, partition);
+  partition(index, slots_->device_table(index - options_.first_layer));
   const Mail mail = this->mail(index);
-  kernel.publish(
+  device_->kernels().publish(
       *stream_,
       {step_, {b_.linear, {m, g_.dim}}, {b_.counts, {2}}, {host_.x, {m, g_.dim}}, {mail.flag, {2}}, {b_.arrived, {1}}});
   shared_expert(index);
@@ -615,23 +620,11 @@ void DevicePart::route_for_host(int index) {
 
 void DevicePart::run_wave(int index, int wave, std::span<const int32_t> slot_of) {
   TC_CHECK(wave < kMaxWaves);
-  const int64_t m = shape_.tokens, k = g_.n_activated_experts, pairs = m * k, e = g_.n_routed_experts;
+  const int64_t e = g_.n_routed_experts;
   int32_t* const row = host_.wave_table + wave * e;
   std::copy(slot_of.begin(), slot_of.end(), row);
   stream_->copy(b_.wave_table + wave * e, row, static_cast<size_t>(e) * 4, CopyKind::h2d);
-  gpu::PartitionArgs partition;
-  partition.step = step_;
-  partition.ids = {b_.ids + ids_at(index), {m, k}};
-  partition.weights = {b_.weights, {m, k}};
-  partition.slot_of = {b_.wave_table + wave * e, {e}};
-  partition.pair_token = {b_.pair_token, {pairs}};
-  partition.pair_weight = {b_.pair_weight, {pairs}};
-  partition.pair_of = {b_.pair_of, {m, k}};
-  partition.items = {b_.items, {max_items()}};
-  partition.counts = {b_.counts, {2}};
-  partition.misses = {host_.misses, {pairs}};
-  partition.item_pairs = item_pairs();
-  device_->kernels().partition(*stream_, partition);
+  partition(index, {b_.wave_table + wave * e, {e}});
   gate_up_down(slots_->slot_data(0), {b_.items, {max_items()}}, item_pairs(), true);
 }
 

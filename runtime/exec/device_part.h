@@ -133,6 +133,7 @@ class DevicePart {
   void gemm(std::span<const Linear> linears);
   void hc_read(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm);
   void route(int layer);
+  void partition(int layer, const gpu::DeviceView<const int32_t, 1>& slot_of);
   void gate_up_down(const std::byte* slots, const gpu::DeviceView<const gpu::ExpertItem, 1>& items, int64_t item_pairs,
                     bool routed);
   void logits_of(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm, const int32_t* rows, int64_t count,
@@ -197,7 +198,8 @@ class DevicePart {
   gpu::DeviceView<const int32_t, 1> rows_, mtp_rows_;
   const bf16 *embed_ = nullptr, *mtp_embed_ = nullptr;
   size_t table_bytes_ = 0;
-  bool on_mtp_ = false;  // the streams are the MTP block's
+  bool on_mtp_ = false;          // the streams are the MTP block's
+  std::vector<Linear> grouped_;  // of one output projection
 };
 
 }  // namespace thermocline

@@ -17,24 +17,26 @@ struct KernelTable;  // kernels_gpu/kernels.h
 
 enum class DeviceKind { simt, cuda };
 
-/// Device memory, owned. Move-only; freed when destroyed, never while work that uses it is queued.
-class DeviceBuffer {
+/// Memory of a device, or page-locked host memory that its kernels can address too. Owned, move-only; freed when
+/// destroyed, which is never while work that uses it is queued.
+template <bool pinned>
+class Buffer {
  public:
-  DeviceBuffer() = default;
-  DeviceBuffer(Device* device, void* data, size_t bytes) : device_(device), data_(data), bytes_(bytes) {}
-  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+  Buffer() = default;
+  Buffer(Device* device, void* data, size_t bytes) : device_(device), data_(data), bytes_(bytes) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
     swap(other);
     return *this;
   }
-  ~DeviceBuffer();
+  ~Buffer();
 
-  /// A device address: only kernels and copies may read it.
+  /// Of device memory: an address only kernels and copies may read.
   std::byte* data() const { return static_cast<std::byte*>(data_); }
   size_t size() const { return bytes_; }
 
  private:
-  void swap(DeviceBuffer& other) noexcept {
+  void swap(Buffer& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
@@ -43,32 +45,8 @@ class DeviceBuffer {
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };
-
-/// Page-locked host memory that kernels can address too. Move-only.
-class PinnedBuffer {
- public:
-  PinnedBuffer() = default;
-  PinnedBuffer(Device* device, void* data, size_t bytes) : device_(device), data_(data), bytes_(bytes) {}
-  PinnedBuffer(PinnedBuffer&& other) noexcept { swap(other); }
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~PinnedBuffer();
-
-  std::byte* data() const { return static_cast<std::byte*>(data_); }
-  size_t size() const { return bytes_; }
-
- private:
-  void swap(PinnedBuffer& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
-  Device* device_ = nullptr;
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
+using DeviceBuffer = Buffer<false>;
+using PinnedBuffer = Buffer<true>;
 
 /// A point in a stream. Recorded again, it means the later point.
 class Event {
@@ -141,16 +119,18 @@ class Device {
   virtual void give_back_pinned(void* data, size_t bytes) = 0;
 
  private:
-  friend class DeviceBuffer;
-  friend class PinnedBuffer;
+  template <bool pinned>
+  friend class Buffer;
   bool sealed_ = false;
 };
 
-inline DeviceBuffer::~DeviceBuffer() {
-  if (data_) device_->give_back(data_, bytes_);
-}
-inline PinnedBuffer::~PinnedBuffer() {
-  if (data_) device_->give_back_pinned(data_, bytes_);
+template <bool pinned>
+Buffer<pinned>::~Buffer() {
+  if (!data_) return;
+  if constexpr (pinned)
+    device_->give_back_pinned(data_, bytes_);
+  else
+    device_->give_back(data_, bytes_);
 }
 
 inline Result<DeviceBuffer> Device::allocate(size_t bytes) {

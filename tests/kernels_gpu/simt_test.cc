@@ -465,6 +465,10 @@ TEST_F(Simt, MemoryHasACapacityAndComesBack) {
   // Freed memory reads as NaN: use after free shows.
   DeviceBuffer again = device_->allocate(64).value();
   for (const float x : download(again)) EXPECT_TRUE(std::isnan(x));
+  auto small = simt::make_device({.memory_bytes = 1 << 16, .pinned_bytes = 1 << 16, .workers = 1}).value();
+  const PinnedBuffer half = small->allocate_pinned(1 << 15).value();
+  EXPECT_EQ(small->allocate_pinned((1 << 15) + 1).error().code, ErrorCode::out_of_memory);
+  EXPECT_TRUE(small->allocate_pinned(1 << 15).has_value());
   device_->seal();
   EXPECT_DEATH((void)device_->allocate(64), "settled before ready");
 }

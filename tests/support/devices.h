@@ -1,9 +1,11 @@
 // The device of GPU tests: the SIMT interpreter, or with TC_TEST_DEVICE=cuda the first card (ctest label gpu).
 #pragma once
 
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 
+#include "kernels_gpu/device_list.h"
 #include "kernels_gpu/kernels.h"
 #include "kernels_gpu/open_device.h"
 #include "tests/support/fixtures.h"
@@ -12,6 +14,10 @@ namespace thermocline::test {
 
 inline std::string device_name() {
   const char* const name = std::getenv("TC_TEST_DEVICE");
+  if (name && std::string_view(name) == "cuda" && gpu::list_devices().empty()) {
+    std::puts("skipped: no CUDA card was found");
+    std::exit(77);  // ctest's SKIP_RETURN_CODE
+  }
   return name ? name : "simt";
 }
 
