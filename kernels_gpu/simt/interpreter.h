@@ -77,8 +77,8 @@ class AccessLog {
     const std::byte* b = static_cast<const std::byte*>(p);
     return b >= begin_ && b < begin_ + bytes_;
   }
-  /// Notes an access of a stream; the words of a complaint where another stream's is not known to have finished.
-  std::string touch(const void* p, size_t bytes, bool write, const StreamClock& clock);
+  /// Notes an access of a stream. False where another stream's is not known to have finished: `complaint` says which.
+  bool touch(const void* p, size_t bytes, bool write, const StreamClock& clock, std::string& complaint);
   void forget(const void* p, size_t bytes);
 
  private:

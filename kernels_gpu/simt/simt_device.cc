@@ -306,9 +306,10 @@ class QueueStream : public SimtStream {
     if (bytes == 0) return;
     add([this, to, from, bytes, kind] {
       if (failed()) return;
-      std::string complaint = device_.log().touch(from, bytes, false, clock_);
-      if (complaint.empty()) complaint = device_.log().touch(to, bytes, true, clock_);
-      if (!complaint.empty()) return fail("a copy of " + std::to_string(bytes) + " bytes " + complaint);
+      std::string complaint;
+      if (!device_.log().touch(from, bytes, false, clock_, complaint) ||
+          !device_.log().touch(to, bytes, true, clock_, complaint))
+        return fail("a copy of " + std::to_string(bytes) + " bytes " + complaint);
       std::memcpy(to, from, bytes);
       const double rate = device_.options().copy_gb_per_s;
       if (rate > 0 && kind != CopyKind::d2d)
