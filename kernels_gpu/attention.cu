@@ -43,27 +43,41 @@ attend_kernel(const AttendArgs args) {
   const RowList list = list_rows(args, info);
   const int64_t begin = split * kAttentionSplit, end = min_of(list.count(), begin + kAttentionSplit);
   if (begin >= end) return;  // the whole block
+  // Unpacks FP8 rows (fp8_row_bytes) to bf16: exact, as codes have 4 bits and scales are powers of two.
+  const int rope = args.rope_dim, nope = width - rope;
   const auto load_rows = [&](int64_t first) {
     for (int row = warp(); row < kRows; row += kWarps) {
       const int64_t i = min_of(first + row, end - 1);  // past the end: any row, its probability is zero
-      DeviceView<bf16, 1> source;
+      DeviceView<uint8_t, 1> source;
       if (i < list.window)
-        source = raw_row(args.step, args.pages, info, info.pos - list.window + 1 + i, width);
+        source = raw_row(args.step, args.pages, info, info.pos - list.window + 1 + i);
       else
         source = compressed_row(args.step, args.pages, info,
                                 args.selects
                                     ? static_cast<int64_t>(static_cast<int32_t>(args.selected(token, i - list.window)))
-                                    : i - list.window,
-                                width);
-      for (int d = 8 * lane(); d < width; d += 256)
-        cp_async16(tile, (kHeads + row) * kStride + d, source.read(d, 8));
+                                    : i - list.window);
+      const int at = (kHeads + row) * kStride;
+      for (int d = 8 * lane(); d < rope; d += 256)
+        store_shared_as(tile, at + nope + d, *reinterpret_cast<const Vec4*>(source.read(2 * d, 16)));
+      for (int d = 16 * lane(); d < nope; d += 512) {
+        const Vec4 codes = *reinterpret_cast<const Vec4*>(source.read(2 * rope + d, 16));
+        const uint32_t exponent = source[2 * rope + nope + d / 64], scale = exponent << 7 | exponent << 23;
+        Vec4 values[2];
+        TC_UNROLL
+        for (int pair = 0; pair < 8; ++pair) {
+          const uint32_t two = codes.x[pair / 2] >> (16 * (pair % 2));
+          values[pair / 4].x[pair % 4] = mul_bf16x2(e4m3_pair((two & 255) | (two & 0xff00) << 8), scale);
+        }
+        store_shared_as(tile, at + d, values[0]);
+        store_shared_as(tile, at + d + 8, values[1]);
+      }
     }
-    cp_async_commit();
   };
   for (int h = warp(); h < kHeads; h += kWarps)
     for (int d = 8 * lane(); d < width; d += 256)
       cp_async16(tile, h * kStride + d, args.q.read((token * heads + min_of(first_head + h, heads - 1)) * width + d, 8),
                  first_head + h < heads ? 16 : 0);
+  cp_async_commit();
   float maximum[kHeads / kWarps], total[kHeads / kWarps];  // of heads 4 warp + i, the same in every lane
   for (int i = 0; i < kHeads / kWarps; ++i) {
     maximum[i] = -INFINITY;
@@ -184,6 +198,7 @@ attend_merge_kernel(const AttendMergeArgs args) {
 
 void TC_BACKEND::attend(Stream& stream, const AttendArgs& args) {
   TC_CHECK(args.q.shape[2] <= kMaxWidth && args.q.shape[2] % 32 == 0);
+  TC_CHECK(args.rope_dim % 8 == 0 && (args.q.shape[2] - args.rope_dim) % 16 == 0);
   launch(stream, "attend", attend_kernel, {args.tokens, (args.q.shape[1] + kHeads - 1) / kHeads, args.splits},
          kWarps * 32, args, (kHeads + kRows) * kStride * sizeof(bf16));
 }

@@ -9,8 +9,8 @@ namespace thermocline::gpu {
 namespace {
 using namespace dev;
 
-constexpr int kMaxRow = 2048;   // of query latents
-constexpr int kMaxHead = 1024;  // of heads and rows
+constexpr int kMaxRow = 2048;     // of query latents
+constexpr int kMaxHead = 1024;    // of heads and rows
 constexpr int kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 64 dims
 
 /// Whole warp: 1 / rms of a shared row.
@@ -37,18 +37,24 @@ TC_DEVICE void rotate(Row& x, int64_t first, const StepTables& step, int table, 
   }
 }
 
-/// Rounds x[0 .. n) to e4m3 per 64 and stores the whole row as bf16.
+/// Stores a row in FP8 (fp8_row_bytes): x[nope ..] in bf16, x[.. nope) as e4m3 codes per 64, their scales.
 template <class Row>
-TC_DEVICE void store_cached(Row& x, int64_t nope, int64_t width, const DeviceView<bf16, 1>& out) {
+TC_DEVICE void store_cached(Row& x, int64_t nope, int64_t width, const DeviceView<uint8_t, 1>& out) {
+  const int64_t codes = 2 * (width - nope);
   for (int64_t begin = 0; begin < nope; begin += kCachedBlock) {
     const int64_t first = begin + lane(), second = first + 32, end = min_of(nope, begin + kCachedBlock);
     const float a = first < end ? static_cast<float>(x[first]) : 0.0f;
     const float b = second < end ? static_cast<float>(x[second]) : 0.0f;
-    const float amax = warp_max(max_of(absolute(a), absolute(b)));
-    if (first < end) out[first] = narrow(fake_e4m3(a, amax));
-    if (second < end) out[second] = narrow(fake_e4m3(b, amax));
+    const float scale = e4m3_scale(warp_max(max_of(absolute(a), absolute(b))));
+    if (first < end) out[codes + first] = e4m3_code(scaled_to_e4m3(a, scale));
+    if (second < end) out[codes + second] = e4m3_code(scaled_to_e4m3(b, scale));
+    if (lane() == 0) out[codes + nope + begin / kCachedBlock] = static_cast<uint8_t>(bits_to<uint32_t>(scale) >> 23);
   }
-  for (int64_t d = nope + lane(); d < width; d += 32) out[d] = narrow(x[d]);
+  for (int64_t d = lane(); d < width - nope; d += 32) {
+    const bf16 value = narrow(x[nope + d]);
+    out[2 * d] = static_cast<uint8_t>(value);
+    out[2 * d + 1] = static_cast<uint8_t>(value >> 8);
+  }
 }
 
 // block_y: 0 the raw row, 1 the query latent, 2 the compressor gates' positions.
@@ -68,8 +74,7 @@ rows_kernel(const RowsArgs args) {
     warp_sync();
     rotate(x, width - args.rope_dim, args.step, args.ratio > 0, token, args.rope_dim / 2);
     warp_sync();
-    if (info.pos >= 0)
-      store_cached(x, width - args.rope_dim, width, raw_row(args.step, args.pages, info, info.pos, width));
+    if (info.pos >= 0) store_cached(x, width - args.rope_dim, width, raw_row(args.step, args.pages, info, info.pos));
   } else if (block_y() == 1) {
     const int64_t width = args.qr.shape[1];
     for (int64_t d = lane(); d < width; d += 32) x[d] = args.qr(token, d);
@@ -191,8 +196,7 @@ compress_kernel(const CompressArgs args) {
   warp_sync();
   rotate(x, width - args.rope_dim, args.step, args.rope_table, token, args.rope_dim / 2);
   warp_sync();
-  if (!indexer)
-    return store_cached(x, width - args.rope_dim, width, compressed_row(args.step, args.pages, info, row, width));
+  if (!indexer) return store_cached(x, width - args.rope_dim, width, compressed_row(args.step, args.pages, info, row));
   // An index key: one row of an mxfp4 row group of 16 keys (packed_matrix.h), its nibbles and scales.
   hadamard(x, static_cast<int>(width));
   const DeviceView<uint8_t, 1> group = index_group(args.step, args.pages, info, row / 16);

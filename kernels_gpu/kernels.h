@@ -233,8 +233,8 @@ struct SelectArgs {
 };
 
 /// Attention of 16 heads of a token over the window and its compressed rows, in splits of kAttentionSplit rows.
-/// 2 c bytes a row (640 rows: 0.65 MB, from L2 for all heads but the first 16), 4 H c FLOPs a row; L2 for few tokens,
-/// tensor cores for many.
+/// fp8_row_bytes a row (640 rows: 0.38 MB, from L2 for all heads but the first 16), 4 H c FLOPs a row; L2 for few
+/// tokens, tensor cores for many.
 struct AttendArgs {
   StepTables step;
   LayerPages pages;
@@ -246,6 +246,7 @@ struct AttendArgs {
   int64_t window = 0;
   int ratio = 0;         // 0: window only
   bool selects = false;  // csa
+  int rope_dim = 0;      // dims of a row that are bf16
   float scale = 0;
 };
 

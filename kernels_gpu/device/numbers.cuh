@@ -33,9 +33,24 @@ TC_DEVICE float nearest_e4m3(float x) {
   return bits_to<float>(sign | (magnitude < 0x3c800000u ? small : normal));
 }
 /// x scaled by a block's maximum, rounded to e4m3, and scaled back (spec 5.2).
+TC_DEVICE float e4m3_scale(float amax) { return power_of_two_above(mul(max_of(amax, 1e-4f), 1.0f / 448.0f)); }
+TC_DEVICE float scaled_to_e4m3(float x, float scale) {
+  return nearest_e4m3(min_of(448.0f, max_of(-448.0f, mul(x, 1.0f / scale))));
+}
 TC_DEVICE float fake_e4m3(float x, float amax) {
-  const float scale = power_of_two_above(mul(max_of(amax, 1e-4f), 1.0f / 448.0f));
-  return mul(nearest_e4m3(min_of(448.0f, max_of(-448.0f, mul(x, 1.0f / scale)))), scale);
+  const float scale = e4m3_scale(amax);
+  return mul(scaled_to_e4m3(x, scale), scale);
+}
+/// The code of a value on the e4m3 grid.
+TC_DEVICE uint8_t e4m3_code(float x) {
+  const uint32_t bits = bits_to<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const uint32_t code = magnitude < 0x3c800000u ? static_cast<uint32_t>(bits_to<float>(magnitude) * 512.0f)
+                                                : (magnitude >> 20) - (120u << 3);
+  return static_cast<uint8_t>((bits >> 24 & 0x80u) | code);
+}
+/// Two bf16 values of e4m3 codes in the low bytes of both halves: exact, subnormals included.
+TC_DEVICE uint32_t e4m3_pair(uint32_t t) {
+  return mul_bf16x2((t & 0x00800080u) << 8 | (t & 0x007f007fu) << 4, 0x7b807b80u);
 }
 /// The same with e2m1: the code, and its block's scale.
 TC_DEVICE float e2m1_scale(float amax) {

@@ -1,4 +1,4 @@
-// Rows of a sequence through its block tables. Layout: runtime/kv/kv_cache.h.
+// Rows of a sequence through its block tables, as bytes. Layouts: runtime/kv/kv_cache.h.
 #pragma once
 
 #include "kernels_gpu/device/simt.cuh"
@@ -8,23 +8,23 @@ namespace thermocline::gpu::dev {
 
 inline constexpr int kPageTokens = 256;
 
-TC_DEVICE DeviceView<bf16, 1> raw_row(const StepTables& step, const LayerPages& pages, const TokenInfo& token,
-                                      int64_t pos, int64_t width) {
+TC_DEVICE DeviceView<uint8_t, 1> raw_row(const StepTables& step, const LayerPages& pages, const TokenInfo& token,
+                                         int64_t pos) {
   const SequenceInfo sequence = step.sequences(token.sequence);
   const int64_t page =
       static_cast<int32_t>(step.pages(sequence.window_table + pos / kPageTokens - sequence.first_window_page));
-  return {reinterpret_cast<bf16*>(pages.window.pointer + page * pages.window_page_bytes + pages.window_offset +
-                                  pos % kPageTokens * pages.row_bytes),
-          {width}};
+  return {(pages.window.pointer + page * pages.window_page_bytes + pages.window_offset +
+           pos % kPageTokens * pages.row_bytes),
+          {pages.row_bytes}};
 }
 
-TC_DEVICE DeviceView<bf16, 1> compressed_row(const StepTables& step, const LayerPages& pages, const TokenInfo& token,
-                                             int64_t row, int64_t width) {
+TC_DEVICE DeviceView<uint8_t, 1> compressed_row(const StepTables& step, const LayerPages& pages, const TokenInfo& token,
+                                                int64_t row) {
   const SequenceInfo sequence = step.sequences(token.sequence);
   const int64_t page = static_cast<int32_t>(step.pages(sequence.compressed_table + row / pages.rows_per_page));
-  return {reinterpret_cast<bf16*>(pages.compressed.pointer + page * pages.compressed_page_bytes +
-                                  pages.compressed_offset + row % pages.rows_per_page * pages.row_bytes),
-          {width}};
+  return {(pages.compressed.pointer + page * pages.compressed_page_bytes + pages.compressed_offset +
+           row % pages.rows_per_page * pages.row_bytes),
+          {pages.row_bytes}};
 }
 
 /// Keys of 16 neighbouring rows: mxfp4 tiles, then their scales.

@@ -8,10 +8,11 @@
 #define TC_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 /// name: an array of n elements of T, the block's own, not initialised.
 #define TC_SHARED(T, name, n) __shared__ alignas(128) T name[n]
-/// The one array whose size the launch gives. n is for the host, and for scripts/gpu_report.sh, which reads the comment.
-#define TC_DYNAMIC_SHARED(T, name, n)                                    \
-  asm volatile("// dynamic shared bytes %0" ::"n"((n) * sizeof(T)));      \
-  extern __shared__ uint4 thermocline_dynamic_shared[];                  \
+/// The one array whose size the launch gives. n is for the host, and for scripts/gpu_report.sh, which reads the
+/// comment.
+#define TC_DYNAMIC_SHARED(T, name, n)                                \
+  asm volatile("// dynamic shared bytes %0" ::"n"((n) * sizeof(T))); \
+  extern __shared__ uint4 thermocline_dynamic_shared[];              \
   T* const name = reinterpret_cast<T*>(thermocline_dynamic_shared)
 #define TC_UNROLL _Pragma("unroll")
 #define TC_PRAGMA(text) _Pragma(#text)
@@ -93,6 +94,12 @@ TC_DEVICE Vec4 load_shared16(const T* array, int i) {
 template <class U, class T>
 TC_DEVICE U load_shared_as(const T* array, int i) {
   return *reinterpret_cast<const U*>(array + i);
+}
+
+/// The same the other way.
+template <class U, class T>
+TC_DEVICE void store_shared_as(T* array, int i, const U& value) {
+  *reinterpret_cast<U*>(array + i) = value;
 }
 
 /// Starts copying 16 bytes to element i of a shared array; of these `valid` (0 or 16) are read, the rest zero.

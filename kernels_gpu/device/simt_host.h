@@ -176,6 +176,13 @@ U load_shared_as(const SharedArray<T>& array, int i) {
   std::memcpy(&value, array.data() + i, sizeof(U));
   return value;
 }
+template <class U, class T>
+void store_shared_as(const SharedArray<T>& array, int i, const U& value) {
+  static_assert(sizeof(U) % sizeof(T) == 0);
+  array.check(i, sizeof(U) / sizeof(T), true);
+  if (i % static_cast<int>(sizeof(U) / sizeof(T)) != 0) runner().fail("a misaligned store to shared memory");
+  std::memcpy(array.data() + i, &value, sizeof(U));
+}
 template <class T>
 Vec4 load_shared16(const SharedArray<T>& array, int i) {
   return load_shared_as<Vec4>(array, i);

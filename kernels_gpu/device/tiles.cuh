@@ -23,9 +23,6 @@ TC_DEVICE uint32_t e2m1_pair(uint32_t word) {  // codes at bits 4s and 4s + 16
   const uint32_t magnitude = s < 2 ? word << (6 - 4 * (s & 1)) : word >> ((4 * s - 6) & 31);
   return mul_bf16x2((word << (12 - 4 * s) & 0x80008000u) | (magnitude & 0x01c001c0u), 0x7e807e80u);
 }
-TC_DEVICE uint32_t e4m3_pair(uint32_t t) {  // codes in the low bytes of both halves
-  return mul_bf16x2((t & 0x00800080u) << 8 | (t & 0x007f007fu) << 4, 0x7b807b80u);
-}
 
 /// The lane's columns 8c .. 8c + 7 of row `row` of a tile at byte `at` of the ring: four bf16 pairs.
 template <WeightFormat format, class Ring>

@@ -12,6 +12,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/io/file.h"
+#include "runtime/kv/kv_cache.h"
 
 namespace thermocline::cli {
 namespace {
@@ -236,7 +237,7 @@ class GpuBench {
   }
 
   Status attention(int64_t tokens) {
-    const int64_t rows = s_.window + s_.topk, row_bytes = s_.head_dim * 2, pages = (rows + 255) / 256;
+    const int64_t rows = s_.window + s_.topk, row_bytes = fp8_row_bytes(s_.head_dim, 64), pages = (rows + 255) / 256;
     gpu::AttendMergeArgs merge;
     gpu::AttendArgs& attend = merge.attend;
     // As if every row were of the window: the same loads as chosen compressed rows.
@@ -252,6 +253,7 @@ class GpuBench {
     attend.partial = {partial, {tokens * attend.splits, s_.heads, s_.head_dim + 2}};
     attend.tokens = tokens;
     attend.window = rows;
+    attend.rope_dim = 64;
     attend.scale = 0.05f;
     TC_ASSIGN(float* const sinks, array<float>(s_.heads));
     TC_ASSIGN(bf16* const out, array<bf16>(tokens * s_.heads * s_.head_dim));

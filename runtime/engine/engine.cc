@@ -65,6 +65,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     }
   }
   kv.host_rows = devices.empty();
+  kv.fp8_rows = !devices.empty();
   TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, kv));
   const cpu::CpuContext cpu{*engine->pool_, engine->table_};
   if (devices.empty()) {

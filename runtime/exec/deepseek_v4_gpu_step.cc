@@ -68,6 +68,7 @@ Status DeepseekV4GpuStep::supported(const ModelGeometry& g, const deepseek_v4::W
   TC_RETURN_IF_ERROR(multiple("hidden_size", g.dim, 32));
   TC_RETURN_IF_ERROR(multiple("q_lora_rank", g.q_lora_rank, 32));
   TC_RETURN_IF_ERROR(multiple("head_dim", g.head_dim, 32));
+  TC_RETURN_IF_ERROR(multiple("qk_rope_head_dim", g.rope_head_dim, 16));
   TC_RETURN_IF_ERROR(multiple("index_head_dim", g.index_head_dim, 32));
   TC_RETURN_IF_ERROR(multiple("moe_intermediate_size", g.moe_inter_dim, 32));
   TC_RETURN_IF_ERROR(multiple("o_lora_rank", g.o_lora_rank, 16));

@@ -438,6 +438,7 @@ void DevicePart::attention(int index) {
   attend.window = g_.window_size;
   attend.ratio = kind == LayerKind::swa ? 0 : ratio;
   attend.selects = csa;
+  attend.rope_dim = rope_dim;
   attend.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
   merge.sinks = w.attn_sink;
   merge.out = {b_.o, {m, heads, c}};

@@ -13,7 +13,7 @@ int64_t align64(int64_t bytes) { return div_up(bytes, 64) * 64; }
 KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_layer, int last_layer)
     : first_layer_(first_layer) {
   const int64_t element = options.bf16_rows ? 2 : 4;
-  row_bytes_ = align64(g.head_dim * element);
+  row_bytes_ = options.fp8_rows ? fp8_row_bytes(g.head_dim, g.rope_head_dim) : align64(g.head_dim * element);
   index_group_bytes_ = options.bf16_rows ? align64(cpu::key_group_bytes(div_up(g.index_head_dim, cpu::kTileCols)))
                                          : cpu::kKeyGroup * g.index_head_dim * element;
   const int last = last_layer < 0 ? g.n_layers + (options.mtp ? g.n_mtp_layers : 0) : last_layer;

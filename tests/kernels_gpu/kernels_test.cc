@@ -5,6 +5,7 @@
 
 #include "kernels_cpu/indexer.h"
 #include "kernels_cpu/ref/ops.h"
+#include "runtime/kv/kv_cache.h"
 #include "tests/support/devices.h"
 #include "tests/support/packed.h"
 
@@ -543,9 +544,33 @@ TEST_F(Kernels, IndexScoresHaveTheBitsOfTheScalarKernel) {
 TEST_F(Kernels, AttentionMatchesTheReferenceAndDoesNotDependOnItsCompany) {
   for (const auto& [heads, width] : std::vector<std::pair<int64_t, int64_t>>{{1, 32}, {5, 96}, {17, 128}, {16, 512}}) {
     constexpr int64_t kWindow = 40, kRows = 200, kTopK = 150, kRope = 16;
-    const int64_t row_bytes = width * 2;
-    const std::vector<float> raw = rounded(256 * width), compressed = rounded(kRows * width);
-    std::vector<bf16> window_pool = test::to_bf16(raw), compressed_pool = test::to_bf16(compressed);
+    const int64_t row_bytes = fp8_row_bytes(width, kRope);
+    // Rows on the FP8 grid, and the bytes a device keeps of them.
+    const auto rows_of = [&](int64_t count, std::vector<uint8_t>& bytes) {
+      std::vector<float> values = rounded(count * width);
+      bytes.assign(static_cast<size_t>(count * row_bytes), 0);
+      for (int64_t row = 0; row < count; ++row) {
+        float* const x = &values[static_cast<size_t>(row * width)];
+        uint8_t* const out = &bytes[static_cast<size_t>(row * row_bytes)];
+        const int64_t nope = width - kRope;
+        for (int64_t d = 0; d < kRope; ++d) {
+          const bf16 value = float_to_bf16(x[nope + d]);
+          std::memcpy(out + 2 * d, &value, 2);
+        }
+        for (int64_t begin = 0; begin < nope; begin += 64) {
+          const int64_t end = std::min<int64_t>(nope, begin + 64);
+          float amax = 1e-4f;
+          for (int64_t d = begin; d < end; ++d) amax = std::max(amax, std::fabs(x[d]));
+          const float scale = pow2_ceil(amax / 448);
+          out[2 * kRope + nope + begin / 64] = static_cast<uint8_t>(std::bit_cast<uint32_t>(scale) >> 23);
+          for (int64_t d = begin; d < end; ++d) out[2 * kRope + d] = float_to_e4m3(x[d] / scale);
+        }
+        ref::fake_fp8(x, nope, 64);
+      }
+      return values;
+    };
+    std::vector<uint8_t> window_pool, compressed_pool;
+    const std::vector<float> raw = rows_of(256, window_pool), compressed = rows_of(kRows, compressed_pool);
     // Tokens: one row; a few; a window and no more; both kinds, more than a split.
     const std::vector<int32_t> positions = {0, 6, 39, 100, 250};
     std::vector<gpu::TokenInfo> infos;
@@ -566,8 +591,8 @@ TEST_F(Kernels, AttentionMatchesTheReferenceAndDoesNotDependOnItsCompany) {
     gpu::AttendMergeArgs args;
     gpu::AttendArgs& attend = args.attend;
     attend.step = step(infos, {{0, 0, 0, 1}}, {0, 0}, 1, kRope / 2, cos, sin);
-    attend.pages.window = {reinterpret_cast<uint8_t*>(up(window_pool)), {256 * row_bytes}};
-    attend.pages.compressed = {reinterpret_cast<uint8_t*>(up(compressed_pool)), {kRows * row_bytes}};
+    attend.pages.window = {up(window_pool), {256 * row_bytes}};
+    attend.pages.compressed = {up(compressed_pool), {kRows * row_bytes}};
     attend.pages.row_bytes = row_bytes;
     attend.pages.rows_per_page = kRows;
     attend.q = {up(test::to_bf16(q)), {tokens, heads, width}};
@@ -578,6 +603,7 @@ TEST_F(Kernels, AttentionMatchesTheReferenceAndDoesNotDependOnItsCompany) {
     attend.window = kWindow;
     attend.ratio = 1;
     attend.selects = true;
+    attend.rope_dim = kRope;
     attend.scale = 1 / std::sqrt(static_cast<float>(width));
     args.sinks = {up(sinks), {heads}};
     args.out = {zeros<bf16>(tokens * heads * width), {tokens, heads, width}};
