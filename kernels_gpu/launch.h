@@ -28,6 +28,7 @@ void launch(Stream& stream, const char* name, void (*kernel)(Args), const Grid& 
 #ifdef __CUDACC__
   cuda::CudaStream& s = static_cast<cuda::CudaStream&>(stream);
   if (!s.ok()) return;
+  s.select();
   if (shared_bytes > 48 * 1024)
     s.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
            name);

@@ -38,19 +38,28 @@ class CudaGraph : public Graph {
 
 class StreamOnDevice : public CudaStream {
  public:
-  StreamOnDevice(Device& device, cudaStream_t handle) : device_(device) { handle_ = handle; }
+  StreamOnDevice(Device& device, int index, cudaStream_t handle) : device_(device) {
+    handle_ = handle;
+    device_index_ = index;
+  }
   ~StreamOnDevice() override { cudaStreamDestroy(handle_); }
 
   void copy(void* to, const void* from, size_t bytes, CopyKind) override {
+    select();
     if (bytes > 0 && ok()) note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, handle_), "copy");
   }
   void record(Event& event) override {
+    select();
     note(cudaEventRecord(static_cast<CudaEvent&>(event).handle(), handle_), "record");
   }
   void wait(Event& event) override {
+    select();
     note(cudaStreamWaitEvent(handle_, static_cast<CudaEvent&>(event).handle(), 0), "wait");
   }
-  void begin_capture() override { note(cudaStreamBeginCapture(handle_, cudaStreamCaptureModeThreadLocal), "capture"); }
+  void begin_capture() override {
+    select();
+    note(cudaStreamBeginCapture(handle_, cudaStreamCaptureModeThreadLocal), "capture");
+  }
   Result<std::unique_ptr<Graph>> end_capture() override {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t instance = nullptr;
@@ -61,13 +70,17 @@ class StreamOnDevice : public CudaStream {
     return std::unique_ptr<Graph>(new CudaGraph(instance));
   }
   void launch(Graph& graph) override {
+    select();
     if (ok()) note(cudaGraphLaunch(static_cast<CudaGraph&>(graph).handle(), handle_), "graph");
   }
   Status synchronize() override {
+    select();
     note(cudaStreamSynchronize(handle_), "synchronize");
     return status();
   }
   Status status() const override {
+    if (ok())  // a kernel's fault shows here, and nowhere else before the next synchronisation
+      if (const cudaError_t now = cudaStreamQuery(handle_); now != cudaErrorNotReady) note(now, "a kernel");
     if (ok()) return {};
     return Error{ErrorCode::internal, "a fault on " + device_.name() + ": " + fault_};
   }
@@ -105,7 +118,7 @@ class CudaDevice : public Device {
     cudaSetDevice(index_);
     if (const cudaError_t error = cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking); error != cudaSuccess)
       return cuda_error(error, "creating a stream on " + name_);
-    return std::unique_ptr<Stream>(new StreamOnDevice(*this, handle));
+    return std::unique_ptr<Stream>(new StreamOnDevice(*this, index_, handle));
   }
   Result<std::unique_ptr<Event>> new_event() override {
     cudaEvent_t handle = nullptr;

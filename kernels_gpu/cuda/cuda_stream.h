@@ -10,15 +10,18 @@ namespace thermocline::gpu::cuda {
 class CudaStream : public Stream {
  public:
   cudaStream_t handle() const { return handle_; }
+  /// Makes the stream's card the calling thread's: launches, copies and events go to the current one.
+  void select() const { cudaSetDevice(device_index_); }
   bool ok() const { return fault_.empty(); }
   /// Keeps the first error.
-  void note(cudaError_t error, const char* what) {
+  void note(cudaError_t error, const char* what) const {
     if (error != cudaSuccess && fault_.empty()) fault_ = std::string(what) + ": " + cudaGetErrorString(error);
   }
 
  protected:
   cudaStream_t handle_ = nullptr;
-  std::string fault_;
+  int device_index_ = 0;
+  mutable std::string fault_;
 };
 
 }  // namespace thermocline::gpu::cuda

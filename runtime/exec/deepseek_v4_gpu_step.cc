@@ -25,6 +25,8 @@ Result<PrefillMode> parse_prefill_mode(std::string_view name) {
 
 namespace {
 
+constexpr int kLayersAhead = 4;  // queued before the CPU answers: some 120 launches; CUDA takes about 1,000
+
 uint32_t load_acquire(const uint32_t* p) {
   return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
 }
@@ -334,7 +336,14 @@ Status DeepseekV4GpuStep::run_graph(const StepShape& shape) {
 
 Status DeepseekV4GpuStep::run_layers(const StepShape& shape, bool host_split, bool with_mtp) {
   for (const std::unique_ptr<DevicePart>& part : parts_) part->begin(shape);
+  int answered = 0;  // layers
+  const auto answer_up_to = [&](int layer) -> Status {
+    for (; !host_split && answered < layer; ++answered) TC_RETURN_IF_ERROR(answer(part_of(answered), answered, shape));
+    return {};
+  };
   const auto run_layer = [&](DevicePart& part, int layer) -> Status {
+    // A driver's queue is finite, and a full one blocks: the layers it waits for must not wait for this thread.
+    TC_RETURN_IF_ERROR(answer_up_to(layer - kLayersAhead));
     part.attention(layer);
     if (host_split) {
       TC_RETURN_IF_ERROR(split_on_host(part, layer, shape));
@@ -343,7 +352,7 @@ Status DeepseekV4GpuStep::run_layers(const StepShape& shape, bool host_split, bo
       part.experts_end(layer);
     }
     if (!observer_ || layer >= g_.n_layers) return {};
-    if (!host_split) TC_RETURN_IF_ERROR(answer(part, layer, shape));
+    TC_RETURN_IF_ERROR(answer_up_to(layer + 1));
     observed_.resize(static_cast<size_t>(shape.tokens * g_.hc_mult * g_.dim));
     part.read_streams(observed_.data());
     TC_RETURN_IF_ERROR(part.stream().synchronize());
@@ -368,11 +377,7 @@ Status DeepseekV4GpuStep::run_layers(const StepShape& shape, bool host_split, bo
     last.mtp_head();
   }
   for (const std::unique_ptr<DevicePart>& part : parts_) part->end();
-  // Everything is queued; now the CPU's part, layer by layer as the devices reach it.
-  if (!host_split && !observer_)
-    for (int layer = 0; layer < g_.n_layers; ++layer) TC_RETURN_IF_ERROR(answer(part_of(layer), layer, shape));
-  if (!host_split && with_mtp) TC_RETURN_IF_ERROR(answer(last, g_.n_layers, shape));
-  return {};
+  return answer_up_to(g_.n_layers + (with_mtp ? 1 : 0));
 }
 
 // The pairs in ids_ and weights_, from x in pinned memory, into out by rising expert, then token.
@@ -400,10 +405,10 @@ void DeepseekV4GpuStep::compute_pairs(DevicePart& part, int layer, int64_t token
 // Waits for a layer's flag and computes what it asks for. Errors: the stream's fault, as then no flag will come.
 Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& shape) {
   const DevicePart::Mail mail = part.mail(layer);
-  for (int64_t spins = 0; load_acquire(&mail.flag[1]) != step_number_; ++spins) {
-    if (spins % 1024 != 1023) continue;
-    TC_RETURN_IF_ERROR(part.stream().status());
-    std::this_thread::yield();
+  for (int64_t spins = 1; load_acquire(&mail.flag[1]) != step_number_; ++spins) {
+    __builtin_ia32_pause();
+    if (spins % 1024 == 0) std::this_thread::yield();
+    if (spins % 16384 == 0) TC_RETURN_IF_ERROR(part.stream().status());
   }
   const int64_t count = mail.flag[0], k = g_.n_activated_experts;
   counters_.cpu_pairs += count;
