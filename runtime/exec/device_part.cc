@@ -38,21 +38,17 @@ class Carver {
 
 std::string mib(int64_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
 
-int64_t max_compressed_rows(const ModelGeometry& g, int64_t context) {
-  int64_t rows = 0;
-  for (int i = 0; i < g.n_layers; ++i) {
-    if (g.kind(i) == LayerKind::csa) rows = std::max(rows, std::min(g.index_topk, context / 4));
-    if (g.kind(i) == LayerKind::hca) rows = std::max(rows, context / g.compress_ratios[static_cast<size_t>(i)]);
-  }
-  return rows;
-}
-
-int64_t max_splits(const ModelGeometry& g, int64_t context) {
-  const int64_t rows = std::min(g.window_size, context) + max_compressed_rows(g, context);
-  return (rows + gpu::kAttentionSplit - 1) / gpu::kAttentionSplit;
-}
-
 }  // namespace
+
+int64_t DevicePart::max_splits(const ModelGeometry& g, int64_t context) {
+  int64_t compressed = 0;
+  for (int i = 0; i < g.n_layers; ++i) {
+    if (g.kind(i) == LayerKind::csa) compressed = std::max(compressed, std::min(g.index_topk, context / 4));
+    if (g.kind(i) == LayerKind::hca)
+      compressed = std::max(compressed, context / g.compress_ratios[static_cast<size_t>(i)]);
+  }
+  return (std::min(g.window_size, context) + compressed + gpu::kAttentionSplit - 1) / gpu::kAttentionSplit;
+}
 
 template <class Place>
 void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o, Place&& place) {
@@ -338,133 +334,6 @@ void DevicePart::gemm(std::span<const Linear> linears) {
 }
 void DevicePart::gemm(std::initializer_list<Linear> linears) {
   gemm(std::span<const Linear>(linears.begin(), linears.size()));
-}
-
-// --- attention ---
-
-void DevicePart::attention(int index) {
-  const DeviceLayer& w = layer(index);
-  const gpu::KernelTable& kernel = device_->kernels();
-  const int64_t m = shape_.tokens, c = g_.head_dim, ci = g_.index_head_dim, heads = g_.n_heads, q_rank = g_.q_lora_rank;
-  const LayerKind kind = index < g_.n_layers ? g_.kind(index) : LayerKind::swa;
-  const int ratio = g_.compress_ratios[static_cast<size_t>(index)];
-  const bool csa = kind == LayerKind::csa, scores = csa && shape_.scores;
-  const int64_t width = w.compressor.wkv.n, index_width = csa ? w.index_compressor.wkv.n : 0;
-  const int rope_table = ratio > 0, rope_dim = static_cast<int>(g_.rope_head_dim);
-  hc_read(w.hc_attn, w.attn_norm);
-  gemm({{&w.wq_a, b_.linear, g_.dim, b_.qr, q_rank},
-        {&w.wkv, b_.linear, g_.dim, b_.kv, c},
-        {&w.compressor.wkv, b_.plain, g_.dim, b_.a, width, false},
-        {&w.compressor.wgate, b_.plain, g_.dim, b_.z, width, false},
-        {&w.index_compressor.wkv, b_.plain, g_.dim, b_.index_a, index_width, false},
-        {&w.index_compressor.wgate, b_.plain, g_.dim, b_.index_z, index_width, false},
-        {scores ? &w.index_weights_proj : nullptr, b_.plain, g_.dim, b_.gates, g_.index_n_heads}});
-  const DeviceView<float, 2> a{b_.a, {m, width}}, z{b_.z, {m, width}};
-  const DeviceView<float, 2> index_a{csa ? b_.index_a : nullptr, {m, index_width}},
-      index_z{csa ? b_.index_z : nullptr, {m, index_width}};
-  kernel.rows(*stream_, {step_,
-                         pages(index),
-                         {b_.kv, {m, c}},
-                         {b_.qr, {m, q_rank}},
-                         w.kv_norm,
-                         w.q_norm,
-                         {b_.qr_linear, {m, q_rank}},
-                         z,
-                         index_z,
-                         w.compressor.ape,
-                         w.index_compressor.ape,
-                         ratio,
-                         rope_dim,
-                         g_.norm_eps,
-                         options_.round_linear});
-  gemm({{&w.wq_b, b_.qr_linear, q_rank, b_.q, heads * c},
-        {scores ? &w.index_wq_b : nullptr, b_.qr_linear, q_rank, b_.index_q, g_.index_n_heads * ci}});
-  kernel.queries(*stream_,
-                 {step_, {b_.q, {m, heads, c}}, {b_.q_bf16, {m, heads, c}}, rope_table, rope_dim, g_.norm_eps});
-  if (kind != LayerKind::swa) {
-    const KvLayout::Ring& ring = layout_.ring(index);
-    const int table = 2 + static_cast<int>(std::find(ratios_.begin(), ratios_.end(), ratio) - ratios_.begin());
-    const auto reading = [](const DeviceView<float, 2>& v) {
-      return DeviceView<const float, 2>{v.pointer, {v.shape[0], v.shape[1]}};
-    };
-    kernel.compress(*stream_, {step_,
-                               pages(index),
-                               reading(a),
-                               reading(z),
-                               reading(index_a),
-                               reading(index_z),
-                               w.compressor.norm,
-                               w.index_compressor.norm,
-                               {reinterpret_cast<float*>(rings_.data()), {static_cast<int64_t>(rings_.size()) / 4}},
-                               layout_.ring_floats(),
-                               ring.offset,
-                               ring.slots,
-                               ratio,
-                               table,
-                               rope_dim,
-                               c,
-                               csa ? ci : 0,
-                               g_.norm_eps});
-  }
-  if (scores) {
-    const float gate_scale =
-        static_cast<float>(1.0 / std::sqrt(static_cast<double>(ci)) / std::sqrt(static_cast<double>(g_.index_n_heads)));
-    kernel.index_queries(*stream_, {step_,
-                                    {b_.index_q, {m, g_.index_n_heads, ci}},
-                                    {b_.index_q_bf16, {m, g_.index_n_heads, ci}},
-                                    {b_.gates, {m, g_.index_n_heads}},
-                                    gate_scale,
-                                    rope_dim});
-    kernel.index_scores(*stream_, {step_,
-                                   pages(index),
-                                   {b_.index_q_bf16, {m, g_.index_n_heads, ci}},
-                                   {b_.gates, {m, g_.index_n_heads}},
-                                   {b_.index_scores, {m, options_.max_context / 4 + 1}},
-                                   ratio,
-                                   g_.index_topk});
-  }
-  if (csa)
-    kernel.select(
-        *stream_,
-        {step_, {b_.index_scores, {m, options_.max_context / 4 + 1}}, {b_.selected, {m, g_.index_topk}}, ratio});
-  gpu::AttendMergeArgs merge;
-  gpu::AttendArgs& attend = merge.attend;
-  attend.step = step_;
-  attend.pages = pages(index);
-  attend.q = {b_.q_bf16, {m, heads, c}};
-  attend.selected = {b_.selected, {m, g_.index_topk}};
-  attend.splits = max_splits(g_, options_.max_context);
-  attend.partial = {b_.partial, {b_.partial_tokens * attend.splits, heads, c + 2}};
-  attend.window = g_.window_size;
-  attend.ratio = kind == LayerKind::swa ? 0 : ratio;
-  attend.selects = csa;
-  attend.rope_dim = rope_dim;
-  attend.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
-  merge.sinks = w.attn_sink;
-  merge.out = {b_.o, {m, heads, c}};
-  merge.rope_table = rope_table;
-  merge.rope_dim = rope_dim;
-  for (attend.first_token = 0; attend.first_token < m; attend.first_token += b_.partial_tokens) {
-    attend.tokens = std::min(b_.partial_tokens, m - attend.first_token);
-    kernel.attend(*stream_, attend);
-    kernel.attend_merge(*stream_, merge);
-  }
-  // Grouped low-rank output projection.
-  const int64_t groups = g_.o_groups, group_width = heads * c / groups, rank = g_.o_lora_rank;
-  grouped_.clear();
-  for (int64_t i = 0; i < groups; ++i)
-    grouped_.push_back({&w.wo_a, b_.o + i * group_width, heads * c, b_.u + i * rank, groups * rank, true,
-                        i * rank / cpu::kTileRows, rank / cpu::kTileRows});
-  gemm(grouped_);
-  kernel.linear_input(*stream_, {{b_.u, {m, groups * rank}}, {b_.u_linear, {m, groups * rank}}, options_.round_linear});
-  gemm({{&w.wo_b, b_.u_linear, groups * rank, b_.y, g_.dim}});
-  kernel.hc_write(*stream_, {streams(),
-                             {b_.post, {m, g_.hc_mult}},
-                             {b_.comb, {m, g_.hc_mult * g_.hc_mult}},
-                             {b_.y, {m, g_.dim}},
-                             {},
-                             {},
-                             {}});
 }
 
 // --- mixture of experts ---

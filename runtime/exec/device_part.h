@@ -117,6 +117,8 @@ class DevicePart {
 
   struct Buffers;   // device activations
   struct HostMail;  // pinned
+  /// Splits of the rows a token may attend to.
+  static int64_t max_splits(const ModelGeometry& g, int64_t context);
   template <class Place>
   static void carve(Buffers& b, const ModelGeometry& g, const PartOptions& o, Place&& place);
   struct Linear {
@@ -132,6 +134,12 @@ class DevicePart {
   void gemm(std::initializer_list<Linear> linears);
   void gemm(std::span<const Linear> linears);
   void hc_read(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm);
+  LayerKind kind_of(int layer) const;
+  void project_inputs(int layer);
+  void compress(int layer);
+  void choose_rows(int layer);
+  void attend(int layer);
+  void project_output(int layer);
   void route(int layer);
   void partition(int layer, const gpu::DeviceView<const int32_t, 1>& slot_of);
   void gate_up_down(const std::byte* slots, const gpu::DeviceView<const gpu::ExpertItem, 1>& items, int64_t item_pairs,
