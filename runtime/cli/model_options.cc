@@ -38,7 +38,7 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
       ->default_str("0");
   command
       .add_option("--experts-on-gpu", experts_on_gpu_,
-                  "Routed experts to keep on devices: a number, or auto: all that fit")
+                  "Routed experts to keep on devices: a number, all, or auto: as many as fit")
       ->capture_default_str();
   command
       .add_option("--expert-cache", expert_cache_,
@@ -65,11 +65,13 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   options.direct_io = direct_io_;
   options.device = device_;
   options.gpu_memory = gpu_memory_;
-  if (experts_on_gpu_ != "auto") {
+  if (experts_on_gpu_ == "all") {
+    options.gpu.experts = 1 << 20;  // more than any model has: a pool takes no more slots than experts
+  } else if (experts_on_gpu_ != "auto") {
     const char* const end = experts_on_gpu_.data() + experts_on_gpu_.size();
     const auto [stop, error] = std::from_chars(experts_on_gpu_.data(), end, options.gpu.experts);
     if (error != std::errc() || stop != end || options.gpu.experts < 0)
-      return invalid("--experts-on-gpu should be auto or a number, not '" + experts_on_gpu_ + "'");
+      return invalid("--experts-on-gpu should be auto, all or a number, not '" + experts_on_gpu_ + "'");
   }
   TC_ASSIGN(options.gpu.policy, sched::parse_policy(expert_cache_));
   TC_ASSIGN(options.gpu.prefill, parse_prefill_mode(prefill_));
