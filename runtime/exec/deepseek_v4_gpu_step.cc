@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <numeric>
 #include <thread>
 
 #include <fmt/format.h>
@@ -271,14 +270,15 @@ Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* c
         shape.scores =
             shape.scores ||
             (segment.first_pos + segment.num_tokens) / g_.compress_ratios[static_cast<size_t>(i)] > g_.index_topk;
+  const bool with_mtp = !next_ids.empty() && parts_.back()->options().mtp;
   std::vector<int32_t> mtp_rows;
-  if (!next_ids.empty() && parts_.back()->options().mtp)
+  if (with_mtp)
     for (const int32_t row : batch.logit_rows)
       if (next_ids[static_cast<size_t>(row)] >= 0) mtp_rows.push_back(row);
-  const bool with_mtp = !next_ids.empty() && parts_.back()->options().mtp;
-  shape.mtp_rows = static_cast<int64_t>(mtp_rows.size());
+  const int64_t wanted_mtp_rows = static_cast<int64_t>(mtp_rows.size());
   // The MTP block runs for its rows in the cache even where no logits of it are wanted.
-  if (with_mtp && shape.mtp_rows == 0) mtp_rows.push_back(0), shape.mtp_rows = 1;
+  if (with_mtp && wanted_mtp_rows == 0) mtp_rows.push_back(0);
+  shape.mtp_rows = static_cast<int64_t>(mtp_rows.size());
 
   const bool graph = decode && rows > 0 && !with_mtp && !observer_ && !buckets_.empty();
   shape.logit_rows = graph ? std::min(shape.tokens, parts_[0]->options().max_logit_rows) : rows;
@@ -288,7 +288,7 @@ Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* c
     fill_tables(*part, shape, batch, sequences, next_ids, mtp_rows);
   }
   const bool host_split = !decode && gpu_.prefill != PrefillMode::cpu;
-  const Status ran = graph ? run_graph(shape) : run_layers(shape, host_split, with_mtp);
+  const Status ran = graph ? run_graph(shape) : run_layers(shape, batch.size(), host_split, with_mtp);
   Status status = ran;
   for (const std::unique_ptr<DevicePart>& part : parts_) {
     const Status synced = part->stream().synchronize();
@@ -298,16 +298,14 @@ Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* c
   TC_RETURN_IF_ERROR(std::move(status));
   logit_rows_ = rows;
   logits_fetched_ = false;
-  mtp_rows_ = 0;
-  if (with_mtp)
-    for (const int32_t row : batch.logit_rows) mtp_rows_ += next_ids[static_cast<size_t>(row)] >= 0;
+  mtp_rows_ = wanted_mtp_rows;
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
-  observe_step(shape, batch.size());
+  observe_step(batch.size());
   return {};
 }
 
 std::optional<int32_t> DeepseekV4GpuStep::most_likely(int64_t row) const {
-  TC_CHECK(row < logit_rows_);
+  TC_CHECK(row >= 0 && row < logit_rows_);
   return parts_.back()->most_likely()[row];
 }
 
@@ -331,10 +329,11 @@ Status DeepseekV4GpuStep::run_graph(const StepShape& shape) {
     for (int layer = 0; layer < g_.n_layers; ++layer) TC_RETURN_IF_ERROR(answer(part, layer, shape));
     return {};
   }
-  return run_layers(shape, false, false);
+  TC_CHECK(false, "every bucket is captured");
+  return {};
 }
 
-Status DeepseekV4GpuStep::run_layers(const StepShape& shape, bool host_split, bool with_mtp) {
+Status DeepseekV4GpuStep::run_layers(const StepShape& shape, int64_t tokens, bool host_split, bool with_mtp) {
   for (const std::unique_ptr<DevicePart>& part : parts_) part->begin(shape);
   int answered = 0;  // layers
   const auto answer_up_to = [&](int layer) -> Status {
@@ -356,7 +355,7 @@ Status DeepseekV4GpuStep::run_layers(const StepShape& shape, bool host_split, bo
     observed_.resize(static_cast<size_t>(shape.tokens * g_.hc_mult * g_.dim));
     part.read_streams(observed_.data());
     TC_RETURN_IF_ERROR(part.stream().synchronize());
-    observer_(layer, {observed_.data(), {shape.tokens, g_.hc_mult, g_.dim}});
+    observer_(layer, {observed_.data(), {tokens, g_.hc_mult, g_.dim}});  // without the bucket's padding
     return {};
   };
   parts_[0]->embed();
@@ -432,90 +431,19 @@ Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& s
 // Long prefill steps: the host sees the routing and splits it. Residents run at once; streamed experts follow in waves
 // through the two halves of the staging slots, copies of one half beside the work on the other; the CPU does the rest.
 Status DeepseekV4GpuStep::split_on_host(DevicePart& part, int layer, const StepShape& shape) {
-  SlotPool& slots = part.slots();
-  const int local = layer - part.options().first_layer, experts = g_.n_routed_experts;
-  const int64_t k = g_.n_activated_experts, tokens = shape.tokens;
   part.route_for_host(layer);
   part.shared_expert(layer);  // the device is busy while the host decides
   part.routed().synchronize();
   TC_RETURN_IF_ERROR(part.stream().status());
-  const int32_t* const ids = part.host_ids(layer);
-  std::vector<int64_t> count(static_cast<size_t>(experts)), first(static_cast<size_t>(experts) + 1);
-  for (int64_t i = 0; i < tokens * k; ++i) ++count[static_cast<size_t>(ids[i])];
-  for (size_t e = 0; e < count.size(); ++e) first[e + 1] = first[e] + count[e];
-
-  const std::span<const int32_t> table = slots.step_table(local);
-  std::vector<int64_t> missing_tokens, resident_tokens;
-  std::vector<int> missing;
-  for (int e = 0; e < experts; ++e) {
-    if (count[static_cast<size_t>(e)] == 0) continue;
-    if (table[static_cast<size_t>(e)] >= 0) {
-      resident_tokens.push_back(count[static_cast<size_t>(e)]);
-    } else {
-      missing.push_back(e);
-      missing_tokens.push_back(count[static_cast<size_t>(e)]);
-    }
-  }
-  std::vector<int> streamed(missing.size());
-  std::iota(streamed.begin(), streamed.end(), 0);
-  if (gpu_.prefill == PrefillMode::hybrid)
-    streamed = sched::choose_streamed(missing_tokens, resident_tokens, costs_);
-  else
-    std::stable_sort(streamed.begin(), streamed.end(), [&](int a, int b) {
-      return missing_tokens[static_cast<size_t>(a)] > missing_tokens[static_cast<size_t>(b)];
-    });
-
-  // Residents.
-  int wave = 0;
-  part.run_wave(layer, wave++, table);
-  // Streamed experts, a half of the staging slots a wave.
-  const int half = slots.staging() / 2;
-  std::vector<bool> on_device(static_cast<size_t>(experts));
-  for (int e = 0; e < experts; ++e) on_device[static_cast<size_t>(e)] = table[static_cast<size_t>(e)] >= 0;
-  for (size_t at = 0; at < streamed.size() && wave < DevicePart::kMaxWaves; ++wave) {
-    const int side = wave % 2;
-    std::vector<int32_t> row(static_cast<size_t>(experts), -1);
-    std::vector<std::pair<ExpertId, int>> staged;
-    slots.copies().wait(part.staging_free(side));
-    for (int i = 0; i < half && at < streamed.size(); ++i, ++at) {
-      const int expert = missing[static_cast<size_t>(streamed[at])];
-      slots.stage({local, expert}, side * half + i, slots.copies());
-      row[static_cast<size_t>(expert)] = slots.slots() + side * half + i;
-      on_device[static_cast<size_t>(expert)] = true;
-      staged.push_back({{local, expert}, side * half + i});
-      ++counters_.streamed_experts;
-    }
-    slots.copies().record(part.staging_filled(side));
-    part.stream().wait(part.staging_filled(side));
-    part.run_wave(layer, wave, row);
-    // Prefill is the free moment to admit: the expert is on the device, a free slot costs one copy inside it.
-    for (const auto& [id, slot] : staged)
-      slots.fill_from_device(id, slots.slot_data(slots.slots() + slot), part.stream());
-    part.stream().record(part.staging_free(side));
-  }
-  // The CPU's pairs, then their rows by runs of neighbouring experts.
-  std::fill_n(ids_.data(), tokens * k, -1);
-  int64_t cpu_pairs = 0;
-  for (int64_t i = 0; i < tokens * k; ++i) {
-    if (on_device[static_cast<size_t>(ids[i])]) continue;
-    ids_[i] = ids[i];
-    weights_[i] = part.host_weights()[i];
-    ++cpu_pairs;
-  }
-  counters_.cpu_pairs += cpu_pairs;
-  ++counters_.layers;
-  counters_.zero_miss_layers += cpu_pairs == 0;
-  if (cpu_pairs > 0) {
-    compute_pairs(part, layer, tokens, pair_rows_.data());
-    const bf16* from = pair_rows_.data();
-    for (int e = 0; e < experts; ++e) {
-      const int64_t n = count[static_cast<size_t>(e)];
-      if (on_device[static_cast<size_t>(e)] || n == 0) continue;
-      std::copy_n(from, n * g_.dim, part.host_y() + first[static_cast<size_t>(e)] * g_.dim);
-      part.take_pairs(first[static_cast<size_t>(e)], n);
-      from += n * g_.dim;
-    }
-  }
+  const std::span<const int32_t> table = part.slots().step_table(layer - part.options().first_layer);
+  const size_t experts = static_cast<size_t>(g_.n_routed_experts);
+  HostSplit split{std::vector<int64_t>(experts), std::vector<bool>(experts)};
+  for (int64_t i = 0; i < shape.tokens * g_.n_activated_experts; ++i)
+    ++split.tokens[static_cast<size_t>(part.host_ids(layer)[i])];
+  for (size_t e = 0; e < experts; ++e) split.on_device[e] = table[e] >= 0;
+  part.run_wave(layer, 0, table);
+  stream_experts(part, layer, choose_streamed(split), split);
+  run_rest_on_cpu(part, layer, shape, split);
   part.write_streams(layer);
   // host_y and the tables are written again in the next layer.
   part.stream().record(part.done());
@@ -523,11 +451,87 @@ Status DeepseekV4GpuStep::split_on_host(DevicePart& part, int layer, const StepS
   return part.stream().status();
 }
 
+// Missing experts that go to the device, those with the most tokens first.
+std::vector<int> DeepseekV4GpuStep::choose_streamed(const HostSplit& split) const {
+  std::vector<int64_t> missing_tokens, resident_tokens;
+  std::vector<int> missing;
+  for (size_t e = 0; e < split.tokens.size(); ++e) {
+    if (split.tokens[e] == 0) continue;
+    (split.on_device[e] ? resident_tokens : missing_tokens).push_back(split.tokens[e]);
+    if (!split.on_device[e]) missing.push_back(static_cast<int>(e));
+  }
+  if (gpu_.prefill == PrefillMode::hybrid) {
+    std::vector<int> chosen;
+    for (const int i : sched::choose_streamed(missing_tokens, resident_tokens, costs_))
+      chosen.push_back(missing[static_cast<size_t>(i)]);
+    return chosen;
+  }
+  std::stable_sort(missing.begin(), missing.end(), [&](int a, int b) {
+    return split.tokens[static_cast<size_t>(a)] > split.tokens[static_cast<size_t>(b)];
+  });
+  return missing;
+}
+
+// A half of the staging slots a wave. What no wave is left for stays with the CPU.
+void DeepseekV4GpuStep::stream_experts(DevicePart& part, int layer, const std::vector<int>& streamed,
+                                       HostSplit& split) {
+  SlotPool& slots = part.slots();
+  const int local = layer - part.options().first_layer, half = slots.staging() / 2;
+  size_t at = 0;
+  for (int wave = 1; at < streamed.size() && wave < DevicePart::kMaxWaves; ++wave) {
+    const int side = wave % 2;
+    const size_t first = at;
+    std::vector<int32_t> row(split.tokens.size(), -1);
+    slots.copies().wait(part.staging_free(side));
+    for (int slot = side * half; slot < (side + 1) * half && at < streamed.size(); ++slot, ++at) {
+      const size_t expert = static_cast<size_t>(streamed[at]);
+      slots.stage({local, streamed[at]}, slot, slots.copies());
+      row[expert] = slots.slots() + slot;
+      split.on_device[expert] = true;
+    }
+    slots.copies().record(part.staging_filled(side));
+    part.stream().wait(part.staging_filled(side));
+    part.run_wave(layer, wave, row);
+    // Prefill is the free moment to admit: the expert is on the device, a free slot costs one copy inside it.
+    for (size_t i = first; i < at; ++i)
+      slots.fill_from_device({local, streamed[i]}, slots.slot_data(row[static_cast<size_t>(streamed[i])]),
+                             part.stream());
+    part.stream().record(part.staging_free(side));
+  }
+  counters_.streamed_experts += static_cast<int64_t>(at);
+}
+
+// The pairs of experts that are not on the device, and their rows to the places of those pairs.
+void DeepseekV4GpuStep::run_rest_on_cpu(DevicePart& part, int layer, const StepShape& shape, const HostSplit& split) {
+  const int64_t all = shape.tokens * g_.n_activated_experts;
+  const int32_t* const ids = part.host_ids(layer);
+  int64_t cpu_pairs = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    const bool mine = !split.on_device[static_cast<size_t>(ids[i])];
+    ids_[i] = mine ? ids[i] : -1;
+    weights_[i] = part.host_weights()[i];
+    cpu_pairs += mine;
+  }
+  counters_.cpu_pairs += cpu_pairs;
+  ++counters_.layers;
+  counters_.zero_miss_layers += cpu_pairs == 0;
+  if (cpu_pairs == 0) return;
+  compute_pairs(part, layer, shape.tokens, pair_rows_.data());
+  const bf16* from = pair_rows_.data();
+  int64_t pair = 0;
+  for (size_t e = 0; e < split.tokens.size(); pair += split.tokens[e++]) {
+    const int64_t n = split.tokens[e];
+    if (split.on_device[e] || n == 0) continue;
+    std::copy_n(from, n * g_.dim, part.host_y() + pair * g_.dim);
+    part.take_pairs(pair, n);
+    from += n * g_.dim;
+  }
+}
+
 // What the routers chose goes to the policies, and what they decide to the slots.
-void DeepseekV4GpuStep::observe_step(const StepShape& shape, int64_t tokens) {
+void DeepseekV4GpuStep::observe_step(int64_t tokens) {
   const int64_t k = g_.n_activated_experts;
   counters_.pairs += tokens * k * g_.n_layers;
-  (void)shape;
   for (size_t p = 0; p < parts_.size(); ++p) {
     DevicePart& part = *parts_[p];
     SlotPool& slots = part.slots();

@@ -86,13 +86,21 @@ class DeepseekV4GpuStep : public ForwardStep {
   void fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
                    std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
                    std::span<const int32_t> mtp_rows);
-  Status run_layers(const StepShape& shape, bool host_split, bool with_mtp);
+  Status run_layers(const StepShape& shape, int64_t tokens, bool host_split, bool with_mtp);
   Status run_graph(const StepShape& shape);
   void queue_decode(DevicePart& part);
   Status answer(DevicePart& part, int layer, const StepShape& shape);
+  /// Of a layer, by expert: its tokens in the step, and whether the device has it or gets it.
+  struct HostSplit {
+    std::vector<int64_t> tokens;
+    std::vector<bool> on_device;
+  };
   Status split_on_host(DevicePart& part, int layer, const StepShape& shape);
+  std::vector<int> choose_streamed(const HostSplit& split) const;
+  void stream_experts(DevicePart& part, int layer, const std::vector<int>& streamed, HostSplit& split);
+  void run_rest_on_cpu(DevicePart& part, int layer, const StepShape& shape, const HostSplit& split);
   void compute_pairs(DevicePart& part, int layer, int64_t tokens, bf16* out);
-  void observe_step(const StepShape& shape, int64_t tokens);
+  void observe_step(int64_t tokens);
   Status calibrate();
   DevicePart& part_of(int layer);
   const deepseek_v4::LayerWeights& layer_weights(int layer) const {

@@ -63,7 +63,6 @@ void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o,
   f(b.post, m * g.hc_mult);
   f(b.comb, m * g.hc_mult * g.hc_mult);
   f(b.y, m * g.dim);
-  f(b.x, m * g.dim);
   h(b.plain, m * g.dim);
   h(b.linear, (o.mtp ? m * g.hc_mult : m) * g.dim);
   f(b.qr, m * g.q_lora_rank);

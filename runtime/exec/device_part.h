@@ -171,7 +171,7 @@ class DevicePart {
   std::string memory_map_;
 
   struct Buffers {
-    float *streams, *mtp_streams, *mixes, *post, *comb, *y, *x;
+    float *streams, *mtp_streams, *mixes, *post, *comb, *y;
     bf16 *plain, *linear;
     float *qr, *kv, *a, *z, *index_a, *index_z, *q, *index_q, *gates, *index_scores, *u, *partial;
     bf16 *qr_linear, *q_bf16, *index_q_bf16, *o, *u_linear;

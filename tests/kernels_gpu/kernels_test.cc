@@ -468,6 +468,18 @@ TEST_F(Kernels, HeadReadNormsTheWantedRows) {
   }
 }
 
+TEST_F(Kernels, NoRowsStartNothing) {
+  const test::RandomMatrix w = test::random_matrix(random_, cpu::GemmKind::bf16, 16, 32);
+  float* const y = up(std::vector<float>(16, 7.0f));
+  gpu::GemmArgs gemm;
+  gemm.num_jobs = 1;
+  gemm.jobs[0] = {matrix(w.matrix), zeros<bf16>(32), 32, y, 16, 0, 0, 1, false};
+  kernels().gemm(*stream_, gemm);
+  kernels().argmax(*stream_, {{y, {0, 16}}, {zeros<int32_t>(1), {0}}});
+  kernels().linear_input(*stream_, {{y, {0, 16}}, {zeros<bf16>(16), {0, 16}}, true});
+  EXPECT_EQ(down(y, 16), std::vector<float>(16, 7.0f));
+}
+
 TEST_F(Kernels, ArgmaxTakesTheLowerIdAmongEquals) {
   const int64_t vocab = 1000;
   std::vector<float> logits(static_cast<size_t>(3 * vocab), -1.0f);
