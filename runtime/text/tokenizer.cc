@@ -40,6 +40,38 @@ bool is_word(utf8proc_int32_t c) {
          category == UTF8PROC_CATEGORY_PC;
 }
 
+// The same bytes as well-formed UTF-8, and the spans moved along: rising, disjoint, in whole characters.
+std::string well_formed(std::string_view bytes, std::vector<TextSpan>& spans) {
+  for (TextSpan& span : spans) span = {std::min(span.begin, bytes.size()), std::min(span.end, bytes.size())};
+  std::erase_if(spans, [](const TextSpan& span) { return span.begin >= span.end; });
+  std::sort(spans.begin(), spans.end(), [](const TextSpan& a, const TextSpan& b) { return a.begin < b.begin; });
+  std::string text;
+  text.reserve(bytes.size());
+  std::vector<TextSpan> moved;
+  size_t next = 0, literal_until = 0;  // the first span that begins at or after here, the end of those before
+  for (size_t at = 0; at < bytes.size();) {
+    int length = utf8_length(bytes.substr(at, 4));
+    const bool good = length > 0;
+    if (length == 0) length = static_cast<int>(bytes.size() - at);  // the text ends inside a character
+    const size_t end = at + static_cast<size_t>(good || length > 0 ? length : -length), begin = text.size();
+    text += good ? bytes.substr(at, end - at) : "\xef\xbf\xbd";
+    for (; next < spans.size() && spans[next].begin < end; ++next)
+      literal_until = std::max(literal_until, spans[next].end);
+    if (literal_until > at) {
+      if (!moved.empty() && moved.back().end == begin)
+        moved.back().end = text.size();
+      else
+        moved.push_back({begin, text.size()});
+    }
+    at = end;
+  }
+  spans = std::move(moved);
+  return text;
+}
+
+// How many characters around a cut decide whether normalisation crosses it: what composes is at most a few long.
+constexpr int kNormalWindow = 8;
+
 bool bool_of(const SortedJson& json, const char* name) { return json.contains(name) && json[name] == true; }
 
 }  // namespace
@@ -211,6 +243,55 @@ Result<std::string> Tokenizer::normalise(std::string_view text) const {
   return current;
 }
 
+// Whether the parts on both sides of a byte normalise as they do together.
+Result<bool> Tokenizer::separable(std::string_view text, size_t at) const {
+  if (at == 0 || at == text.size()) return true;
+  if (utf8proc_get_property(char_at(text, at))->combining_class != 0) return false;
+  size_t begin = at, end = at;
+  for (int i = 0; i < kNormalWindow && begin > 0; ++i) begin = previous_start(text, begin);
+  for (size_t i = 0, length = 0; i < kNormalWindow && end < text.size(); ++i, end += length)
+    char_at(text, end, &length);
+  TC_ASSIGN(const std::string left, normalise(text.substr(begin, at - begin)));
+  TC_ASSIGN(const std::string right, normalise(text.substr(at, end - at)));
+  TC_ASSIGN(const std::string both, normalise(text.substr(begin, end - begin)));
+  return both == left + right;
+}
+
+// The normalised text, and the spans in it. A span that ends where characters join takes those in.
+Result<std::string> Tokenizer::normalise(std::string_view text, std::vector<TextSpan>& literal) const {
+  std::string out;
+  std::vector<TextSpan> moved;
+  size_t done = 0;
+  const auto up_to = [&](size_t end) -> Status {
+    TC_ASSIGN(const std::string part, normalise(text.substr(done, end - done)));
+    out += part;
+    done = end;
+    return {};
+  };
+  for (size_t i = 0; i < literal.size(); ++i) {
+    auto [begin, end] = literal[i];
+    while (begin > done) {
+      TC_ASSIGN(const bool cut, separable(text, begin));
+      if (cut) break;
+      begin = previous_start(text, begin);
+    }
+    // On to the end; spans that this one reaches become part of it.
+    for (size_t length = 0; end < text.size(); end += length) {
+      for (; i + 1 < literal.size() && literal[i + 1].begin <= end; ++i) end = std::max(end, literal[i + 1].end);
+      TC_ASSIGN(const bool cut, separable(text, end));
+      if (cut) break;
+      char_at(text, end, &length);
+    }
+    TC_RETURN_IF_ERROR(up_to(std::max(begin, done)));
+    const size_t from = out.size();
+    TC_RETURN_IF_ERROR(up_to(end));
+    moved.push_back({from, out.size()});
+  }
+  TC_RETURN_IF_ERROR(up_to(text.size()));
+  literal = std::move(moved);
+  return out;
+}
+
 Status Tokenizer::encode_text(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const {
   TC_RETURN_IF_ERROR(pre_tokenizer_.split(text, scratch.split, scratch.pieces));
   for (const Piece& piece : scratch.pieces)
@@ -218,31 +299,43 @@ Status Tokenizer::encode_text(std::string_view text, Scratch& scratch, std::vect
   return {};
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, std::span<const TextSpan> literal) const {
-  std::string valid;
-  if (literal.empty()) text = valid = to_valid_utf8(text);
+// Text between added tokens: it is normalised, and the added tokens that want normalised text are cut out.
+Status Tokenizer::encode_normalised(std::string_view text, std::vector<TextSpan> literal,
+                                    std::vector<int32_t>& ids) const {
+  TC_ASSIGN(const std::string normal, normalise(text, literal));
+  std::vector<Segment> parts;
+  cut(normalized_tokens_, normal, {0, normal.size(), -1}, literal, parts);
+  Scratch scratch(*this);  // its cache points into `normal`
+  for (const Segment& part : parts) {
+    if (part.id >= 0)
+      ids.push_back(part.id);
+    else
+      TC_RETURN_IF_ERROR(encode_text(std::string_view(normal).substr(part.begin, part.end - part.begin), scratch, ids));
+  }
+  return {};
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view bytes, std::span<const TextSpan> literal) const {
+  std::vector<TextSpan> spans(literal.begin(), literal.end());
+  const std::string text = well_formed(bytes, spans);
   std::vector<Segment> segments;
-  cut(raw_tokens_, text, {0, text.size(), -1}, literal, segments);
+  cut(raw_tokens_, text, {0, text.size(), -1}, spans, segments);
   std::vector<int32_t> ids;
   Scratch scratch(*this);
+  size_t next = 0;
   for (const Segment& segment : segments) {
-    const std::string_view part = text.substr(segment.begin, segment.end - segment.begin);
+    const std::string_view part = std::string_view(text).substr(segment.begin, segment.end - segment.begin);
     if (segment.id >= 0) {
       ids.push_back(segment.id);
     } else if (normalizers_.empty()) {
       TC_RETURN_IF_ERROR(encode_text(part, scratch, ids));
     } else {
-      TC_ASSIGN(const std::string normal, normalise(part));
-      std::vector<Segment> parts;
-      cut(normalized_tokens_, normal, {0, normal.size(), -1}, {}, parts);
-      Scratch local(*this);  // its cache points into `normal`
-      for (const Segment& inner : parts) {
-        if (inner.id >= 0)
-          ids.push_back(inner.id);
-        else
-          TC_RETURN_IF_ERROR(
-              encode_text(std::string_view(normal).substr(inner.begin, inner.end - inner.begin), local, ids));
-      }
+      std::vector<TextSpan> inside;
+      while (next < spans.size() && spans[next].end <= segment.begin) ++next;
+      for (size_t i = next; i < spans.size() && spans[i].begin < segment.end; ++i)
+        inside.push_back({std::max(spans[i].begin, segment.begin) - segment.begin,
+                          std::min(spans[i].end, segment.end) - segment.begin});
+      TC_RETURN_IF_ERROR(encode_normalised(part, std::move(inside), ids));
     }
   }
   return ids;

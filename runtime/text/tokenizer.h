@@ -27,9 +27,10 @@ class Tokenizer {
   static Result<std::unique_ptr<Tokenizer>> load(const std::filesystem::path& folder);
   static Result<std::unique_ptr<Tokenizer>> parse(std::string_view json_text);
 
-  /// The tokens of a text; ill-formed UTF-8 is replaced by U+FFFD first. Added tokens written in the text are
-  /// recognised, except where they touch one of the `literal` spans (rising, disjoint; text must be well-formed then).
-  /// Nothing is added. Errors: invalid_argument from the pattern's match limit.
+  /// The tokens of any bytes; ill-formed UTF-8 is replaced by U+FFFD first. Added tokens written in the text are
+  /// recognised, except where they, or the text they are normalised from, touch one of the `literal` spans (bytes of
+  /// `text`, in any order). Otherwise spans change nothing: text is normalised and merged across their ends. Nothing is
+  /// added. Errors: invalid_argument from the pattern's match limit.
   Result<std::vector<int32_t>> encode(std::string_view text, std::span<const TextSpan> literal = {}) const;
 
   /// The bytes of a token; empty for an id without one. They may be part of a UTF-8 character.
@@ -73,12 +74,15 @@ class Tokenizer {
   void cut(const Trie& trie, std::string_view text, Segment segment, std::span<const TextSpan> literal,
            std::vector<Segment>& out) const;
   Result<std::string> normalise(std::string_view text) const;
+  Result<bool> separable(std::string_view text, size_t at) const;
+  Result<std::string> normalise(std::string_view text, std::vector<TextSpan>& literal) const;
   struct Scratch {
     explicit Scratch(const Tokenizer& tokenizer) : split(tokenizer.pre_tokenizer_) {}
     PreTokenizer::Scratch split;
     BpeModel::Scratch merge;
     std::vector<Piece> pieces;
   };
+  Status encode_normalised(std::string_view text, std::vector<TextSpan> literal, std::vector<int32_t>& ids) const;
   Status encode_text(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const;
 
   std::vector<std::string> tokens_;  // raw bytes by id
