@@ -1,8 +1,8 @@
 #include "runtime/text/python_json.h"
 
-#include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <unordered_map>
 
 namespace thermocline {
 
@@ -108,11 +108,9 @@ class MemberReader : public nlohmann::json_sax<Json> {
   bool end_array() override { return close("]"); }
   bool key(string_t& name) override {
     if (depth_ == 1) {
-      const auto same =
-          std::find_if(members.begin(), members.end(), [&](const PythonMember& m) { return m.key == name; });
-      current_ =
-          static_cast<size_t>(same - members.begin());  // a repeated key keeps its first place and its last value
-      if (same == members.end()) members.emplace_back();
+      const auto [same, is_new] = index_of_.try_emplace(name, members.size());
+      current_ = same->second;  // a repeated key keeps its first place and its last value
+      if (is_new) members.emplace_back();
       members[current_] = {name, "", false};
       return true;
     }
@@ -151,15 +149,23 @@ class MemberReader : public nlohmann::json_sax<Json> {
 
   int depth_ = 0;
   size_t current_ = 0;
+  std::unordered_map<std::string, size_t> index_of_;
   bool fresh_ = false, after_key_ = false;
 };
 
 }  // namespace
 
+// Sorted, as looking for a repeated key is quadratic otherwise. nlohmann's parser takes a byte order mark before the
+// value for nothing and a NUL for the end.
+bool is_json(std::string_view text) {
+  return text.find('\0') == std::string_view::npos && !text.starts_with("\xef\xbb\xbf") &&
+         parse_sorted_json(text).has_value();
+}
+
 Result<std::vector<PythonMember>> python_members(std::string_view object_text) {
   MemberReader reader;
-  TC_RETURN_IF_ERROR(parse_json(object_text));  // depth and syntax
-  if (!Json::sax_parse(object_text, &reader) || !reader.is_object) return corrupt("not a JSON object");
+  if (!is_json(object_text) || !Json::sax_parse(object_text, &reader) || !reader.is_object)
+    return corrupt("not a JSON object");
   return std::move(reader.members);
 }
 
