@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <unordered_map>
 
 #include "runtime/text/python_json.h"
 
@@ -27,7 +28,7 @@ struct Message {
   const Json* tools = nullptr;
   const Json* response_format = nullptr;
   const Json* tool_calls = nullptr;
-  bool without_eos = false;
+  bool without_eos = false, prefix = false;
 };
 
 Error at(size_t index, const std::string& field, const std::string& what) {
@@ -36,8 +37,11 @@ Error at(size_t index, const std::string& field, const std::string& what) {
   return error;
 }
 
+// How parts of content that are not text are met: the published encoder writes a note in their place.
+enum class OtherParts { noted, refused };
+
 // A string, null, or a list of parts whose texts are joined by blank lines.
-Result<std::string> text_of(const Json& message, const char* field, size_t index) {
+Result<std::string> text_of(const Json& message, const char* field, size_t index, OtherParts other) {
   if (!message.contains(field) || message[field].is_null()) return std::string();
   const Json& content = message[field];
   if (content.is_string()) return content.get<std::string>();
@@ -45,17 +49,23 @@ Result<std::string> text_of(const Json& message, const char* field, size_t index
   std::string text;
   for (size_t i = 0; i < content.size(); ++i) {
     const Json& part = content[i];
+    const std::string where = std::string(field) + "[" + std::to_string(i) + "]";
     if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
-      return at(index, std::string(field) + "[" + std::to_string(i) + "]", "should be an object with a type");
+      return at(index, where, "should be an object with a type");
     const std::string type = part["type"].get<std::string>();
     if (type == "text" && (!part.contains("text") || !part["text"].is_string()))
-      return at(index, std::string(field) + "[" + std::to_string(i) + "].text", "should be a string");
-    text += (i ? "\n\n" : "") + (type == "text" ? part["text"].get<std::string>() : "[Unsupported " + type + "]");
+      return at(index, where + ".text", "should be a string");
+    if (type != "text" && other == OtherParts::refused)
+      return at(index, where,
+                "is of type '" + type + "': " + (type.find("image") == std::string::npos ? "such parts" : "images") +
+                    " are not supported, text is");
+    if (i > 0) text += "\n\n";
+    text += type == "text" ? part["text"].get_ref<const std::string&>() : "[Unsupported " + type + "]";
   }
   return text;
 }
 
-Result<Message> read_message(const Json& json, size_t index) {
+Result<Message> read_message(const Json& json, size_t index, OtherParts other) {
   if (!json.is_object()) return at(index, "", "should be an object");
   if (!json.contains("role") || !json["role"].is_string()) return at(index, "role", "should be a string");
   Message message;
@@ -64,10 +74,10 @@ Result<Message> read_message(const Json& json, size_t index) {
   if (std::find(std::begin(kRoles), std::end(kRoles), message.role) == std::end(kRoles))
     return at(index, "role",
               "is '" + message.role + "'; system, developer, user, assistant, tool and latest_reminder are known");
-  TC_ASSIGN(message.content, text_of(json, "content", index));
+  TC_ASSIGN(message.content, text_of(json, "content", index, other));
   const char* const reasoning =
       json.contains("reasoning_content") || !json.contains("reasoning") ? "reasoning_content" : "reasoning";
-  TC_ASSIGN(message.reasoning, text_of(json, reasoning, index));
+  TC_ASSIGN(message.reasoning, text_of(json, reasoning, index, other));
   const auto array = [&](const char* name, const Json*& out) -> Status {
     if (!json.contains(name) || json[name].is_null()) return {};
     if (!json[name].is_array()) return at(index, name, "should be a list");
@@ -79,6 +89,7 @@ Result<Message> read_message(const Json& json, size_t index) {
   if (json.contains("response_format") && !json["response_format"].is_null())
     message.response_format = &json["response_format"];
   if (json.contains("wo_eos")) message.without_eos = json["wo_eos"] == true;
+  if (json.contains("prefix")) message.prefix = json["prefix"] == true;
   if (json.contains("task") && !json["task"].is_null()) {
     if (!json["task"].is_string()) return at(index, "task", "should be a string");
     message.task = json["task"].get<std::string>();
@@ -104,7 +115,7 @@ std::vector<Message> merge_messages(std::vector<Message> messages) {
     const bool joins = after_user && (message.role == "tool" || (message.role == "user" && merged.back().task.empty()));
     if (message.role == "tool") message.role = "user";
     if (joins)
-      merged.back().blocks.insert(merged.back().blocks.end(), message.blocks.begin(), message.blocks.end());
+      std::move(message.blocks.begin(), message.blocks.end(), std::back_inserter(merged.back().blocks));
     else
       merged.push_back(std::move(message));
   }
@@ -113,26 +124,27 @@ std::vector<Message> merge_messages(std::vector<Message> messages) {
 
 // Tool results of one user message take the order of the calls they answer; other blocks keep their places.
 void sort_tool_results(std::vector<Message>& messages) {
-  std::vector<std::string> order;
+  std::unordered_map<std::string, size_t> order;
   for (Message& message : messages) {
     if (message.role == "assistant" && message.tool_calls) {
       order.clear();
-      for (const Json& call : *message.tool_calls)
-        order.push_back(
-            call.is_object() && call.contains("id") && call["id"].is_string() ? call["id"].get<std::string>() : "");
+      for (size_t k = 0; k < message.tool_calls->size(); ++k) {
+        const Json& call = (*message.tool_calls)[k];
+        const bool named = call.is_object() && call.contains("id") && call["id"].is_string();
+        order.try_emplace(named ? call["id"].get<std::string>() : "", k);
+      }
     }
     if (message.role != "user" || order.empty()) continue;
-    std::vector<Block> results;
-    for (const Block& block : message.blocks)
-      if (block.kind == Block::Kind::tool_result) results.push_back(block);
-    const auto rank = [&](const Block& block) {
-      const auto it = std::find(order.begin(), order.end(), block.call_id);
-      return it == order.end() ? 0 : it - order.begin();
-    };
-    std::stable_sort(results.begin(), results.end(), [&](const Block& a, const Block& b) { return rank(a) < rank(b); });
+    std::vector<std::pair<size_t, Block>> results;
+    for (Block& block : message.blocks) {
+      if (block.kind != Block::Kind::tool_result) continue;
+      const auto rank = order.find(block.call_id);
+      results.emplace_back(rank == order.end() ? 0 : rank->second, std::move(block));
+    }
+    std::stable_sort(results.begin(), results.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     size_t next = 0;
     for (Block& block : message.blocks)
-      if (block.kind == Block::Kind::tool_result) block = results[next++];
+      if (block.kind == Block::Kind::tool_result) block = std::move(results[next++].second);
   }
 }
 
@@ -157,10 +169,12 @@ void drop_old_thinking(std::vector<Message>& messages) {
   messages = std::move(kept);
 }
 
-/// Writes the prompt. Text of users and tools goes through `literal`.
+/// Writes the prompt. Text of users and tools goes through `literal`. `generates`: the prompt is to be answered, so
+/// every answer has its marker; `continues`: the last message is not over.
 class Renderer {
  public:
-  Renderer(const ProseConstants& constants, const ChatOptions& options) : c_(constants), o_(options) {}
+  Renderer(const ProseConstants& constants, const ChatOptions& options, bool generates, bool continues)
+      : c_(constants), o_(options), generates_(generates), continues_(continues) {}
 
   Result<RenderedPrompt> render(std::vector<Message> messages) {
     messages = merge_messages(std::move(messages));
@@ -176,9 +190,12 @@ class Renderer {
                                                       : "";
     for (size_t i = 0; i < messages.size(); ++i) {
       const bool think = o_.thinking && (!drop || static_cast<int64_t>(i) > last_user);
+      if (generates_ && messages[i].role == "assistant") begin_answer(think);
+      if (continues_ && i + 1 == messages.size()) return continued(messages, think);
       TC_RETURN_IF_ERROR(body(messages, i, think));
       transition(messages, i, o_.thinking && (!drop || static_cast<int64_t>(i) >= last_user));
     }
+    if (generates_) begin_answer(o_.thinking);
     return std::move(prompt_);
   }
 
@@ -190,6 +207,7 @@ class Renderer {
 
   Status body(const std::vector<Message>& messages, size_t i, bool think) {
     const Message& m = messages[i];
+    if (m.role != "latest_reminder") in_answer_ = false;  // a reminder may stand inside the answer it is for
     if (m.role == "system") {
       literal(m.content);
       return blocks_of_prose(m);
@@ -235,18 +253,34 @@ class Renderer {
           error.field = "tools[" + std::to_string(t) + "].function";
           return error;
         }
-        schemas += (t ? "\n" : "") + python_dumps(tool["function"]);
+        if (t > 0) schemas += "\n";
+        schemas += python_dumps(tool["function"]);
       }
-      TC_ASSIGN(const std::string text, fill_template(c_.tools_template, {{"tool_schemas", schemas},
-                                                                          {"dsml_token", c_.dsml_token},
-                                                                          {"thinking_start_token", c_.thinking_start},
-                                                                          {"thinking_end_token", c_.thinking_end}}));
-      prompt_.text += "\n\n" + text;
+      TC_RETURN_IF_ERROR(prose(c_.tools_template, "tool_schemas", schemas));
     }
-    if (m.response_format) {
-      TC_ASSIGN(const std::string text,
-                fill_template(c_.response_format_template, {{"schema", python_dumps(*m.response_format)}}));
-      prompt_.text += "\n\n" + text;
+    if (m.response_format)
+      TC_RETURN_IF_ERROR(prose(c_.response_format_template, "schema", python_dumps(*m.response_format)));
+    return {};
+  }
+
+  // A block of prose around what the request brought, after a blank line. The template's own tags are tags.
+  Status prose(const std::string& text, const std::string& placeholder, const std::string& from_request) {
+    prompt_.text += "\n\n";
+    TC_ASSIGN(const std::vector<TemplatePart> parts, template_parts(text));
+    for (const TemplatePart& part : parts) {
+      if (!part.placeholder)
+        prompt_.text += part.text;
+      else if (part.text == placeholder)
+        literal(from_request);
+      else if (part.text == "dsml_token")
+        prompt_.text += c_.dsml_token;
+      else if (part.text == "thinking_start_token")
+        prompt_.text += c_.thinking_start;
+      else if (part.text == "thinking_end_token")
+        prompt_.text += c_.thinking_end;
+      else
+        return corrupt("a template of the checkpoint's encoding_dsv4.py names '{" + part.text +
+                       "}', for which there is no value");
     }
     return {};
   }
@@ -279,8 +313,8 @@ class Renderer {
 
   // Arguments come as JSON text; what does not parse to an object is sent whole, as one parameter.
   static std::vector<PythonMember> arguments(const Json& function) {
-    const Json none = Json::object();
-    const Json& value = function.contains("arguments") ? function["arguments"] : none;
+    if (!function.contains("arguments") || function["arguments"].is_null()) return {};
+    const Json& value = function["arguments"];
     const std::string text = value.is_string() ? value.get<std::string>() : dump_json(value);
     Result<std::vector<PythonMember>> members = python_members(text);
     if (members) return std::move(*members);
@@ -296,18 +330,59 @@ class Renderer {
     } else if (!m.task.empty()) {
       prompt_.text += "<｜" + m.task + "｜>";
     } else if (m.role == "user" || m.role == "developer") {
-      prompt_.text += kAssistant + (think ? c_.thinking_start : c_.thinking_end);
+      begin_answer(think);
     }
+    if (!m.task.empty()) in_answer_ = true, prompt_.in_reasoning = false;
+  }
+
+  // The marker of an answer, unless it stands there.
+  void begin_answer(bool think) {
+    if (std::exchange(in_answer_, true)) return;
+    prompt_.text += kAssistant + (think ? c_.thinking_start : c_.thinking_end);
+    prompt_.in_reasoning = think;
+  }
+
+  // The last message, the assistant's, up to where it goes on.
+  RenderedPrompt continued(const std::vector<Message>& messages, bool think) {
+    const Message& m = messages.back();
+    if (think && (messages.size() == 1 || messages[messages.size() - 2].task.empty())) {
+      literal(m.reasoning);
+      prompt_.in_reasoning = m.content.empty();
+      if (!m.content.empty()) prompt_.text += c_.thinking_end;
+    }
+    literal(m.content);
+    return std::move(prompt_);
   }
 
   const ProseConstants& c_;
   const ChatOptions& o_;
+  const bool generates_, continues_;
+  bool in_answer_ = false;  // the marker of the answer that is next has been written
   RenderedPrompt prompt_;
 };
 
-}  // namespace
+// Whether the last message is to be continued.
+Result<bool> continues_last(const std::vector<Message>& messages, const ChatOptions& options) {
+  const size_t i = messages.size() - 1;
+  const Message& last = messages[i];
+  const bool asked = options.continue_final_message || last.prefix;
+  if (last.role != "assistant") {
+    if (asked) return at(i, "role", "is '" + last.role + "': only an assistant's last message can be continued");
+    return false;
+  }
+  if (last.tool_calls)
+    return at(i, "tool_calls", "have no answers: add a message of role tool for each call before the next answer");
+  if (asked && !last.task.empty()) return at(i, "task", "cannot stand on a message that is to be continued");
+  if (asked && !options.thinking && last.content.empty() && !last.reasoning.empty())
+    return at(i, "reasoning_content", "cannot be continued with thinking off: enable it, or give content to continue");
+  if (asked || last.without_eos) return true;
+  if (!last.task.empty()) return false;
+  return at(i, "",
+            "is the assistant's and the last: set \"prefix\": true on it, or continue_final_message in the request, to "
+            "have it continued, or end with a message of role user or tool to have that answered");
+}
 
-Result<RenderedPrompt> render_chat(const ProseConstants& constants, const Json& messages, const ChatOptions& options) {
+Result<std::vector<Message>> read_messages(const Json& messages, const ChatOptions& options, OtherParts other) {
   if (!messages.is_array() || messages.empty()) {
     Error error = invalid("messages should be a list with at least one message");
     error.field = "messages";
@@ -321,10 +396,24 @@ Result<RenderedPrompt> render_chat(const ProseConstants& constants, const Json& 
   }
   std::vector<Message> read;
   for (size_t i = 0; i < messages.size(); ++i) {
-    TC_ASSIGN(Message message, read_message(messages[i], i));
+    TC_ASSIGN(Message message, read_message(messages[i], i, other));
     read.push_back(std::move(message));
   }
-  return Renderer(constants, options).render(std::move(read));
+  return read;
+}
+
+}  // namespace
+
+Result<RenderedPrompt> render_chat(const ProseConstants& constants, const Json& messages, const ChatOptions& options) {
+  TC_ASSIGN(std::vector<Message> read, read_messages(messages, options, OtherParts::noted));
+  return Renderer(constants, options, false, false).render(std::move(read));
+}
+
+Result<RenderedPrompt> render_generation_prompt(const ProseConstants& constants, const Json& messages,
+                                                const ChatOptions& options) {
+  TC_ASSIGN(std::vector<Message> read, read_messages(messages, options, OtherParts::refused));
+  TC_ASSIGN(const bool continues, continues_last(read, options));
+  return Renderer(constants, options, true, continues).render(std::move(read));
 }
 
 }  // namespace thermocline

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 
 #include "runtime/io/file.h"
 
@@ -176,6 +177,20 @@ Result<std::map<std::string, std::string>> python_string_constants(std::string_v
   return constants;
 }
 
+namespace {
+
+// Only what the encoding has a value for, so that no request meets a template that cannot be filled.
+Status check_template(std::string_view text, std::string_view placeholder) {
+  TC_ASSIGN(const std::vector<TemplatePart> parts, template_parts(text));
+  for (const TemplatePart& part : parts)
+    if (part.placeholder && part.text != placeholder && part.text != "dsml_token" &&
+        part.text != "thinking_start_token" && part.text != "thinking_end_token")
+      return corrupt("the placeholder '{" + part.text + "}' has no value");
+  return {};
+}
+
+}  // namespace
+
 Result<ProseConstants> read_prose_constants(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "encoding" / "encoding_dsv4.py";
   Result<std::string> source = read_text_file(path, 16 << 20);
@@ -197,28 +212,37 @@ Result<ProseConstants> read_prose_constants(const std::filesystem::path& folder)
         std::pair("thinking_start_token", &prose.thinking_start), std::pair("thinking_end_token", &prose.thinking_end),
         std::pair("bos_token", &prose.bos), std::pair("eos_token", &prose.eos)})
     if (const auto it = constants->find(name); it != constants->end()) *target = it->second;
+  for (const auto& [name, token] :
+       {std::pair("dsml_token", &prose.dsml_token), std::pair("bos_token", &prose.bos),
+        std::pair("eos_token", &prose.eos), std::pair("thinking_start_token", &prose.thinking_start),
+        std::pair("thinking_end_token", &prose.thinking_end)})
+    if (token->empty()) return corrupt(path.string() + ": the token " + name + " is empty");
+  for (const auto& [name, text, placeholder] :
+       {std::tuple("TOOLS_TEMPLATE", &prose.tools_template, "tool_schemas"),
+        std::tuple("response_format_template", &prose.response_format_template, "schema")})
+    if (Status status = check_template(*text, placeholder); !status.ok())
+      return std::move(status).error().with(path.string() + ": " + name);
   return prose;
 }
 
-Result<std::string> fill_template(std::string_view text, const std::map<std::string, std::string>& values) {
-  std::string out;
+Result<std::vector<TemplatePart>> template_parts(std::string_view text) {
+  std::vector<TemplatePart> parts(1);
   for (size_t i = 0; i < text.size(); ++i) {
     const std::string_view two = text.substr(i, 2);
     if (two == "{{" || two == "}}") {
-      out += text[i++];
+      parts.back().text += text[i++];
     } else if (text[i] == '{') {
       const size_t end = text.find('}', i);
-      const std::string name(text.substr(i + 1, end == std::string_view::npos ? 0 : end - i - 1));
-      const auto it = values.find(name);
-      if (it == values.end())
-        return corrupt("a template names '{" + name + "}' at byte " + std::to_string(i) + ", which has no value");
-      out += it->second;
+      if (end == std::string_view::npos)
+        return corrupt("a placeholder of a template, at byte " + std::to_string(i) + ", does not end");
+      parts.push_back({std::string(text.substr(i + 1, end - i - 1)), true});
+      parts.emplace_back();
       i = end;
     } else {
-      out += text[i];
+      parts.back().text += text[i];
     }
   }
-  return out;
+  return parts;
 }
 
 }  // namespace thermocline

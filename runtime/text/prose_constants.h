@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/base/result.h"
 
@@ -22,14 +23,21 @@ struct ProseConstants {
 };
 
 /// Reads `folder`/encoding/encoding_dsv4.py.
-/// Errors: not_found when it is absent, corrupt when a constant is missing or no string literal; both name the file.
+/// Errors: not_found when it is absent, corrupt when a constant is missing, no string literal or an empty
+/// token; both name the file.
 Result<ProseConstants> read_prose_constants(const std::filesystem::path& folder);
 
 /// Every top-level `NAME = <string literals>` of a Python source, with optional annotation, parentheses, prefixes and
 /// implicit concatenation. Anything else is skipped. Errors: corrupt for a literal that does not end.
 Result<std::map<std::string, std::string>> python_string_constants(std::string_view source);
 
-/// Fills {name} placeholders, {{ and }} being braces. Errors: corrupt for a placeholder without a value.
-Result<std::string> fill_template(std::string_view text, const std::map<std::string, std::string>& values);
+/// A piece of a template: text of its own, or the name of a {placeholder}.
+struct TemplatePart {
+  std::string text;
+  bool placeholder = false;
+};
+
+/// Takes a template apart, {{ and }} being braces. Errors: corrupt for a placeholder that does not end.
+Result<std::vector<TemplatePart>> template_parts(std::string_view text);
 
 }  // namespace thermocline

@@ -39,7 +39,7 @@ void tokenizer(std::string_view data) {
 void prose_constants(std::string_view data) {
   const auto constants = python_string_constants(data);
   if (!constants) return;
-  for (const auto& [name, text] : *constants) (void)fill_template(text, {{"schema", "x"}});
+  for (const auto& [name, text] : *constants) (void)template_parts(text);
 }
 
 void chat(std::string_view data) {

@@ -205,8 +205,11 @@ TEST(ProseConstants, PythonLiteralsAreReadAndNothingElse) {
   EXPECT_EQ(c.at("J"), "its");
   for (const char* absent : {"D", "E", "G", "H", "I"}) EXPECT_FALSE(c.contains(absent)) << absent;
   EXPECT_FALSE(python_string_constants("A = \"open\n"));
-  EXPECT_EQ(fill_template("{{a}} {b}", {{"b", "x"}}).value(), "{a} x");
-  EXPECT_FALSE(fill_template("{nope}", {}));
+  const std::vector<TemplatePart> parts = template_parts("{{a}} {b}{c}").value();
+  std::string shown;
+  for (const TemplatePart& part : parts) shown += part.placeholder ? "[" + part.text + "]" : part.text;
+  EXPECT_EQ(shown, "{a} [b][c]");
+  EXPECT_FALSE(template_parts("{open"));
 }
 
 TEST(ProseConstants, AbsentFileIsNamed) {
@@ -324,10 +327,6 @@ TEST(CompletionParser, LenientWhereServersMustBe) {
   p = run("hi\n<｜DSML｜tool_calls>  \n " + call + " </｜DSML｜tool_calls>", false);  // white space
   EXPECT_EQ(p.content, "hi");
   EXPECT_EQ(p.tool_calls.size(), 1u);
-  p = run("\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" string=\"true\">tru",
-          false);  // truncated
-  ASSERT_EQ(p.tool_calls.size(), 1u);
-  EXPECT_EQ(p.tool_calls[0].arguments, "{\"a\": \"tru\"}");
   p = run("a</think>b</think>c", true);
   EXPECT_EQ(p.reasoning, "a");
   EXPECT_EQ(p.content, "bc");
@@ -338,12 +337,24 @@ TEST(CompletionParser, LenientWhereServersMustBe) {
   EXPECT_TRUE(parse_json(p.tool_calls.at(0).arguments)) << p.tool_calls[0].arguments;
 }
 
-TEST(CompletionParser, OrdinaryLessThanIsNotHeldBack) {
+// What may begin a tag waits for the next byte that tells, and no longer.
+TEST(CompletionParser, TextIsHeldBackOnlyAsLongAsItMayBeATag) {
   CompletionStream stream(constants(), false);
-  const auto events = stream.push("a <");
-  ASSERT_EQ(events.size(), 1u);
-  EXPECT_EQ(events[0].text, "a <");
-  EXPECT_TRUE(stream.push("\n\n<").empty()) << "the start of a tool block was let through";
+  const auto text_of = [&](std::string_view piece) {
+    std::string text;
+    for (const auto& event : stream.push(piece)) text += event.text;
+    return text;
+  };
+  EXPECT_EQ(text_of("a <"), "a ");
+  EXPECT_EQ(text_of("b"), "<b");
+  EXPECT_EQ(text_of("\n\n\n"), "\n");
+  EXPECT_EQ(text_of("</t"), "\n\n");  // perhaps </think>, which takes no line breaks with it
+  EXPECT_EQ(text_of("d> <｜D"), "</td> ");
+  EXPECT_EQ(text_of("\xc3\xa9"), "<｜Dé");
+  EXPECT_EQ(text_of("\n\n<"), "");
+  const auto rest = stream.finish();
+  ASSERT_EQ(rest.size(), 1u);
+  EXPECT_EQ(rest[0].text, "\n\n<") << "a text that ends so is text";
 }
 
 }  // namespace
