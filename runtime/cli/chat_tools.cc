@@ -74,19 +74,27 @@ Status detokenize_lines(const std::string& model) {
   });
 }
 
-Status render(const std::string& model) {
+Result<bool> bool_field(const Json& line, const char* name, bool fallback) {
+  if (!line.contains(name) || line[name].is_null()) return fallback;
+  if (!line[name].is_boolean()) return invalid("field '" + std::string(name) + "' should be true or false");
+  return line[name].get<bool>();
+}
+
+Status render(const std::string& model, bool for_generation) {
   TC_ASSIGN(const ProseConstants constants, read_prose_constants(model));
   return each_line([&](const Json& line) -> Result<Json> {
     if (!line.is_object() || !line.contains("messages")) return invalid("field 'messages' is missing");
     ChatOptions options;
     TC_ASSIGN(options.thinking, is_thinking(line));
     TC_ASSIGN(options.reasoning_effort, string_field(line, "reasoning_effort", ""));
-    if (line.contains("drop_thinking") && !line["drop_thinking"].is_null()) {
-      if (!line["drop_thinking"].is_boolean()) return invalid("field 'drop_thinking' should be true or false");
-      options.drop_thinking = line["drop_thinking"].get<bool>();
+    TC_ASSIGN(options.drop_thinking, bool_field(line, "drop_thinking", true));
+    if (!for_generation) {
+      TC_ASSIGN(const RenderedPrompt prompt, render_chat(constants, line["messages"], options));
+      return Json{{"text", prompt.text}};
     }
-    TC_ASSIGN(const RenderedPrompt prompt, render_chat(constants, line["messages"], options));
-    return Json{{"text", prompt.text}};
+    TC_ASSIGN(options.continue_final_message, bool_field(line, "continue_final_message", false));
+    TC_ASSIGN(const RenderedPrompt prompt, render_generation_prompt(constants, line["messages"], options));
+    return Json{{"text", prompt.text}, {"in_reasoning", prompt.in_reasoning}};
   });
 }
 
@@ -100,8 +108,10 @@ Json message_of(const ParsedCompletion& parsed) {
           {"tool_calls", calls}};
 }
 
-ParsedCompletion parse_leniently(const ProseConstants& constants, const std::string& text, bool thinking) {
-  CompletionStream stream(constants, thinking);
+// A text without its EOS was cut.
+ParsedCompletion parse_leniently(const ProseConstants& constants, const std::string& text, bool thinking,
+                                 ToolProperties tools) {
+  CompletionStream stream(constants, thinking, std::move(tools));
   ParsedCompletion parsed;
   const auto take = [&](const std::vector<CompletionStream::Event>& events) {
     using Kind = CompletionStream::Event::Kind;
@@ -114,7 +124,7 @@ ParsedCompletion parse_leniently(const ProseConstants& constants, const std::str
     }
   };
   take(stream.push(text));
-  take(stream.finish());
+  take(stream.finish(text.find(constants.eos) == std::string::npos));
   return parsed;
 }
 
@@ -123,7 +133,10 @@ Status parse(const std::string& model, bool lenient) {
   return each_line([&](const Json& line) -> Result<Json> {
     TC_ASSIGN(const std::string text, get_string(line, "text"));
     TC_ASSIGN(const bool thinking, is_thinking(line));
-    if (lenient) return Json{{"parsed", message_of(parse_leniently(constants, text, thinking))}};
+    if (lenient) {
+      ToolProperties tools = tool_properties(line.value("tools", Json::array()));
+      return Json{{"parsed", message_of(parse_leniently(constants, text, thinking, std::move(tools)))}};
+    }
     Result<ParsedCompletion> parsed = parse_completion(constants, text, thinking);
     if (!parsed) return Json{{"error", parsed.error().message}};
     return Json{{"parsed", message_of(*parsed)}};
@@ -152,12 +165,19 @@ void add_chat_tools(CLI::App& app, Outcome& outcome) {
   add(app, outcome, "tokenize", R"({"text"} -> {"ids"}; special tokens in the text are recognised, none are added)",
       tokenize);
   add(app, outcome, "detokenize", R"({"ids"} -> {"text"})", detokenize_lines);
-  add(app, outcome, "render", R"({"messages", "thinking_mode", "reasoning_effort", "drop_thinking"} -> {"text"})",
-      render);
+  auto for_generation = std::make_shared<bool>(false);
+  CLI::App* render_command =
+      add(app, outcome, "render", R"({"messages", "thinking_mode", "reasoning_effort", "drop_thinking"} -> {"text"})",
+          [for_generation](const std::string& model) { return render(model, *for_generation); });
+  render_command->add_flag("--generation-prompt", *for_generation,
+                           "What a server generates from: the last message is answered, or continued where it has "
+                           "\"prefix\": true or the line \"continue_final_message\": true");
   auto lenient = std::make_shared<bool>(false);
-  CLI::App* command = add(app, outcome, "parse", R"({"text", "thinking_mode"} -> {"parsed"} or {"error"})",
-                          [lenient](const std::string& model) { return parse(model, *lenient); });
-  command->add_flag("--lenient", *lenient, "Accept what a server accepts: missing EOS, truncated calls, stray tags");
+  CLI::App* parse_command = add(app, outcome, "parse", R"({"text", "thinking_mode"} -> {"parsed"} or {"error"})",
+                                [lenient](const std::string& model) { return parse(model, *lenient); });
+  parse_command->add_flag("--lenient", *lenient,
+                          "Accept what a server accepts: missing EOS, truncated calls, stray tags; a line may have the "
+                          "\"tools\" of its request, to unwrap arguments by");
 }
 
 }  // namespace thermocline::cli
