@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 
 #include "runtime/io/file.h"
 #include "runtime/text/utf8.h"
@@ -300,17 +301,15 @@ Status Tokenizer::encode_text(std::string_view text, Scratch& scratch, std::vect
 }
 
 // Text between added tokens: it is normalised, and the added tokens that want normalised text are cut out.
-Status Tokenizer::encode_normalised(std::string_view text, std::vector<TextSpan> literal,
+Status Tokenizer::encode_normalised(const std::string& text, const std::vector<TextSpan>& literal, Scratch& scratch,
                                     std::vector<int32_t>& ids) const {
-  TC_ASSIGN(const std::string normal, normalise(text, literal));
   std::vector<Segment> parts;
-  cut(normalized_tokens_, normal, {0, normal.size(), -1}, literal, parts);
-  Scratch scratch(*this);  // its cache points into `normal`
+  cut(normalized_tokens_, text, {0, text.size(), -1}, literal, parts);
   for (const Segment& part : parts) {
     if (part.id >= 0)
       ids.push_back(part.id);
     else
-      TC_RETURN_IF_ERROR(encode_text(std::string_view(normal).substr(part.begin, part.end - part.begin), scratch, ids));
+      TC_RETURN_IF_ERROR(encode_text(std::string_view(text).substr(part.begin, part.end - part.begin), scratch, ids));
   }
   return {};
 }
@@ -321,6 +320,7 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view bytes, std::span
   std::vector<Segment> segments;
   cut(raw_tokens_, text, {0, text.size(), -1}, spans, segments);
   std::vector<int32_t> ids;
+  std::deque<std::string> normalised;  // scratch points into its texts
   Scratch scratch(*this);
   size_t next = 0;
   for (const Segment& segment : segments) {
@@ -335,7 +335,8 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view bytes, std::span
       for (size_t i = next; i < spans.size() && spans[i].begin < segment.end; ++i)
         inside.push_back({std::max(spans[i].begin, segment.begin) - segment.begin,
                           std::min(spans[i].end, segment.end) - segment.begin});
-      TC_RETURN_IF_ERROR(encode_normalised(part, std::move(inside), ids));
+      TC_ASSIGN(std::string normal, normalise(part, inside));
+      TC_RETURN_IF_ERROR(encode_normalised(normalised.emplace_back(std::move(normal)), inside, scratch, ids));
     }
   }
   return ids;

@@ -82,7 +82,8 @@ class Tokenizer {
     BpeModel::Scratch merge;
     std::vector<Piece> pieces;
   };
-  Status encode_normalised(std::string_view text, std::vector<TextSpan> literal, std::vector<int32_t>& ids) const;
+  Status encode_normalised(const std::string& text, const std::vector<TextSpan>& literal, Scratch& scratch,
+                           std::vector<int32_t>& ids) const;
   Status encode_text(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const;
 
   std::vector<std::string> tokens_;  // raw bytes by id

@@ -1,5 +1,6 @@
 // Fuzz targets, one for each parser of outside bytes. Linked with replay_main.cc they run a seed corpus and mutations
 // of it in every test run; with clang's libFuzzer (-DTC_FUZZ=ON) the one named by TC_FUZZ_TARGET searches on.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include "runtime/text/completion_parser.h"
 #include "runtime/text/detokenizer.h"
 #include "runtime/text/python_json.h"
+#include "runtime/text/utf8.h"
 
 namespace thermocline {
 namespace {
@@ -42,12 +44,81 @@ void prose_constants(std::string_view data) {
   for (const auto& [name, text] : *constants) (void)template_parts(text);
 }
 
+void check(bool promise) {
+  if (!promise) std::abort();
+}
+
+// A tokenizer of single bytes with special tokens, some of them looked for after normalisation.
+std::unique_ptr<Tokenizer> byte_tokenizer(const char* form) {
+  Json vocabulary = Json::object();
+  for (int byte = 0, next = 256; byte < 256; ++byte) {  // GPT-2's characters for bytes
+    const bool shown = (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173);
+    const int c = shown ? byte : next++;
+    const std::string text = c < 128
+                                 ? std::string(1, static_cast<char>(c))
+                                 : std::string{static_cast<char>(0xc0 | c >> 6), static_cast<char>(0x80 | (c & 63))};
+    vocabulary[text] = byte;
+  }
+  Json added = Json::array();
+  for (const char* token : {"<｜User｜>", "</think>", "｜DSML｜", "<think>", "\u00e9", "  "})
+    added.push_back({{"id", 256 + added.size()},
+                     {"content", token},
+                     {"special", true},
+                     {"normalized", added.size() >= 3},
+                     {"rstrip", added.size() == 1}});
+  Json json = {{"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", Json::array()}}}, {"added_tokens", added}};
+  json["pre_tokenizer"] = {{"type", "Sequence"},
+                           {"pretokenizers",
+                            {{{"type", "Split"},
+                              {"pattern", {{"Regex", "\\p{N}{1,3}|[\\p{L}\\p{M}]+|\\s+(?!\\S)"}}},
+                              {"behavior", "Isolated"}},
+                             {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+  if (form) json["normalizer"] = {{"type", form}};
+  return Tokenizer::parse(dump_json(json)).value();
+}
+
+// The first bytes choose literal spans, the others are the text. Nothing special comes of literal text, no byte is
+// lost.
+void encode(std::string_view data) {
+  static const std::unique_ptr<Tokenizer> tokenizers[] = {byte_tokenizer(nullptr), byte_tokenizer("NFC"),
+                                                          byte_tokenizer("NFKD")};
+  const std::string_view choice = data.substr(0, 8), text = data.substr(choice.size());
+  std::vector<TextSpan> spans;
+  for (size_t i = 0; i + 1 < choice.size(); i += 2)
+    spans.push_back({static_cast<unsigned char>(choice[i]) * text.size() / 256,
+                     static_cast<unsigned char>(choice[i + 1]) * text.size() / 200});
+  const TextSpan all[] = {{0, text.size()}};
+  for (const auto& tokenizer : tokenizers) {
+    const auto mixed = tokenizer->encode(text, spans), trusted = tokenizer->encode(text),
+               literal = tokenizer->encode(text, all);
+    check(mixed && trusted && literal);
+    for (const int32_t id : *literal) check(!tokenizer->is_special(id));
+    const auto special = [&](int32_t id) { return tokenizer->is_special(id); };
+    if (std::none_of(trusted->begin(), trusted->end(), special)) check(*mixed == *literal && *trusted == *literal);
+    if (tokenizer == tokenizers[0]) check(detokenize(*tokenizer, *literal).value() == to_valid_utf8(text));
+  }
+}
+
 void chat(std::string_view data) {
   const Result<Json> json = parse_json(data);
   if (!json) return;
-  for (const bool thinking : {false, true})
-    (void)render_chat(prose(), json->is_object() && json->contains("messages") ? (*json)["messages"] : *json,
-                      {thinking, "", true});
+  const Json& messages = json->is_object() && json->contains("messages") ? (*json)["messages"] : *json;
+  for (const bool thinking : {false, true}) {
+    ChatOptions options;
+    options.thinking = thinking;
+    (void)render_chat(prose(), messages, options);
+    for (const bool continues : {false, true}) {
+      options.continue_final_message = continues;
+      const auto prompt = render_generation_prompt(prose(), messages, options);
+      if (!prompt) continue;
+      size_t last = 0;
+      for (const TextSpan& span : prompt->literal) {
+        check(last <= span.begin && span.begin < span.end);
+        last = span.end;
+      }
+      check(last <= prompt->text.size() && (!prompt->in_reasoning || thinking));
+    }
+  }
 }
 
 void request(std::string_view data) {
@@ -56,13 +127,33 @@ void request(std::string_view data) {
   (void)python_members(data);
 }
 
+// What a client keeps of a completion; its arguments are JSON without a key twice, whatever the model wrote.
+std::string answer(std::string_view text, size_t step, bool thinking, const ToolProperties& tools) {
+  CompletionStream stream(prose(), thinking, tools);
+  std::string kept[4];
+  const auto take = [&](const std::vector<CompletionStream::Event>& events) {
+    using Kind = CompletionStream::Event::Kind;
+    for (const auto& event : events) {
+      kept[static_cast<size_t>(event.kind)] += event.text;
+      if (event.kind == Kind::tool_arguments) check(parse_json(event.text).has_value());
+    }
+  };
+  for (size_t at = 0; at < text.size(); at += step) take(stream.push(text.substr(at, step)));
+  take(stream.finish());
+  return kept[0] + "|" + kept[1] + "|" + kept[2] + "|" + kept[3];
+}
+
+// A seed may be a line with "text" and the "tools" of its request.
 void completion(std::string_view data) {
-  const ProseConstants constants = prose();
+  const Result<Json> json = parse_json(data);
+  const bool seed = json && json->is_object() && json->contains("text") && (*json)["text"].is_string();
+  const std::string text = to_valid_utf8(seed ? (*json)["text"].get_ref<const std::string&>() : data);
+  ToolProperties tools = {{"get_weather", {"city"}}, {"f0", {"a", "b"}}};
+  if (seed && json->contains("tools")) tools = tool_properties((*json)["tools"]);
   for (const bool thinking : {false, true}) {
-    (void)parse_completion(constants, data, thinking);
-    CompletionStream stream(constants, thinking);
-    for (size_t i = 0; i < data.size(); i += 3) (void)stream.push(data.substr(i, 3));
-    (void)stream.finish();
+    (void)parse_completion(prose(), text, thinking);
+    const std::string whole = answer(text, text.size() + 1, thinking, tools);
+    for (const size_t step : {1, 3}) check(answer(text, step, thinking, tools) == whole);
   }
 }
 
@@ -71,6 +162,7 @@ constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"config", config},
     {"tokenizer", tokenizer},
     {"prose_constants", prose_constants},
+    {"encode", encode},
     {"chat", chat},
     {"request", request},
     {"completion", completion}};
