@@ -85,11 +85,7 @@ void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int3
     return;
   }
   constexpr int kBits = 12;
-  // Unsigned integers in the order of the floats; -0 counts as 0.
-  const auto bin_of = [&](int64_t i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(scores[i] + 0.0f);
-    return (bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u)) >> (32 - kBits);
-  };
+  const auto bin_of = [&](int64_t i) { return ordered_bits(scores[i]) >> (32 - kBits); };
   int32_t histogram[1 << kBits] = {};
   for (int64_t i = 0; i < n; ++i) ++histogram[bin_of(i)];
   uint32_t bin = (1 << kBits) - 1;
@@ -98,7 +94,10 @@ void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int3
   int64_t candidates = 0;
   for (int64_t i = 0; i < n; ++i)
     if (bin_of(i) == bin) order[candidates++] = static_cast<int32_t>(i);
-  const auto before = [&](int32_t a, int32_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; };
+  const auto before = [&](int32_t a, int32_t b) {
+    const uint32_t x = ordered_bits(scores[a]), y = ordered_bits(scores[b]);
+    return x != y ? x > y : a < b;
+  };
   const int64_t wanted = k - above;
   if (wanted < candidates) std::nth_element(order, order + wanted, order + candidates, before);
   std::sort(order, order + wanted);

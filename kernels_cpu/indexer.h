@@ -22,7 +22,8 @@ void pack_index_query(const float* q, int64_t c, Int8Chunk* out);
 void index_scores_f32(const KernelTable& table, const float* q, int heads, const void* const* keys, int64_t n,
                       int64_t c, const float* gates, float* dots, float* scores);
 
-/// The k rows with the highest scores, in rising order; a tie goes to the lower row.
+/// The k rows with the highest scores, in rising order; a tie goes to the lower row. Scores that are NaN (of damaged
+/// weights) lie beyond the infinity of their sign, so the rows chosen are always k different ones.
 ///   order  [n] scratch; out [min(k, n)]
 /// A histogram of the upper 12 bits finds the one bin that must be sorted.
 void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out);

@@ -214,7 +214,10 @@ void index_scores(const float* dots, int64_t dots_stride, const float* g, int he
 
 void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out) {
   std::iota(order, order + n, 0);
-  const auto before = [&](int32_t a, int32_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; };
+  const auto before = [&](int32_t a, int32_t b) {
+    const uint32_t x = ordered_bits(scores[a]), y = ordered_bits(scores[b]);
+    return x != y ? x > y : a < b;
+  };
   if (k < n) std::nth_element(order, order + k, order + n, before);
   std::copy_n(order, k, out);
   std::sort(out, out + k);

@@ -59,8 +59,8 @@ void compress_window(const float* const* a, const float* const* z, int64_t n, in
 ///   dots [heads, dots_stride]  q . k already computed;  scores [n] out
 void index_scores(const float* dots, int64_t dots_stride, const float* g, int heads, int64_t n, bool round,
                   float* scores);
-/// The indices of the k largest scores, in rising order; among equals the lower index wins. k <= n; order is scratch
-/// [n].
+/// The indices of the k largest scores, in rising order; among equals the lower index wins; a NaN lies beyond the
+/// infinity of its sign. k <= n; order is scratch [n].
 void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out);
 
 // --- attention (spec 3.7) ---

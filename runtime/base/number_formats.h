@@ -39,6 +39,13 @@ using bf16 = uint16_t;  // the upper half of an IEEE float32
   return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
 }
 
+/// Unsigned integers in the order of the floats, -0 being 0. Also an order where there are NaNs, as < on floats is not:
+/// they lie beyond the infinity of their sign.
+[[maybe_unused]] static inline uint32_t ordered_bits(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x + 0.0f);
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
 /// 2^(byte - 127); 255 is NaN.
 [[maybe_unused]] static inline float e8m0_to_float(uint8_t byte) {
   if (byte == 255) return std::bit_cast<float>(0x7fc00000u);

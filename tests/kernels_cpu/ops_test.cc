@@ -313,15 +313,37 @@ TEST(Indexer, TopkIsTheReferences) {
   std::mt19937 random(22);
   for (const int64_t n : {1, 2, 50, 1000, 4097})
     for (const int64_t k : {1, 7, 512, 5000})
-      for (const int kind : {0, 1, 2}) {  // distinct, many ties, all equal
+      for (const int kind : {0, 1, 2, 3}) {  // distinct, many ties, all equal, NaNs of both signs
         std::vector<float> scores = test::random_floats(random, n);
-        for (float& s : scores) s = kind == 0 ? s : kind == 1 ? std::floor(s * 2) : -0.0f;
+        for (float& s : scores) {
+          if (kind == 1) s = std::floor(s * 2);
+          if (kind == 2) s = -0.0f;
+          if (kind == 3 && random() % 2) s = random() % 2 ? NAN : random() % 2 ? -NAN : INFINITY;
+        }
         const int64_t count = std::min(n, k);
         std::vector<int32_t> order(static_cast<size_t>(n)), got(static_cast<size_t>(count)), expected = got;
         select_topk(scores.data(), n, count, order.data(), got.data());
         ref::select_topk(scores.data(), n, count, order.data(), expected.data());
         ASSERT_EQ(got, expected) << "n " << n << " k " << k << " kind " << kind;
+        for (int64_t i = 0; i < count; ++i) {
+          ASSERT_LT(got[static_cast<size_t>(i)], n);
+          ASSERT_GT(got[static_cast<size_t>(i)], i == 0 ? -1 : got[static_cast<size_t>(i) - 1]);
+        }
       }
+}
+
+// `a > b, else the lower row` is no order once a score is NaN: it is neither above, below nor equal to another.
+TEST(Indexer, TopkOrdersNanBeyondInfinity) {
+  const std::vector<float> scores = {1, NAN, INFINITY, -NAN, 3, -INFINITY, NAN, 2};
+  std::vector<int32_t> order(8);
+  for (const auto& [k, expected] : std::vector<std::pair<int64_t, std::vector<int32_t>>>{
+           {1, {1}}, {2, {1, 6}}, {3, {1, 2, 6}}, {4, {1, 2, 4, 6}}, {7, {0, 1, 2, 4, 5, 6, 7}}}) {
+    std::vector<int32_t> out(static_cast<size_t>(k));
+    ref::select_topk(scores.data(), 8, k, order.data(), out.data());
+    EXPECT_EQ(out, expected);
+    select_topk(scores.data(), 8, k, order.data(), out.data());
+    EXPECT_EQ(out, expected);
+  }
 }
 
 TEST_P(EveryIsa, SparseAttentionMatches) {
