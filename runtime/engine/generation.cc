@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 
 #include "runtime/text/detokenizer.h"
 
@@ -19,7 +18,7 @@ Status check(const Engine& engine, const GenerationRequest& request) {
     error.field = field;
     return error;
   };
-  TC_RETURN_IF_ERROR(request.sampling.check());
+  TC_RETURN_IF_ERROR(request.sampling.check(engine.geometry().vocab_size));
   if (request.prompt.empty()) return fail("prompt", "the prompt is empty");
   const int64_t length = static_cast<int64_t>(request.prompt.size());
   if (length > engine.max_context())
@@ -73,7 +72,7 @@ Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Se
   Sampler sampler(request.sampling, request.prompt);
   Detokenizer detokenizer(tokenizer, request.keep_special);
   StopMatcher stops(request.stop);
-  std::vector<float> logits;
+  SamplingScratch scratch(engine.geometry().vocab_size);
   bool stopped = false;
   result.reason = FinishReason::length;
   const auto decode_start = Clock::now();
@@ -83,9 +82,10 @@ Result<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Se
     std::optional<int32_t> chosen;
     if (request.sampling.greedy() && !no_eos) chosen = engine.most_likely();
     if (!chosen) {
-      logits.assign(engine.logits().begin(), engine.logits().end());
-      if (no_eos) logits[static_cast<size_t>(eos)] = -std::numeric_limits<float>::infinity();
-      chosen = sampler.sample(logits);
+      const std::span<const int32_t> banned(&eos, no_eos ? 1 : 0);
+      TC_ASSIGN(const SampledToken token,
+                sampler.sample(engine.logits(), {.top_logprobs = -1, .banned = banned}, scratch));
+      chosen = token.id;
     }
     const int32_t id = *chosen;
     result.ids.push_back(id);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "runtime/engine/engine.h"
-#include "runtime/engine/sampler.h"
+#include "runtime/engine/sampling/sampler.h"
 #include "runtime/text/tokenizer.h"
 
 namespace thermocline {

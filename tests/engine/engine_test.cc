@@ -1,88 +1,9 @@
-// runtime/engine: sampling, stop strings, generation against recorded continuations.
+// runtime/engine: stop strings, generation against recorded continuations.
 #include "runtime/engine/generation.h"
-#include "runtime/engine/sampler.h"
 #include "tests/support/models.h"
 
 namespace thermocline {
 namespace {
-
-SamplingParams params(double temperature) {
-  SamplingParams p;
-  p.temperature = temperature;
-  p.seed = 7;
-  p.has_seed = true;
-  return p;
-}
-
-std::vector<int> histogram(const SamplingParams& p, const std::vector<float>& logits, int draws) {
-  Sampler sampler(p, {});
-  std::vector<int> counts(logits.size());
-  for (int i = 0; i < draws; ++i) ++counts[static_cast<size_t>(sampler.sample(logits))];
-  return counts;
-}
-
-TEST(Sampler, ZeroTemperatureTakesTheBestAndTheLowerIdAmongEquals) {
-  Sampler sampler(params(0), {});
-  EXPECT_EQ(sampler.sample(std::vector<float>{1, 3, 3, 2}), 1);
-}
-
-TEST(Sampler, DrawsFollowTheDistribution) {
-  const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f)};
-  const std::vector<int> counts = histogram(params(1), logits, 40000);
-  EXPECT_NEAR(counts[0], 5000, 400);
-  EXPECT_NEAR(counts[1], 10000, 500);
-  const std::vector<int> hot = histogram(params(100), logits, 30000);
-  EXPECT_NEAR(hot[0], 10000, 500);
-}
-
-TEST(Sampler, FiltersKeepWhatTheySay) {
-  const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f)};  // 1/8, 2/8, 5/8
-  SamplingParams top_k = params(1);
-  top_k.top_k = 2;
-  EXPECT_EQ(histogram(top_k, logits, 2000)[0], 0);
-  SamplingParams top_p = params(1);
-  top_p.top_p = 0.6;
-  EXPECT_EQ(histogram(top_p, logits, 2000)[2], 2000);
-  top_p.top_p = 0.7;
-  EXPECT_GT(histogram(top_p, logits, 2000)[1], 0);
-  EXPECT_EQ(histogram(top_p, logits, 2000)[0], 0);
-  SamplingParams min_p = params(1);
-  min_p.min_p = 0.3;
-  EXPECT_EQ(histogram(min_p, logits, 2000)[0], 0);
-  EXPECT_GT(histogram(min_p, logits, 2000)[1], 0);
-}
-
-TEST(Sampler, PenaltiesPushDownWhatWasSeen) {
-  SamplingParams p = params(0);
-  p.repetition_penalty = 2;
-  const std::vector<int32_t> prompt = {1};
-  Sampler repetition(p, prompt);
-  EXPECT_EQ(repetition.sample(std::vector<float>{2.0f, 3.0f}), 0);
-  p = params(0);
-  p.presence_penalty = 1;
-  Sampler presence(p, prompt);  // the prompt does not count
-  EXPECT_EQ(presence.sample(std::vector<float>{2.5f, 3.0f}), 1);
-  EXPECT_EQ(presence.sample(std::vector<float>{2.5f, 3.0f}), 0);
-  p = params(0);
-  p.frequency_penalty = 0.3;
-  Sampler frequency(p, {});
-  EXPECT_EQ(frequency.sample(std::vector<float>{2.5f, 3.0f}), 1);
-  EXPECT_EQ(frequency.sample(std::vector<float>{2.5f, 3.0f}), 1);
-  EXPECT_EQ(frequency.sample(std::vector<float>{2.5f, 3.0f}), 0);
-}
-
-TEST(Sampler, ASeedRepeatsAndRangesAreNamed) {
-  std::mt19937 random(1);
-  const std::vector<float> logits = test::random_floats(random, 500);
-  Sampler a(params(1), {}), b(params(1), {});
-  for (int i = 0; i < 50; ++i) EXPECT_EQ(a.sample(logits), b.sample(logits));
-  SamplingParams bad;
-  bad.top_p = 1.5;
-  EXPECT_EQ(bad.check().error().field, "top_p");
-  bad = {};
-  bad.temperature = std::nan("");
-  EXPECT_EQ(bad.check().error().field, "temperature");
-}
 
 TEST(StopMatcher, FindsStopsAcrossPiecesAndLosesNothing) {
   const std::vector<std::string> stops = {"END", "##"};

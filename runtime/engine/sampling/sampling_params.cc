@@ -1,0 +1,40 @@
+#include "runtime/engine/sampling/sampling_params.h"
+
+#include <string>
+
+namespace thermocline {
+namespace {
+
+Status refuse(const std::string& field, const std::string& what) {
+  Error error = invalid(field + " " + what);
+  error.field = field;
+  return error;
+}
+
+Status in_range(const std::string& field, double value, double low, double high) {
+  if (value >= low && value <= high) return {};  // false for NaN
+  return refuse(field,
+                "is " + std::to_string(value) + ", outside " + std::to_string(low) + " to " + std::to_string(high));
+}
+
+}  // namespace
+
+Status SamplingParams::check(int64_t vocab) const {
+  TC_RETURN_IF_ERROR(in_range("temperature", temperature, 0, 100));
+  TC_RETURN_IF_ERROR(in_range("top_p", top_p, 1e-9, 1));
+  TC_RETURN_IF_ERROR(in_range("top_k", static_cast<double>(top_k), -1, 1e9));
+  TC_RETURN_IF_ERROR(in_range("min_p", min_p, 0, 1));
+  TC_RETURN_IF_ERROR(in_range("repetition_penalty", repetition_penalty, 1e-3, 100));
+  TC_RETURN_IF_ERROR(in_range("presence_penalty", presence_penalty, -2, 2));
+  TC_RETURN_IF_ERROR(in_range("frequency_penalty", frequency_penalty, -2, 2));
+  for (const auto& [id, bias] : logit_bias) {
+    const std::string field = "logit_bias[" + std::to_string(id) + "]";
+    if (id < 0 || (vocab >= 0 && id >= vocab))
+      return refuse(field, vocab < 0 ? "names no token: ids start at 0"
+                                     : "names no token of the vocabulary of " + std::to_string(vocab));
+    TC_RETURN_IF_ERROR(in_range(field, bias, -100, 100));
+  }
+  return {};
+}
+
+}  // namespace thermocline
