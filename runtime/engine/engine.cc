@@ -48,7 +48,9 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
                                        .mtp = o.mtp,
                                        .quiet = o.quiet,
                                        .threads = o.threads,
-                                       .pool = engine->pool_.get()}));
+                                       .pool = engine->pool_.get(),
+                                       .cancel = o.cancel,
+                                       .progress = o.progress}));
   KvOptions kv;
   kv.bf16_rows = rounding_of(o.numerics).results;
   kv.mtp = o.mtp;

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -24,6 +25,9 @@ struct EngineOptions {
   int64_t max_chunk = 512;     // tokens of a prefill step
   int64_t max_logit_rows = 1;  // tokens of a step whose logits can be asked for
   int max_sequences = 1;
+  /// Tokens the KV cache holds, of all sequences together; at least max_context. 0: max_context for each of
+  /// max_sequences, or as many as fit the free memory, of a device half of it: the rest is for experts.
+  int64_t kv_tokens = 0;
   bool mtp = false;
   bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
   bool direct_io = false;         // read the checkpoint past the page cache
@@ -32,6 +36,9 @@ struct EngineOptions {
   std::string device = "none";  // auto, cuda, simt or none; "cuda:2" for two cards
   uint64_t gpu_memory = 0;      // bytes of each device; 0: what is free (simt: 4 GiB)
   GpuOptions gpu;
+
+  const std::atomic<bool>* cancel = nullptr;  // turned true while loading: open() ends with ErrorCode::cancelled
+  std::function<void(double)> progress = {};  // told the share of the weights that is loaded (LoadOptions::progress)
 
   static constexpr int64_t kDefaultContext = 32768;
 };

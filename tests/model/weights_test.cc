@@ -55,6 +55,58 @@ class Rewritten {
   test::TempDir dir_;
 };
 
+TEST(Weights, LoadingTellsHowFarItIsAndStopsWhenAsked) {
+  const std::filesystem::path folder = test::golden("tiny-csa");
+  const ModelGeometry g = read_config(folder).value();
+  LoadOptions options = kQuiet;
+  std::vector<double> shares;
+  options.progress = [&](double share) { shares.push_back(share); };
+  ASSERT_TRUE(load_weights(folder, g, options));
+  ASSERT_GE(shares.size(), 3u);
+  EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
+  EXPECT_GT(shares.front(), 0);
+  EXPECT_LT(shares.front(), 0.5);
+  EXPECT_EQ(shares.back(), 1);
+
+  // Cancelled in its middle: what is told afterwards was under way, a chunk a thread.
+  std::atomic<bool> cancel{false};
+  size_t told_after = 0;
+  options.threads = 1;  // two loading threads
+  options.cancel = &cancel;
+  options.progress = [&](double share) {
+    told_after += cancel;
+    if (share > 0.3) cancel = true;
+  };
+  const auto stopped = load_weights(folder, g, options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::cancelled);
+  EXPECT_LE(told_after, 4u) << "a tensor and its scales, of each thread";
+
+  size_t told = 0;  // cancel is true already: nothing is read
+  options.progress = [&](double) { ++told; };
+  EXPECT_EQ(load_weights(folder, g, options).error().code, ErrorCode::cancelled);
+  EXPECT_EQ(told, 0u);
+}
+
+// What a loader says before it reads is what it allocates, on any number of nodes.
+TEST(Weights, ThePlanIsWhatIsAllocated) {
+  const std::filesystem::path folder = test::golden("tiny-csa");
+  const ModelGeometry g = read_config(folder).value();
+  for (const char* machine : {"node:1 core:2 pu:1", "node:2 core:2 pu:1"}) {
+    WorkerPool pool(read_topology(machine).value(), 2);
+    LoadOptions options = kQuiet;
+    options.pool = &pool;
+    WeightLoader loader = WeightLoader::open(folder, g, options).value();
+    const uint64_t planned = loader.arena_bytes();
+    EXPECT_EQ(loader.shapes().layers[1].experts[3].w2.format, cpu::WeightFormat::mxfp4);
+    EXPECT_EQ(loader.shapes().layers[1].tid2eid == nullptr, !g.is_hash_layer(1));
+    const auto weights = loader.load().value();
+    uint64_t allocated = 0;
+    for (const NumaBuffer& arena : weights->arenas) allocated += arena.size();
+    EXPECT_EQ(allocated, planned) << machine;
+  }
+}
+
 TEST(Weights, PackedValuesAreTheStoredOnes) {
   const std::filesystem::path folder = test::golden("tiny-csa");
   const ModelGeometry g = read_config(folder).value();

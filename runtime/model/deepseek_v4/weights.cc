@@ -134,6 +134,7 @@ class Binder {
   uint64_t tail_bytes() const { return tail_bytes_; }
   uint64_t arena_bytes(int node) const { return common_bytes_ + (node == 0 ? tail_bytes_ : 0); }
   uint64_t source_bytes() const { return source_bytes_; }
+  int nodes() const { return nodes_; }
 
  private:
   Result<const TensorInfo*> find(const std::string& name) {
@@ -208,6 +209,36 @@ int64_t first_not_finite(WeightFormat format, const std::byte* bytes, int64_t co
   return -1;
 }
 
+/// What the user and the caller see of the loading, and whether they still want it.
+class LoadWatch {
+ public:
+  LoadWatch(const std::string& label, uint64_t total_bytes, const LoadOptions& options)
+      : options_(options), total_(total_bytes), progress_(label, total_bytes, options.quiet) {}
+
+  bool cancelled() const { return options_.cancel && options_.cancel->load(std::memory_order_relaxed); }
+  /// Adds finished bytes; any thread.
+  void add(uint64_t bytes) {
+    progress_.add(bytes);
+    if (!options_.progress) return;
+    const std::unique_lock lock(mutex_, std::try_to_lock);  // who finds it taken is spoken for by the next chunk
+    if (lock) tell(static_cast<double>(progress_.done()) / static_cast<double>(std::max<uint64_t>(total_, 1)));
+  }
+  void finish() {
+    if (options_.progress) tell(1);
+  }
+
+ private:
+  void tell(double share) { options_.progress(told_ = std::clamp(share, told_, 1.0)); }
+
+  const LoadOptions& options_;
+  const uint64_t total_;
+  Progress progress_;
+  std::mutex mutex_;
+  double told_ = 0;
+};
+
+Error loading_cancelled() { return {ErrorCode::cancelled, "loading was cancelled"}; }
+
 /// Source bytes of one loading thread, kept from chunk to chunk: fresh pages would cost as much as the read.
 class SourceBuffer {
  public:
@@ -225,8 +256,8 @@ class SourceBuffer {
 /// Second pass: reads, checks and packs one chunk.
 class ChunkLoader {
  public:
-  ChunkLoader(const Checkpoint& checkpoint, const ModelGeometry& geometry, const Weights& weights, Progress& progress)
-      : checkpoint_(checkpoint), g_(geometry), weights_(weights), progress_(progress) {}
+  ChunkLoader(const Checkpoint& checkpoint, const ModelGeometry& geometry, const Weights& weights, LoadWatch& watch)
+      : checkpoint_(checkpoint), g_(geometry), weights_(weights), watch_(watch) {}
 
   static int64_t groups_per_chunk(const PackJob& job) {
     const int64_t row_bytes = static_cast<int64_t>(job.weight->bytes) / job.matrix->n;
@@ -249,7 +280,7 @@ class ChunkLoader {
       cpu::pack_row_group(m, source.data() + (row - first_row) * row_bytes, row_bytes, std::min(kTileRows, m.n - row),
                           const_cast<uint8_t*>(m.row_group(group).tiles));
     }
-    progress_.add(source.size());
+    watch_.add(source.size());
     return job.scale ? load_scales(job, first_group, last_group, buffer) : Status();
   }
 
@@ -258,11 +289,12 @@ class ChunkLoader {
     const int64_t element = dtype_bytes(tensor.dtype), count = tensor.elements(),
                   per_chunk = kSourceChunkBytes / element;
     for (int64_t begin = 0; begin < count; begin += per_chunk) {
+      if (watch_.cancelled()) return loading_cancelled();
       const int64_t n = std::min(per_chunk, count - begin);
       const std::span<std::byte> source = buffer.take(n * element);
       TC_RETURN_IF_ERROR(checkpoint_.read(tensor, static_cast<uint64_t>(begin * element), source));
       TC_RETURN_IF_ERROR(convert(job, source.data(), begin, n));
-      progress_.add(source.size());
+      watch_.add(source.size());
     }
     if (job.kind == CopyJob::Kind::floats)
       for (size_t node = 1; node < weights_.arenas.size(); ++node)
@@ -304,7 +336,7 @@ class ChunkLoader {
         }
       }
     }
-    progress_.add(static_cast<uint64_t>((last_group - first_group) * kTileRows / rows_per_scale * cols * element));
+    watch_.add(static_cast<uint64_t>((last_group - first_group) * kTileRows / rows_per_scale * cols * element));
     return {};
   }
 
@@ -362,10 +394,13 @@ class ChunkLoader {
   const Checkpoint& checkpoint_;
   const ModelGeometry& g_;
   const Weights& weights_;
-  Progress& progress_;
+  LoadWatch& watch_;
 };
 
-Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
+// Twice the cores: while some threads wait for the disk, others pack.
+int loading_threads(int threads) { return 2 * (threads > 0 ? threads : default_uneven_threads()); }
+
+Status run_jobs(const Binder& binder, const ChunkLoader& loader, const LoadWatch& watch, int threads) {
   struct Task {
     const PackJob* pack;
     const CopyJob* copy;
@@ -386,14 +421,15 @@ Status run_jobs(const Binder& binder, const ChunkLoader& loader, int threads) {
   std::mutex mutex;
   std::atomic<bool> failed{false};
   Status first_error;
-  // Twice the cores: while some threads wait for the disk, others pack.
-  const int workers = 2 * (threads > 0 ? threads : default_uneven_threads());
+  const int workers = loading_threads(threads);
   std::vector<SourceBuffer> buffers(static_cast<size_t>(workers));
   for_each_uneven(static_cast<int64_t>(tasks.size()), workers, [&](int64_t i, int slot) {
     if (failed) return;
     const Task& task = tasks[static_cast<size_t>(i)];
     SourceBuffer& buffer = buffers[static_cast<size_t>(slot)];
-    Status status = task.pack ? loader.pack(*task.pack, task.first_group, buffer) : loader.copy(*task.copy, buffer);
+    Status status = watch.cancelled() ? loading_cancelled()
+                    : task.pack       ? loader.pack(*task.pack, task.first_group, buffer)
+                                      : loader.copy(*task.copy, buffer);
     if (status.ok()) return;
     const std::lock_guard lock(mutex);
     if (!failed.exchange(true)) first_error = std::move(status);
@@ -441,28 +477,46 @@ class TensorLister {
 };
 
 // One arena a node, bound to it and touched first by its own workers.
-Status allocate_arenas(const Binder& binder, WorkerPool* pool, int nodes, Weights& weights) {
+Status allocate_arenas(const Binder& binder, const LoadWatch& watch, WorkerPool* pool, Weights& weights) {
   uint64_t total = 0;
-  for (int node = 0; node < nodes; ++node) total += binder.arena_bytes(node);
+  for (int node = 0; node < binder.nodes(); ++node) total += binder.arena_bytes(node);
   if (total > usable_memory_bytes())
     return Error{ErrorCode::out_of_memory, "the weights need " + std::to_string(total >> 20) +
                                                " MiB of memory, this process may use " +
                                                std::to_string(usable_memory_bytes() >> 20) + " MiB"};
-  for (int node = 0; node < nodes; ++node) {
+  for (int node = 0; node < binder.nodes(); ++node) {
+    if (watch.cancelled()) return loading_cancelled();
     TC_ASSIGN(NumaBuffer arena, NumaBuffer::allocate(binder.arena_bytes(node), pool ? pool->os_node(node) : -1));
     weights.arenas.push_back(std::move(arena));
     weights.node_offsets.push_back(weights.arenas.back().data() - weights.arenas[0].data());
   }
-  if (nodes > 1)
+  if (binder.nodes() > 1)
     pool->run([&](int worker) {
       const WorkerPool::Team& team = pool->team(worker);
       const NumaBuffer& arena = weights.arenas[static_cast<size_t>(team.node)];
       const uint64_t pages = (arena.size() + 4095) / 4096, size = static_cast<uint64_t>(team.size),
                      rank = static_cast<uint64_t>(team.rank);
-      for (uint64_t page = pages * rank / size; page < pages * (rank + 1) / size; ++page)
+      for (uint64_t page = pages * rank / size; page < pages * (rank + 1) / size && !watch.cancelled(); ++page)
         *reinterpret_cast<volatile std::byte*>(arena.data() + page * 4096) = std::byte{0};
     });
   return {};
+}
+
+// Every pointer of the weights, once the first arena's address is known.
+void place(const Binder& binder, std::byte* arena, Weights& weights) {
+  for (const PackJob& job : binder.packs()) {
+    job.matrix->tiles = reinterpret_cast<const uint8_t*>(arena + job.offset);
+    job.matrix->scales = job.matrix->tiles + slice_tile_bytes(*job.matrix);
+    job.matrix->node_offsets = weights.node_offsets.data();
+  }
+  for (const CopyJob& job : binder.copies())
+    *job.target = arena + job.offset + (job.kind == CopyJob::Kind::floats ? 0 : binder.common_bytes());
+  weights.hc_head.node_offsets = weights.node_offsets.data();
+  for (LayerWeights& layer : weights.layers)
+    layer.hc_attn.node_offsets = layer.hc_ffn.node_offsets = weights.node_offsets.data();
+  for (MtpWeights& block : weights.mtp)
+    for (HcWeights* hc : {&block.layer.hc_attn, &block.layer.hc_ffn, &block.hc_head})
+      hc->node_offsets = weights.node_offsets.data();
 }
 
 // A page elsewhere costs half its bandwidth for good, so what the kernel says is checked and not trusted.
@@ -500,34 +554,69 @@ Status walk(const ModelGeometry& geometry, Visitor& visitor, Weights& weights, b
 
 }  // namespace
 
+struct WeightLoader::Plan {
+  Plan(Checkpoint opened, const ModelGeometry& g, const LoadOptions& o)
+      : checkpoint(std::move(opened)),
+        geometry(g),
+        options(o),
+        binder(checkpoint, geometry, o.pool ? o.pool->nodes() : 1) {}
+
+  const Checkpoint checkpoint;
+  const ModelGeometry geometry;
+  const LoadOptions options;
+  Binder binder;  // its jobs point into the weights
+  std::unique_ptr<Weights> weights = std::make_unique<Weights>();
+};
+
+WeightLoader::WeightLoader(std::unique_ptr<Plan> plan) : plan_(std::move(plan)) {}
+WeightLoader::WeightLoader(WeightLoader&&) noexcept = default;
+WeightLoader& WeightLoader::operator=(WeightLoader&&) noexcept = default;
+WeightLoader::~WeightLoader() = default;
+
+Result<WeightLoader> WeightLoader::open(const std::filesystem::path& folder, const ModelGeometry& geometry,
+                                        const LoadOptions& options) {
+  TC_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder, options.read_mode));
+  auto plan = std::make_unique<Plan>(std::move(checkpoint), geometry, options);
+  // DSpark checkpoints keep three draft blocks of another shape under mtp.*: those are not the MTP block.
+  const bool mtp = options.mtp && plan->checkpoint.find("mtp.0.e_proj.weight") != nullptr;
+  TC_RETURN_IF_ERROR(walk(plan->geometry, plan->binder, *plan->weights, mtp));
+  // Places in an arena that begins at 64, as zero would be no tensor.
+  place(plan->binder, reinterpret_cast<std::byte*>(64), *plan->weights);
+  return WeightLoader(std::move(plan));
+}
+
+const Weights& WeightLoader::shapes() const { return *plan_->weights; }
+
+uint64_t WeightLoader::arena_bytes() const {
+  uint64_t total = 0;
+  for (int node = 0; node < plan_->binder.nodes(); ++node) total += plan_->binder.arena_bytes(node);
+  return total;
+}
+
+uint64_t WeightLoader::buffer_bytes() const {
+  return std::min<uint64_t>(static_cast<uint64_t>(loading_threads(plan_->options.threads)) * kSourceChunkBytes,
+                            plan_->binder.source_bytes());
+}
+
+Result<std::unique_ptr<Weights>> WeightLoader::load() {
+  TC_CHECK(plan_ && plan_->weights, "weights are loaded once");
+  const LoadOptions& options = plan_->options;
+  const Binder& binder = plan_->binder;
+  Weights& weights = *plan_->weights;
+  LoadWatch watch("loading " + plan_->checkpoint.folder().string(), binder.source_bytes(), options);
+  TC_RETURN_IF_ERROR(allocate_arenas(binder, watch, options.pool, weights));
+  place(binder, weights.arenas[0].data(), weights);
+  TC_RETURN_IF_ERROR(
+      run_jobs(binder, ChunkLoader(plan_->checkpoint, plan_->geometry, weights, watch), watch, options.threads));
+  watch.finish();
+  report_placement(weights, options.pool);
+  return std::move(plan_->weights);
+}
+
 Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry,
                                               const LoadOptions& options) {
-  TC_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(folder, options.read_mode));
-  auto weights = std::make_unique<Weights>();
-  const int nodes = options.pool ? options.pool->nodes() : 1;
-  Binder binder(checkpoint, geometry, nodes);
-  // DSpark checkpoints keep three draft blocks of another shape under mtp.*: those are not the MTP block.
-  const bool mtp = options.mtp && checkpoint.find("mtp.0.e_proj.weight") != nullptr;
-  TC_RETURN_IF_ERROR(walk(geometry, binder, *weights, mtp));
-  TC_RETURN_IF_ERROR(allocate_arenas(binder, options.pool, nodes, *weights));
-  std::byte* arena = weights->arenas[0].data();
-  for (const PackJob& job : binder.packs()) {
-    job.matrix->tiles = reinterpret_cast<const uint8_t*>(arena + job.offset);
-    job.matrix->scales = job.matrix->tiles + slice_tile_bytes(*job.matrix);
-    job.matrix->node_offsets = weights->node_offsets.data();
-  }
-  for (const CopyJob& job : binder.copies())
-    *job.target = arena + job.offset + (job.kind == CopyJob::Kind::floats ? 0 : binder.common_bytes());
-  weights->hc_head.node_offsets = weights->node_offsets.data();
-  for (LayerWeights& layer : weights->layers)
-    layer.hc_attn.node_offsets = layer.hc_ffn.node_offsets = weights->node_offsets.data();
-  for (MtpWeights& block : weights->mtp)
-    for (HcWeights* hc : {&block.layer.hc_attn, &block.layer.hc_ffn, &block.hc_head})
-      hc->node_offsets = weights->node_offsets.data();
-  Progress progress("loading " + folder.string(), binder.source_bytes(), options.quiet);
-  TC_RETURN_IF_ERROR(run_jobs(binder, ChunkLoader(checkpoint, geometry, *weights, progress), options.threads));
-  report_placement(*weights, options.pool);
-  return weights;
+  TC_ASSIGN(WeightLoader loader, WeightLoader::open(folder, geometry, options));
+  return loader.load();
 }
 
 std::vector<TensorInfo> published_tensors(const ModelGeometry& geometry) {

@@ -5,7 +5,9 @@
 // folder knows a tensor name. Source: spec section 2.
 #pragma once
 
+#include <atomic>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -91,15 +93,46 @@ struct Weights {
 struct LoadOptions {
   ReadMode read_mode = ReadMode::buffered;
   bool mtp = false;            // load the MTP block too
-  bool quiet = false;          // no progress
+  bool quiet = false;          // no progress on stderr
   int threads = 0;             // 0: as many as cores
   WorkerPool* pool = nullptr;  // whose nodes share the weights, and whose workers touch them first; null: one node
+
+  /// Turned true by any thread: loading ends with ErrorCode::cancelled, at the latest a chunk of 8 MiB a thread later.
+  const std::atomic<bool>* cancel = nullptr;
+  /// Told the share that is loaded, 0..1 and never falling, after every chunk; by one loading thread at a time.
+  std::function<void(double)> progress = {};
 };
 
-/// Loads and packs. Streams: at any time it holds the final weights, and tens of MiB of source bytes.
-/// A page that lies on another node than it should is a warning, not an error.
-/// Errors: what Checkpoint::open says; corrupt for a missing tensor, a wrong shape or dtype, an expert id out of range,
-/// a NaN scale or weight, each naming file, tensor and offset; out_of_memory, before anything is read.
+/// A checkpoint of which only the headers have been read: every tensor is found, its dtype and shape checked, its place
+/// in the arenas known. What may refuse a model looks here, before its gigabytes are read.
+class WeightLoader {
+ public:
+  /// Errors: what Checkpoint::open says; corrupt for a missing tensor, a wrong shape or dtype, naming file and tensor.
+  static Result<WeightLoader> open(const std::filesystem::path& folder, const ModelGeometry& geometry,
+                                   const LoadOptions& options);
+  WeightLoader(WeightLoader&&) noexcept;
+  WeightLoader& operator=(WeightLoader&&) noexcept;
+  ~WeightLoader();
+
+  /// Formats and shapes of what load() gives. Its pointers tell what there is and what is not; none may be read.
+  const Weights& shapes() const;
+  /// Bytes of all arenas, and of the source chunks that the loading threads hold at most.
+  uint64_t arena_bytes() const;
+  uint64_t buffer_bytes() const;
+
+  /// Reads, checks and packs; once. Streams: at any time it holds the final weights and buffer_bytes() of source bytes.
+  /// A page that lies on another node than it should is a warning, not an error.
+  /// Errors: corrupt for an expert id out of range, a NaN scale or weight, each naming file, tensor and offset;
+  /// out_of_memory, before anything is read; cancelled.
+  Result<std::unique_ptr<Weights>> load();
+
+ private:
+  struct Plan;
+  explicit WeightLoader(std::unique_ptr<Plan> plan);
+  std::unique_ptr<Plan> plan_;
+};
+
+/// WeightLoader::open and load() in one.
 Result<std::unique_ptr<Weights>> load_weights(const std::filesystem::path& folder, const ModelGeometry& geometry,
                                               const LoadOptions& options);
 
