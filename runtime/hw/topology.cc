@@ -2,41 +2,20 @@
 
 #include <hwloc.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <memory>
-#include <sstream>
+
+#include <fmt/format.h>
+
+#include "runtime/hw/cgroup.h"
 
 namespace thermocline {
 namespace {
 
 using TopologyHandle = std::unique_ptr<hwloc_topology, decltype(&hwloc_topology_destroy)>;
-
-// cgroup v2 is mounted at /sys/fs/cgroup; a process sees its own limits at the path /proc/self/cgroup names, and a
-// container with its own namespace sees them at the root.
-std::string read_cgroup_file(const std::string& name) {
-  std::string path;
-  std::ifstream self("/proc/self/cgroup");
-  for (std::string line; std::getline(self, line);)
-    if (line.rfind("0::", 0) == 0) path = line.substr(3);
-  for (const std::string& folder : {"/sys/fs/cgroup" + path, std::string("/sys/fs/cgroup")}) {
-    std::ifstream file(folder + "/" + name);
-    std::string text;
-    if (std::getline(file, text)) return text;
-  }
-  return "";
-}
-
-double cgroup_cpu_quota() {
-  std::istringstream text(read_cgroup_file("cpu.max"));
-  std::string quota;
-  double period = 0;
-  if (!(text >> quota >> period) || quota == "max" || period <= 0) return 0;
-  return std::strtod(quota.c_str(), nullptr) / period;
-}
+using Bitmap = std::unique_ptr<hwloc_bitmap_s, decltype(&hwloc_bitmap_free)>;
 
 int node_index_of(hwloc_topology_t topology, hwloc_obj_t core, const std::vector<NumaNode>& nodes) {
   for (size_t i = 0; i < nodes.size(); ++i) {
@@ -59,13 +38,25 @@ void add_nodes(hwloc_topology_t topology, Topology& out) {
   }
 }
 
+// The CPUs the calling thread may run on: hwloc knows the cpuset of the group, not what taskset left of it.
+Bitmap allowed_cpus(hwloc_topology_t topology, bool synthetic) {
+  Bitmap allowed(hwloc_bitmap_alloc_full(), &hwloc_bitmap_free);
+  if (!synthetic && hwloc_get_cpubind(topology, allowed.get(), HWLOC_CPUBIND_THREAD) != 0)
+    hwloc_bitmap_fill(allowed.get());
+  return allowed;
+}
+
 void add_cores(hwloc_topology_t topology, Topology& out) {
   const bool has_cores = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_CORE) > 0;
   const hwloc_obj_type_t type = has_cores ? HWLOC_OBJ_CORE : HWLOC_OBJ_PU;
   const int count = hwloc_get_nbobjs_by_type(topology, type);
+  const Bitmap allowed = allowed_cpus(topology, out.synthetic);
   for (int i = 0; i < count; ++i) {
     const hwloc_obj_t core = hwloc_get_obj_by_type(topology, type, static_cast<unsigned>(i));
-    out.cores.push_back({hwloc_bitmap_first(core->cpuset), node_index_of(topology, core, out.nodes)});
+    const Bitmap mine(hwloc_bitmap_alloc(), &hwloc_bitmap_free);
+    hwloc_bitmap_and(mine.get(), core->cpuset, allowed.get());
+    if (const int first = hwloc_bitmap_first(mine.get()); first >= 0)
+      out.cores.push_back({first, node_index_of(topology, core, out.nodes)});
   }
   if (out.cores.empty()) {
     cpu_set_t set;
@@ -80,10 +71,16 @@ void add_cores(hwloc_topology_t topology, Topology& out) {
 
 }  // namespace
 
+// Rounded down: with 2 spinning workers on a quota of 1.5 CPUs all of them stand still for a quarter of every period.
 int Topology::default_threads() const {
-  int threads = static_cast<int>(cores.size());
-  if (cpu_quota > 0) threads = std::min(threads, std::max(1, static_cast<int>(std::floor(cpu_quota))));
-  return std::max(1, threads);
+  const int most = static_cast<int>(cores.size());
+  return cpu_quota > 0 ? std::clamp(static_cast<int>(std::floor(cpu_quota)), 1, most) : most;
+}
+
+std::string Topology::threads_note() const {
+  if (default_threads() == static_cast<int>(cores.size())) return "";
+  return fmt::format("{} of {} cores: the control group grants {:.4g} CPUs ({})", default_threads(), cores.size(),
+                     cpu_quota, quota_source);
 }
 
 Result<Topology> read_topology(const std::string& synthetic) {
@@ -98,16 +95,14 @@ Result<Topology> read_topology(const std::string& synthetic) {
   topology.synthetic = !hwloc_topology_is_thissystem(raw);
   add_nodes(raw, topology);
   add_cores(raw, topology);
-  if (!topology.synthetic) topology.cpu_quota = cgroup_cpu_quota();
+  if (!topology.synthetic) {
+    const CpuQuota quota = thermocline::cpu_quota();
+    topology.cpu_quota = quota.cpus;
+    topology.quota_source = quota.source;
+  }
   return topology;
 }
 
-uint64_t usable_memory_bytes() {
-  const uint64_t machine =
-      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const std::string limit = read_cgroup_file("memory.max");
-  if (limit.empty() || limit == "max") return machine;
-  return std::min<uint64_t>(machine, std::strtoull(limit.c_str(), nullptr, 10));
-}
+uint64_t usable_memory_bytes() { return memory_limit().bytes; }
 
 }  // namespace thermocline
