@@ -43,6 +43,7 @@ void gemm_bench(benchmark::State& state, GemmKind kind, int64_t n, int64_t k) {
   prepare(cpu, TensorView<const float, 2>(x.data(), {tokens, k}), {table.activation, true}, input);
   const double peak = StreamRead::create(pool, kRotation)->measure();
   uint64_t copy = 0;
+  const WorkerPool::StepScope scope(pool);
   for (auto _ : state) {
     w.tiles = reinterpret_cast<const uint8_t*>(weights.data() + copy * bytes);
     w.scales = w.tiles + w.tile_plane_bytes();

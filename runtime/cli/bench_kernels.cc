@@ -70,7 +70,7 @@ class Bench {
   /// multiplications are the bound and not bytes.
   void measure(Row row, const std::function<Need()>& run, double compute_target = 0) {
     fmt::print(stderr, "measuring: {}\n", row.name);
-    const WorkerPool::PinnedDriver driver(cpu_.pool);
+    const WorkerPool::StepScope scope(cpu_.pool);
     benchmark::RegisterBenchmark(row.name.c_str(),
                                  [&](benchmark::State& state) {
                                    const Clock::time_point warm_up = Clock::now();

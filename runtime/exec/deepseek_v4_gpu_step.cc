@@ -255,7 +255,7 @@ Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* c
     logit_rows_ = mtp_rows_ = 0;
     return {};
   }
-  const WorkerPool::PinnedDriver driver(cpu_.pool);
+  const WorkerPool::StepScope scope(cpu_.pool);
   traffic_.reset();
   for (const Segment& segment : batch.segments)
     TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
@@ -556,6 +556,7 @@ void DeepseekV4GpuStep::observe_step(int64_t tokens) {
 // Times an expert on both sides and its copy, on the real paths with the real weights: medians of a few.
 Status DeepseekV4GpuStep::calibrate() {
   using Clock = std::chrono::steady_clock;
+  const WorkerPool::StepScope scope(cpu_.pool);  // as a step would find the workers
   DevicePart& part = *parts_[0];
   SlotPool& slots = part.slots();
   const auto median_ns = [](const auto& fn) -> Result<double> {

@@ -54,7 +54,7 @@ Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* cons
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
   sequences_ = sequences;
   tokens_ = batch.size();
-  const WorkerPool::PinnedDriver driver(cpu_.pool);
+  const WorkerPool::StepScope scope(cpu_.pool);
   traffic_.reset();
   for (const Segment& segment : batch.segments)
     TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));

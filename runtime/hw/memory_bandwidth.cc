@@ -50,6 +50,7 @@ Result<StreamRead> StreamRead::create(WorkerPool& pool, uint64_t bytes) {
 }
 
 double StreamRead::measure(int passes) {
+  const WorkerPool::StepScope scope(*pool_);
   double best = 0;
   volatile uint64_t sink = 0;
   for (int pass = 0; pass < passes; ++pass) {

@@ -12,6 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/base/log.h"
+#include "runtime/hw/host_memory.h"
+
 namespace thermocline {
 namespace {
 
@@ -29,14 +32,14 @@ bool bind_to_node(void* data, uint64_t bytes, int node) {
 
 constexpr std::string_view kPageKindNames[] = {"4 KiB pages", "transparent huge pages", "2 MiB pages", "1 GiB pages"};
 
-void* map(uint64_t bytes, int extra_flags) {
+void* map_pages(uint64_t bytes, int extra_flags) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | extra_flags, -1, 0);
   return data == MAP_FAILED ? nullptr : data;
 }
 
 // Explicit huge pages, bound and populated at once: a node whose pool is empty is told here and not by a SIGBUS later.
 void* map_explicit(uint64_t bytes, int size_flag, int node, bool& bound) {
-  void* data = map(bytes, MAP_HUGETLB | size_flag);
+  void* data = map_pages(bytes, MAP_HUGETLB | size_flag);
   if (!data) return nullptr;
   bound = bind_to_node(data, bytes, node);
 #ifndef MADV_POPULATE_WRITE
@@ -55,6 +58,23 @@ Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
   NumaBuffer buffer;
   buffer.bytes_ = bytes;
   if (bytes == 0) return buffer;
+  if (HostMemoryMeasure* const measure = HostMemoryMeasure::current()) {
+    measure->bytes_ += round_up(bytes, bytes >= kHugePage ? kHugePage : kSmallPage);
+    return buffer;
+  }
+  if (HostMemorySeal::depth() > 0) {
+#if defined(TC_SANITIZED) || !defined(NDEBUG)
+    TC_CHECK(false, std::to_string(bytes) + " bytes are allocated within a step");
+#else
+    spdlog::warn("internal error, please report: {} bytes are allocated within a step", bytes);
+#endif
+  }
+  TC_RETURN_IF_ERROR(buffer.map(node));
+  if (HostMemoryLedger* const ledger = HostMemoryLedger::current()) ledger->add(buffer.data_, buffer.mapped_bytes_);
+  return buffer;
+}
+
+Status NumaBuffer::map(int node) {
   // Reserved huge pages are scarce: only for weights and caches.
   struct Explicit {
     PageKind kind;
@@ -63,23 +83,23 @@ Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
   };
   for (const Explicit& e : {Explicit{PageKind::huge_1g, kGiantPage, 4 * kGiantPage, 30 << MAP_HUGE_SHIFT},
                             Explicit{PageKind::huge_2m, kHugePage, 64 * kHugePage, 21 << MAP_HUGE_SHIFT}}) {
-    if (bytes < e.least) continue;
-    buffer.mapped_bytes_ = round_up(bytes, e.page);
-    buffer.data_ = static_cast<std::byte*>(map_explicit(buffer.mapped_bytes_, e.flag, node, buffer.bound_));
-    buffer.pages_ = e.kind;
-    if (buffer.data_) return buffer;
+    if (bytes_ < e.least) continue;
+    mapped_bytes_ = round_up(bytes_, e.page);
+    data_ = static_cast<std::byte*>(map_explicit(mapped_bytes_, e.flag, node, bound_));
+    pages_ = e.kind;
+    if (data_) return {};
   }
-  const bool huge = bytes >= kHugePage;
-  buffer.mapped_bytes_ = round_up(bytes, huge ? kHugePage : kSmallPage);
-  void* data = map(buffer.mapped_bytes_, MAP_NORESERVE);
+  const bool huge = bytes_ >= kHugePage;
+  mapped_bytes_ = round_up(bytes_, huge ? kHugePage : kSmallPage);
+  void* data = map_pages(mapped_bytes_, MAP_NORESERVE);
   if (!data)
     return Error{ErrorCode::out_of_memory,
-                 "cannot map " + std::to_string(bytes >> 20) + " MiB of memory: " + std::strerror(errno)};
-  const bool transparent = huge && madvise(data, buffer.mapped_bytes_, MADV_HUGEPAGE) == 0;
-  buffer.pages_ = transparent ? PageKind::transparent_huge : PageKind::small_4k;
-  buffer.data_ = static_cast<std::byte*>(data);
-  buffer.bound_ = bind_to_node(data, buffer.mapped_bytes_, node);
-  return buffer;
+                 "cannot map " + std::to_string(bytes_ >> 20) + " MiB of memory: " + std::strerror(errno)};
+  const bool transparent = huge && madvise(data, mapped_bytes_, MADV_HUGEPAGE) == 0;
+  pages_ = transparent ? PageKind::transparent_huge : PageKind::small_4k;
+  data_ = static_cast<std::byte*>(data);
+  bound_ = bind_to_node(data, mapped_bytes_, node);
+  return {};
 }
 
 std::optional<double> NumaBuffer::share_on_node(int node) const {
@@ -96,7 +116,9 @@ std::optional<double> NumaBuffer::share_on_node(int node) const {
 }
 
 NumaBuffer::~NumaBuffer() {
-  if (data_) munmap(data_, mapped_bytes_);
+  if (!data_) return;
+  if (HostMemoryLedger* const ledger = HostMemoryLedger::current()) ledger->remove(data_);
+  munmap(data_, mapped_bytes_);
 }
 
 void NumaBuffer::swap(NumaBuffer& other) noexcept {

@@ -40,6 +40,7 @@ class NumaBuffer {
   std::optional<double> share_on_node(int node) const;
 
  private:
+  Status map(int node);
   void swap(NumaBuffer& other) noexcept;
 
   std::byte* data_ = nullptr;

@@ -1,19 +1,23 @@
 // WorkerPool: the threads that compute a step. One pinned worker per core, those of a NUMA node side by side, work
-// split statically, so a worker meets the same weight rows every step. Workers spin within a step and park between
-// steps.
+// split statically, so a worker meets the same weight rows every step.
+//
+// Workers spin while a StepScope is held and park at once when it ends: a step may wait for a device in its middle and
+// nobody has to be woken. A region is published to each group of neighbouring workers and gathered from them the same
+// way, a cache line a group: the last of a group to finish reports to the driver. No line is contended by more than
+// kGroupSize workers, and of the lines that cross nodes there is one a group each way.
 #pragma once
 
 #include <sched.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
+#include <memory>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "runtime/hw/host_memory.h"
 #include "runtime/hw/topology.h"
 
 namespace thermocline {
@@ -39,22 +43,28 @@ class WorkerPool {
   /// The OS node memory of a team should be bound to; -1 where nothing may be bound.
   int os_node(int node) const { return os_nodes_[static_cast<size_t>(node)]; }
 
-  /// Keeps the calling thread on worker 0's core while it lives, where workers are pinned: off the other workers'
-  /// cores, and on the node whose rows worker 0 owns.
-  class PinnedDriver {
+  /// The OS core of worker 0, where a StepScope keeps its thread; -1: workers are not pinned.
+  int driver_cpu() const { return driver_cpu_; }
+
+  /// Held by the thread that drives a step, for as long as it does: workers are awake and spin, the thread stays on
+  /// worker 0's core (where workers are pinned), and allocating host memory is a bug. Scopes nest.
+  class StepScope {
    public:
-    explicit PinnedDriver(const WorkerPool& pool);
-    ~PinnedDriver();
-    PinnedDriver(const PinnedDriver&) = delete;
-    PinnedDriver& operator=(const PinnedDriver&) = delete;
+    explicit StepScope(WorkerPool& pool);
+    ~StepScope();
+    StepScope(const StepScope&) = delete;
+    StepScope& operator=(const StepScope&) = delete;
 
    private:
+    WorkerPool& pool_;
+    const HostMemorySeal seal_;
     cpu_set_t before_;
     bool pinned_ = false;
   };
 
   /// Calls fn(worker) once on every worker and returns when all are done. One caller at a time; fn takes no lock,
-  /// throws nothing and never calls run() itself.
+  /// throws nothing and never calls run() itself. Outside of a StepScope it wakes the workers first, which costs as
+  /// much as a system call a worker: many regions belong in a scope.
   template <class Fn>
   void run(const Fn& fn) {
     static_assert(std::is_invocable_v<const Fn&, int>);
@@ -74,22 +84,41 @@ class WorkerPool {
 
  private:
   using Task = void (*)(const void* context, int worker);
+  static constexpr int kGroupSize = 16;
 
+  /// Up to kGroupSize workers of one node, the driver not among them; a line of their own for each thing that is
+  /// shared.
+  struct Group {
+    alignas(64) std::atomic<uint32_t> epoch{0};  // one more per region; published with it:
+    Task task = nullptr;
+    const void* context = nullptr;
+    alignas(64) std::atomic<int> unfinished{0};
+    int members = 0;
+    alignas(64) std::atomic<uint32_t> bell{0};  // parked workers sleep on it
+    std::atomic<int> parked{0};
+  };
+
+  void make_groups();
   void dispatch(Task task, const void* context);
   void work(int worker, int os_cpu);
+  bool wait_for_region(Group& group, uint32_t seen);
+  void park(Group& group, uint32_t seen);
+  void wake();
+  void relax(int& spins) const;
 
   std::vector<Team> teams_;    // by worker
   std::vector<int> os_nodes_;  // by team node
-  int driver_cpu_ = -1;        // of worker 0, -1: not pinned
+  std::vector<int> group_of_;  // by worker; of the driver: none
+  int num_groups_ = 0;
+  std::unique_ptr<Group[]> groups_;
+  int driver_cpu_ = -1;   // of worker 0, -1: not pinned
+  bool crowded_ = false;  // more workers than CPUs: who waits lets others run
+  int scopes_ = 0;        // held; the driving thread's
+  uint32_t epoch_ = 0;    // the same
   std::vector<std::thread> threads_;
-  Task task_ = nullptr;
-  const void* context_ = nullptr;
-  alignas(64) std::atomic<uint64_t> epoch_{0};  // one more per run(); workers wait for it to move
-  alignas(64) std::atomic<int> unfinished_{0};
-  alignas(64) std::atomic<int> parked_{0};
+  alignas(64) std::atomic<int> unfinished_groups_{0};
+  alignas(64) std::atomic<bool> awake_{false};  // read by every worker that waits, written at the ends of scopes
   std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
 };
 
 }  // namespace thermocline
