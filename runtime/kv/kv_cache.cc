@@ -1,6 +1,7 @@
 #include "runtime/kv/kv_cache.h"
 
 #include "kernels_cpu/indexer.h"
+#include "runtime/hw/host_memory.h"
 
 namespace thermocline {
 namespace {
@@ -43,12 +44,12 @@ Result<PagePool> PagePool::allocate(int64_t pages, int64_t page_bytes) {
   if (page_bytes > 0) {
     TC_ASSIGN(pool.buffer_, NumaBuffer::allocate(static_cast<uint64_t>(pages * page_bytes)));
   }
-  for (int64_t i = pages; i-- > 0;) pool.free_.push_back(static_cast<int32_t>(i));
   return pool;
 }
 
 int32_t PagePool::take() {
-  TC_CHECK(!free_.empty());
+  TC_CHECK(free_pages() > 0);
+  if (free_.empty()) return static_cast<int32_t>(fresh_++);
   const int32_t page = free_.back();
   free_.pop_back();
   return page;
@@ -114,10 +115,12 @@ float* SequenceKv::ring_slot(int layer, int64_t pos) const {
 
 Result<std::unique_ptr<KvCache>> KvCache::create(const ModelGeometry& geometry, const KvOptions& options) {
   std::unique_ptr<KvCache> cache(new KvCache(geometry, options));
-  // A sequence holds the window behind its length and a chunk in front, each straddling a page boundary.
-  const int64_t window_pages = div_up(options.max_chunk + geometry.window_size, kPageTokens) + 1;
-  const int64_t whole = div_up(options.max_tokens, kPageTokens) + options.max_sequences;
-  TC_ASSIGN(cache->window_, PagePool::allocate(std::min(window_pages, whole) * options.max_sequences,
+  // Between steps a sequence holds what its window still reaches, wherever that lies on pages: n tokens touch
+  // (n + 254) / 256 + 1 pages at most. A step adds its chunk, and a page's end for each sequence in it.
+  const int64_t sequences = options.max_sequences, whole = div_up(options.max_tokens, kPageTokens) + sequences;
+  const int64_t held = (geometry.window_size + kPageTokens - 2) / kPageTokens + 1;
+  const int64_t window_pages = sequences * held + options.max_chunk / kPageTokens + sequences;
+  TC_ASSIGN(cache->window_, PagePool::allocate(std::min(window_pages, whole),
                                                options.host_rows ? cache->layout_.window_page_bytes() : 0));
   TC_ASSIGN(cache->compressed_,
             PagePool::allocate(whole, options.host_rows ? cache->layout_.compressed_page_bytes() : 0));
@@ -126,6 +129,12 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelGeometry& geometry, 
   }
   for (int i = options.max_sequences; i-- > 0;) cache->free_rings_.push_back(i);
   return cache;
+}
+
+uint64_t KvCache::bytes(const ModelGeometry& geometry, const KvOptions& options) {
+  const HostMemoryMeasure measure;
+  TC_CHECK(create(geometry, options).has_value());
+  return measure.bytes();
 }
 
 Result<std::unique_ptr<SequenceKv>> KvCache::new_sequence() {

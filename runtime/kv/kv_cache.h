@@ -31,7 +31,7 @@ struct KvOptions {
   bool mtp = false;           // keep raw rows of the MTP layers too
   int64_t max_tokens = 4096;  // of all sequences together
   int max_sequences = 1;
-  int64_t max_chunk = 512;  // tokens of one step
+  int64_t max_chunk = 512;  // tokens of one step, of all its sequences together
   bool host_rows = true;    // false: page and ring numbers only; the rows are a device's
 };
 
@@ -75,7 +75,7 @@ class PagePool {
  public:
   static Result<PagePool> allocate(int64_t pages, int64_t page_bytes);  // page_bytes 0: numbers only
   int64_t pages() const { return pages_; }
-  int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  int64_t free_pages() const { return pages_ - fresh_ + static_cast<int64_t>(free_.size()); }
   int32_t take();
   void give_back(int32_t page) { free_.push_back(page); }
   std::byte* page(int32_t number) const { return buffer_.data() + number * page_bytes_; }
@@ -83,7 +83,8 @@ class PagePool {
  private:
   NumaBuffer buffer_;
   int64_t pages_ = 0, page_bytes_ = 0;
-  std::vector<int32_t> free_;
+  int64_t fresh_ = 0;          // pages from here on were never taken
+  std::vector<int32_t> free_;  // and these came back
 };
 
 class KvCache;
@@ -131,6 +132,8 @@ class KvCache {
  public:
   /// Errors: out_of_memory.
   static Result<std::unique_ptr<KvCache>> create(const ModelGeometry& geometry, const KvOptions& options);
+  /// Bytes of host memory that create() takes.
+  static uint64_t bytes(const ModelGeometry& geometry, const KvOptions& options);
   /// Allocates nothing. Errors: out_of_memory when max_sequences are in use.
   Result<std::unique_ptr<SequenceKv>> new_sequence();
 
