@@ -4,6 +4,8 @@
 
 #include "kernels_gpu/open_device.h"
 #include "runtime/base/log.h"
+#include "runtime/engine/engine_memory.h"
+#include "runtime/hw/host_memory.h"
 #include "runtime/model/deepseek_v4/config.h"
 
 namespace thermocline {
@@ -33,6 +35,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     return invalid("INT8 activations and the fp32 numerics exclude each other");
   if (o.threads < 0 || o.threads > 4096)
     return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
+  if (const std::string note = engine->topology_.threads_note(); o.threads == 0 && !note.empty())
+    spdlog::info("threads: {}", note);
   TC_ASSIGN(const gpu::DeviceChoice choice, gpu::parse_device(o.device));
   TC_ASSIGN(std::vector<std::unique_ptr<gpu::Device>> devices, gpu::open_devices(choice, o.gpu_memory));
   engine->cpu_ = detect_cpu_features();
@@ -42,34 +46,35 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     spdlog::debug("AMX tiles from {} tokens an expert", engine->table_.calibrate_switch_over());
   spdlog::debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
-  TC_ASSIGN(engine->weights_,
-            deepseek_v4::load_weights(o.model, engine->geometry_,
-                                      {.read_mode = o.direct_io ? ReadMode::direct : ReadMode::buffered,
-                                       .mtp = o.mtp,
-                                       .quiet = o.quiet,
-                                       .threads = o.threads,
-                                       .pool = engine->pool_.get(),
-                                       .cancel = o.cancel,
-                                       .progress = o.progress}));
-  KvOptions kv;
-  kv.bf16_rows = rounding_of(o.numerics).results;
-  kv.mtp = o.mtp;
-  kv.max_tokens = o.max_context * o.max_sequences;
-  kv.max_sequences = o.max_sequences;
-  kv.max_chunk = o.max_chunk;
+  const cpu::CpuContext cpu{*engine->pool_, engine->table_};
+
+  // What refuses a model does so from its headers, before its weights are read.
+  TC_ASSIGN(deepseek_v4::WeightLoader loader,
+            deepseek_v4::WeightLoader::open(o.model, engine->geometry_,
+                                            {.read_mode = o.direct_io ? ReadMode::direct : ReadMode::buffered,
+                                             .mtp = o.mtp,
+                                             .quiet = o.quiet,
+                                             .threads = o.threads,
+                                             .pool = engine->pool_.get(),
+                                             .cancel = o.cancel,
+                                             .progress = o.progress}));
   const ExecOptions exec{o.max_chunk, o.max_logit_rows, o.max_context, o.mtp, o.int8_activations};
   if (!devices.empty()) {
-    const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, *engine->weights_, o.numerics, exec);
+    const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, loader.shapes(), o.numerics, exec);
     if (!supported.ok() && choice.kind != gpu::DeviceChoice::Kind::automatic) return supported.error();
     if (!supported.ok()) {
       spdlog::warn("the CPU does all of it: {}", supported.error().message);
       devices.clear();
     }
   }
-  kv.host_rows = devices.empty();
-  kv.fp8_rows = !devices.empty();
-  TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, kv));
-  const cpu::CpuContext cpu{*engine->pool_, engine->table_};
+  TC_ASSIGN(const EngineMemory memory,
+            plan_engine_memory(o, engine->geometry_, loader, cpu, exec, devices, free_memory()));
+  spdlog::debug("memory\n{}", memory.plan.to_string());
+  o.kv_tokens = memory.kv.max_tokens;
+
+  TC_ASSIGN(engine->weights_, loader.load());
+  const HostMemoryLedger ledger;
+  TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, memory.kv));
   if (devices.empty()) {
     TC_ASSIGN(engine->step_, DeepseekV4Step::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec));
   } else {
@@ -81,6 +86,10 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
       for (const std::string& line : step->describe()) spdlog::info("{}", line);
     engine->step_ = std::move(step);
   }
+  if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};
+  ledger.make_resident(*engine->pool_);
+  o.cancel = nullptr;  // both belong to the caller, and to loading
+  o.progress = nullptr;
   return engine;
 }
 

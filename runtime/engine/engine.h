@@ -11,6 +11,7 @@
 
 #include "runtime/exec/deepseek_v4_gpu_step.h"
 #include "runtime/exec/deepseek_v4_step.h"
+#include "runtime/hw/cgroup.h"
 #include "runtime/hw/topology.h"
 
 namespace thermocline {
@@ -56,9 +57,9 @@ class Sequence {
 
 class Engine {
  public:
-  /// Reads the config, checks that weights and buffers fit the memory, loads.
-  /// Errors: those of read_config and load_weights; invalid_argument for a context or a thread count out of range;
-  /// out_of_memory.
+  /// Reads the config and the headers, checks that the devices can run it and that all of it fits the memory, loads,
+  /// and makes every buffer resident. Errors: those of read_config and WeightLoader; invalid_argument for a context, a
+  /// KV cache or a thread count out of range; unsupported and out_of_memory before a weight is read; cancelled.
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options);
 
   Result<std::unique_ptr<Sequence>> new_sequence();

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "kernels_cpu/ref/ops.h"
+#include "runtime/hw/host_memory.h"
 
 namespace thermocline {
 namespace ref = cpu::ref;
@@ -94,6 +95,74 @@ Status DeepseekV4GpuStep::supported(const ModelGeometry& g, const deepseek_v4::W
   return {};
 }
 
+// The layers in equal shares, a part a device.
+std::vector<PartOptions> DeepseekV4GpuStep::part_options(const ModelGeometry& g, const deepseek_v4::Weights& weights,
+                                                         Numerics numerics, const ExecOptions& options,
+                                                         const GpuOptions& gpu, size_t devices) {
+  const int count = std::min(static_cast<int>(devices), g.n_layers);
+  std::vector<PartOptions> parts(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    PartOptions& o = parts[static_cast<size_t>(i)];
+    o.first_layer = g.n_layers * i / count;
+    o.last_layer = g.n_layers * (i + 1) / count;
+    // A captured decode step has as many rows as its bucket.
+    o.max_tokens = std::max(options.max_tokens, bucket_of(std::min(options.max_tokens, kDecodeTokens)));
+    o.max_logit_rows = std::max(options.max_logit_rows, bucket_of(std::min(options.max_logit_rows, kDecodeTokens)));
+    o.max_context = options.max_context;
+    o.mtp = options.mtp && !weights.mtp.empty() && o.last_layer == g.n_layers;
+    o.round_linear = rounding_of(numerics).linear_inputs;
+    o.experts = gpu.experts < 0 ? -1 : gpu.experts * (i + 1) / count - gpu.experts * i / count;
+    o.staging = gpu.prefill == PrefillMode::cpu ? 0 : 2 * std::min(8, g.n_routed_experts);
+  }
+  return parts;
+}
+
+// What the CPU's half of a step works on.
+Status DeepseekV4GpuStep::allocate_host_side(int64_t m) {
+  TC_ASSIGN(x_, cpu::GemmInput::allocate(m, g_.dim));
+  TC_ASSIGN(moe_, cpu::MoeWorkspace::allocate(cpu_.pool.size(), m, g_.n_activated_experts, g_.n_routed_experts, g_.dim,
+                                              g_.moe_inter_dim));
+  TC_ASSIGN(ids_, HostArray<int32_t>::allocate(m * g_.n_activated_experts));
+  TC_ASSIGN(weights_, HostArray<float>::allocate(m * g_.n_activated_experts));
+  TC_ASSIGN(taken_, HostArray<int32_t>::allocate(m));
+  if (gpu_.prefill != PrefillMode::cpu) {
+    TC_ASSIGN(pair_rows_, HostArray<bf16>::allocate(m * g_.n_activated_experts * g_.dim));
+  }
+  return {};
+}
+
+void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry& g, const deepseek_v4::Weights& shapes,
+                                    cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options,
+                                    const GpuOptions& gpu, const KvCache& kv,
+                                    const std::vector<std::unique_ptr<gpu::Device>>& devices) {
+  constexpr int kHost = sched::MemoryPlan::kHost;
+  const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-memory";
+  const std::vector<PartOptions> parts = part_options(g, shapes, numerics, options, gpu, devices.size());
+  uint64_t pinned = 0, interpreted = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const gpu::Device& device = *devices[i];
+    const DevicePart::Sizes s = DevicePart::sizes(g, shapes, kv, parts[i]);
+    const int tier = static_cast<int>(i);
+    const int64_t residents = std::clamp<int64_t>(parts[i].experts, 0, s.experts) * s.slot;
+    plan.set_capacity(tier, device.free_bytes(), device.name());
+    plan.add(tier, "dense weights", static_cast<uint64_t>(s.dense), "give --gpu-memory more");
+    plan.add(tier, "KV pages", static_cast<uint64_t>(s.kv()), lower_kv);
+    plan.add(tier, "step buffers", static_cast<uint64_t>(s.buffers() + s.slot_table + DevicePart::Sizes::kSlack),
+             "lower --max-num-batched-tokens");
+    plan.add(tier, "staged experts", static_cast<uint64_t>(s.staging));
+    plan.add(tier, "resident experts", static_cast<uint64_t>(residents), "lower --experts-on-gpu");
+    pinned += static_cast<uint64_t>(s.pinned());
+    const int64_t all = s.fixed() + (parts[i].experts < 0 ? s.experts * s.slot : residents);
+    if (device.kind() == gpu::DeviceKind::simt)
+      interpreted += std::min<uint64_t>(device.free_bytes(), static_cast<uint64_t>(all));
+  }
+  DeepseekV4GpuStep step(g, shapes, cpu, numerics, options, gpu);
+  const HostMemoryMeasure measure;
+  TC_CHECK(step.allocate_host_side(parts[0].max_tokens).ok());
+  plan.add(kHost, "step buffers", measure.bytes() + pinned, "lower --max-num-batched-tokens");
+  plan.add(kHost, "memory of --device simt", interpreted, "lower --gpu-memory");
+}
+
 Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
     const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics,
     const ExecOptions& options, const GpuOptions& gpu, const KvCache& kv,
@@ -101,22 +170,11 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
   TC_RETURN_IF_ERROR(supported(geometry, weights, numerics, options));
   std::unique_ptr<DeepseekV4GpuStep> step(new DeepseekV4GpuStep(geometry, weights, cpu, numerics, options, gpu));
   const ModelGeometry& g = geometry;
-  const int count = std::min(static_cast<int>(devices.size()), g.n_layers);
-  const bool mtp = options.mtp && !weights.mtp.empty();
-  for (int i = 0; i < count; ++i) {
-    PartOptions o;
-    o.first_layer = g.n_layers * i / count;
-    o.last_layer = g.n_layers * (i + 1) / count;
-    // A captured decode step has as many rows as its bucket.
-    o.max_tokens = std::max(options.max_tokens, bucket_of(std::min(options.max_tokens, kDecodeTokens)));
-    o.max_logit_rows = std::max(options.max_logit_rows, bucket_of(std::min(options.max_logit_rows, kDecodeTokens)));
-    o.max_context = options.max_context;
-    o.mtp = mtp && o.last_layer == g.n_layers;
-    o.round_linear = step->round_.linear_inputs;
-    o.experts = gpu.experts < 0 ? -1 : gpu.experts * (i + 1) / count - gpu.experts * i / count;
-    o.staging = gpu.prefill == PrefillMode::cpu ? 0 : 2 * std::min(8, g.n_routed_experts);
-    TC_ASSIGN(std::unique_ptr<DevicePart> part,
-              DevicePart::create(std::move(devices[static_cast<size_t>(i)]), g, weights, kv, o));
+  const std::vector<PartOptions> parts = part_options(g, weights, numerics, options, gpu, devices.size());
+  const int count = static_cast<int>(parts.size());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const PartOptions& o = parts[i];
+    TC_ASSIGN(std::unique_ptr<DevicePart> part, DevicePart::create(std::move(devices[i]), g, weights, kv, o));
     const int layers = o.last_layer - o.first_layer + (o.mtp ? 1 : 0);
     step->policies_.push_back(sched::make_policy(gpu.policy, layers, g.n_routed_experts));
     step->parts_.push_back(std::move(part));
@@ -124,16 +182,7 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
   // Copies from pageable memory would go through a bounce buffer, and not beside kernels.
   for (const NumaBuffer& arena : weights.arenas)
     TC_RETURN_IF_ERROR(step->parts_[0]->device().pin(arena.data(), arena.size()));
-  const int64_t m = step->parts_[0]->options().max_tokens;
-  TC_ASSIGN(step->x_, cpu::GemmInput::allocate(m, g.dim));
-  TC_ASSIGN(step->moe_, cpu::MoeWorkspace::allocate(cpu.pool.size(), m, g.n_activated_experts, g.n_routed_experts,
-                                                    g.dim, g.moe_inter_dim));
-  TC_ASSIGN(step->ids_, HostArray<int32_t>::allocate(m * g.n_activated_experts));
-  TC_ASSIGN(step->weights_, HostArray<float>::allocate(m * g.n_activated_experts));
-  TC_ASSIGN(step->taken_, HostArray<int32_t>::allocate(m));
-  if (gpu.prefill != PrefillMode::cpu) {
-    TC_ASSIGN(step->pair_rows_, HostArray<bf16>::allocate(m * g.n_activated_experts * g.dim));
-  }
+  TC_RETURN_IF_ERROR(step->allocate_host_side(parts[0].max_tokens));
   if (gpu.prefill == PrefillMode::hybrid) TC_RETURN_IF_ERROR(step->calibrate());
   // The slots are full before the first step; what a policy does later runs beside steps.
   for (int i = 0; i < count; ++i) {

@@ -14,6 +14,7 @@
 #include "runtime/exec/forward_step.h"
 #include "runtime/exec/numerics.h"
 #include "scheduler/cost/expert_cost.h"
+#include "scheduler/plan/memory_plan.h"
 
 namespace thermocline {
 
@@ -46,7 +47,13 @@ class DeepseekV4GpuStep : public ForwardStep {
                                                            const GpuOptions& gpu, const KvCache& kv,
                                                            std::vector<std::unique_ptr<gpu::Device>> devices);
 
-  /// Whether devices can run this; else unsupported, saying what they cannot.
+  /// Adds what create() will take of the host and of each device at least, and of each device what it has. Before the
+  /// weights are loaded: `shapes` are WeightLoader::shapes(), and of the cache the numbers count.
+  static void plan_memory(sched::MemoryPlan& plan, const ModelGeometry& geometry, const deepseek_v4::Weights& shapes,
+                          cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options, const GpuOptions& gpu,
+                          const KvCache& kv, const std::vector<std::unique_ptr<gpu::Device>>& devices);
+
+  /// Whether devices can run this; else unsupported, saying what they cannot. The weights may be shapes only.
   static Status supported(const ModelGeometry& g, const deepseek_v4::Weights& weights, Numerics numerics,
                           const ExecOptions& options);
 
@@ -83,6 +90,10 @@ class DeepseekV4GpuStep : public ForwardStep {
   DeepseekV4GpuStep(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                     Numerics numerics, const ExecOptions& options, const GpuOptions& gpu);
 
+  static std::vector<PartOptions> part_options(const ModelGeometry& g, const deepseek_v4::Weights& weights,
+                                               Numerics numerics, const ExecOptions& options, const GpuOptions& gpu,
+                                               size_t devices);
+  Status allocate_host_side(int64_t max_tokens);
   void fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
                    std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
                    std::span<const int32_t> mtp_rows);

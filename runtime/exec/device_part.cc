@@ -36,6 +36,16 @@ class Carver {
   int64_t at_ = 0;
 };
 
+// Distinct compress ratios of the main layers.
+std::vector<int> ratios_of(const ModelGeometry& g) {
+  std::vector<int> ratios;
+  for (int i = 0; i < g.n_layers; ++i)
+    if (const int ratio = g.compress_ratios[static_cast<size_t>(i)];
+        ratio > 0 && std::find(ratios.begin(), ratios.end(), ratio) == ratios.end())
+      ratios.push_back(ratio);
+  return ratios;
+}
+
 std::string mib(int64_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
 
 }  // namespace
@@ -107,12 +117,70 @@ void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o,
   i(b.most_likely, rows);
 }
 
+template <class Place>
+void DevicePart::carve_host(HostMail& mail, const ModelGeometry& g, const PartOptions& o, Place&& place) {
+  const int64_t m = o.max_tokens, pairs = m * g.n_activated_experts, rows = std::min(m, o.max_logit_rows);
+  const int64_t layers = o.last_layer - o.first_layer + 1;
+  mail = {place.template operator()<gpu::MissPair>(pairs),
+          place.template operator()<bf16>(m * g.dim),
+          place.template operator()<bf16>(pairs * g.dim),
+          place.template operator()<int32_t>(layers * pairs),
+          place.template operator()<float>(pairs),
+          place.template operator()<float>(rows * g.vocab_size),
+          place.template operator()<float>(o.mtp ? rows * g.vocab_size : 0),
+          place.template operator()<int32_t>(rows),
+          place.template operator()<int32_t>(kMaxWaves * g.n_routed_experts)};
+}
+
+KvLayout DevicePart::layout_of(const ModelGeometry& g, const KvCache& kv, const PartOptions& o) {
+  const bool last = o.last_layer == g.n_layers;
+  return KvLayout(g, kv.options(), o.first_layer, last ? g.n_layers + (o.mtp ? g.n_mtp_layers : 0) : o.last_layer);
+}
+
+std::vector<const deepseek_v4::LayerWeights*> DevicePart::layers_of(const ModelGeometry& g,
+                                                                    const deepseek_v4::Weights& weights,
+                                                                    const PartOptions& o) {
+  std::vector<const deepseek_v4::LayerWeights*> layers;
+  for (int i = o.first_layer; i < o.last_layer; ++i) layers.push_back(&weights.layers[static_cast<size_t>(i)]);
+  if (o.last_layer == g.n_layers && o.mtp && !weights.mtp.empty()) layers.push_back(&weights.mtp[0].layer);
+  return layers;
+}
+
+DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvCache& kv,
+                                    const PartOptions& o) {
+  const KvLayout layout = layout_of(g, kv, o);
+  const std::vector<const deepseek_v4::LayerWeights*> layers = layers_of(g, weights, o);
+  Sizes s;
+  s.dense = DeviceWeights::bytes(g, weights, o.first_layer, o.last_layer, o.mtp);
+  s.window_pages = kv.window_pages() * layout.window_page_bytes();
+  s.compressed_pages = kv.compressed_pages() * layout.compressed_page_bytes();
+  s.rings = kv.options().max_sequences * layout.ring_floats() * 4;
+  Carver device(nullptr), host(nullptr);
+  Buffers buffers{};
+  HostMail mail{};
+  carve(buffers, g, o, device);
+  carve_host(mail, g, o, host);
+  s.activations = device.bytes();
+  s.host_memory = host.bytes();
+  s.sequence_capacity = kv.options().max_sequences;
+  s.page_capacity = s.sequence_capacity * ((o.max_context + o.max_tokens + g.window_size) / kPageTokens * 2 + 8);
+  const int64_t angles = (2 + static_cast<int64_t>(ratios_of(g).size())) * o.max_tokens * g.rope_head_dim / 2 * 4;
+  s.tables = s.host_tables = align256(4) + align256(o.max_tokens * static_cast<int64_t>(sizeof(gpu::TokenInfo))) +
+                             align256(s.sequence_capacity * static_cast<int64_t>(sizeof(gpu::SequenceInfo))) +
+                             align256(s.page_capacity * 4) + 2 * align256(angles) + 2 * align256(o.max_tokens * 4) +
+                             2 * align256(o.max_tokens * g.dim * 2);
+  s.flags = (o.last_layer - o.first_layer + 1) * 256;
+  s.slot = SlotLayout(layers[0]->experts[0]).bytes;
+  s.staging = o.staging * s.slot;
+  s.experts = static_cast<int64_t>(layers.size()) * g.n_routed_experts;
+  s.slot_table = align256(s.experts * 4);
+  return s;
+}
+
 Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,
                                                        const deepseek_v4::Weights& weights, const KvCache& kv,
                                                        const PartOptions& options) {
-  const bool last = options.last_layer == g.n_layers;
-  const int kv_last = last ? g.n_layers + (options.mtp ? g.n_mtp_layers : 0) : options.last_layer;
-  std::unique_ptr<DevicePart> part(new DevicePart(g, options, KvLayout(g, kv.options(), options.first_layer, kv_last)));
+  std::unique_ptr<DevicePart> part(new DevicePart(g, options, layout_of(g, kv, options)));
   DevicePart& p = *part;
   p.device_ = std::move(device);
   gpu::Device& d = *p.device_;
@@ -124,96 +192,55 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
     TC_ASSIGN(p.staging_free_[side], d.new_event());
     TC_ASSIGN(p.staging_filled_[side], d.new_event());
   }
-  for (int i = 0; i < g.n_layers; ++i)
-    if (const int ratio = g.compress_ratios[static_cast<size_t>(i)];
-        ratio > 0 && std::find(p.ratios_.begin(), p.ratios_.end(), ratio) == p.ratios_.end())
-      p.ratios_.push_back(ratio);
+  p.ratios_ = ratios_of(g);
 
   // Everything but the experts first: what is left is slots.
-  const int64_t dense = DeviceWeights::bytes(g, weights, options.first_layer, options.last_layer, options.mtp);
-  const int64_t window = kv.window_pages() * p.layout_.window_page_bytes();
-  const int64_t compressed = kv.compressed_pages() * p.layout_.compressed_page_bytes();
-  const int64_t rings = kv.options().max_sequences * p.layout_.ring_floats() * 4;
-  Carver sizes(nullptr);
-  Buffers measured{};
-  carve(measured, g, options, sizes);
-  p.sequence_capacity_ = kv.options().max_sequences;
-  p.page_capacity_ =
-      p.sequence_capacity_ * ((options.max_context + options.max_tokens + g.window_size) / kPageTokens * 2 + 8);
-  const int64_t angles = (2 + static_cast<int64_t>(p.ratios_.size())) * options.max_tokens * g.rope_head_dim / 2 * 4;
-  const int64_t tables = align256(4) + align256(options.max_tokens * static_cast<int64_t>(sizeof(gpu::TokenInfo))) +
-                         align256(p.sequence_capacity_ * static_cast<int64_t>(sizeof(gpu::SequenceInfo))) +
-                         align256(p.page_capacity_ * 4) + 2 * align256(angles) + 2 * align256(options.max_tokens * 4) +
-                         2 * align256(options.max_tokens * g.dim * 2);
-  std::vector<const deepseek_v4::LayerWeights*> layers;
-  for (int i = options.first_layer; i < options.last_layer; ++i)
-    layers.push_back(&weights.layers[static_cast<size_t>(i)]);
-  if (last && options.mtp && !weights.mtp.empty()) layers.push_back(&weights.mtp[0].layer);
-  const int64_t slot_bytes = SlotLayout(layers[0]->experts[0]).bytes;
-  const int64_t table_bytes = align256(static_cast<int64_t>(layers.size()) * g.n_routed_experts * 4);
-  const int64_t fixed = dense + window + compressed + rings + sizes.bytes() + tables + table_bytes + (1 << 16);
-  const int64_t room = static_cast<int64_t>(d.free_bytes()) - fixed - options.staging * slot_bytes;
-  const int64_t experts = static_cast<int64_t>(layers.size()) * g.n_routed_experts;
-  const int64_t slots = options.experts >= 0 ? std::min<int64_t>(options.experts, experts)
-                                             : std::clamp<int64_t>(room / slot_bytes, 0, experts);
-  if (room < 0 || slots * slot_bytes > room)
+  const Sizes s = sizes(g, weights, kv, options);
+  p.sequence_capacity_ = s.sequence_capacity;
+  p.page_capacity_ = s.page_capacity;
+  const int64_t room = static_cast<int64_t>(d.free_bytes()) - s.fixed();
+  const int64_t slots = options.experts >= 0 ? std::min<int64_t>(options.experts, s.experts)
+                                             : std::clamp<int64_t>(room / s.slot, 0, s.experts);
+  if (room < 0 || slots * s.slot > room)
     return Error{
         ErrorCode::out_of_memory,
         fmt::format("{} of device memory do not hold layers {} to {}: dense weights {}, KV pages {}, buffers {}, "
                     "{} staged experts {}{}; give --gpu-memory more, or lower --max-model-len",
-                    mib(static_cast<int64_t>(d.free_bytes())), options.first_layer, options.last_layer - 1, mib(dense),
-                    mib(window + compressed + rings), mib(sizes.bytes() + tables), options.staging,
-                    mib(options.staging * slot_bytes),
-                    slots > 0 ? fmt::format(", {} experts {}", slots, mib(slots * slot_bytes)) : "")};
+                    mib(static_cast<int64_t>(d.free_bytes())), options.first_layer, options.last_layer - 1,
+                    mib(s.dense), mib(s.kv()), mib(s.buffers()), options.staging, mib(s.staging),
+                    slots > 0 ? fmt::format(", {} experts {}", slots, mib(slots * s.slot)) : "")};
   TC_ASSIGN(p.weights_,
             DeviceWeights::upload(d, *p.stream_, g, weights, options.first_layer, options.last_layer, options.mtp));
-  TC_ASSIGN(p.window_pages_, d.allocate(static_cast<size_t>(window)));
-  TC_ASSIGN(p.compressed_pages_, d.allocate(static_cast<size_t>(compressed)));
-  TC_ASSIGN(p.rings_, d.allocate(static_cast<size_t>(rings)));
-  TC_ASSIGN(p.activations_, d.allocate(static_cast<size_t>(sizes.bytes())));
-  TC_ASSIGN(p.tables_, d.allocate(static_cast<size_t>(tables)));
-  TC_ASSIGN(p.host_tables_, d.allocate_pinned(static_cast<size_t>(tables)));
-  TC_ASSIGN(p.slots_, SlotPool::create(d, std::move(layers), static_cast<int>(slots), options.staging));
-  Carver carver(p.activations_.data());
-  carve(p.b_, g, options, carver);
-
-  const int64_t m = options.max_tokens, pairs = m * g.n_activated_experts, rows = std::min(m, options.max_logit_rows);
-  const int64_t part_layers = options.last_layer - options.first_layer + 1;
-  const auto carve_host = [&](Carver& place) {
-    p.host_ = {place.operator()<gpu::MissPair>(pairs),
-               place.operator()<bf16>(m * g.dim),
-               place.operator()<bf16>(pairs * g.dim),
-               place.operator()<int32_t>(part_layers * pairs),
-               place.operator()<float>(pairs),
-               place.operator()<float>(rows * g.vocab_size),
-               place.operator()<float>(options.mtp ? rows * g.vocab_size : 0),
-               place.operator()<int32_t>(rows),
-               place.operator()<int32_t>(kMaxWaves * g.n_routed_experts)};
-  };
-  Carver host_sizes(nullptr);
-  carve_host(host_sizes);
-  TC_ASSIGN(p.host_memory_, d.allocate_pinned(static_cast<size_t>(host_sizes.bytes())));
-  TC_ASSIGN(p.flags_, d.allocate_pinned(static_cast<size_t>(part_layers * 256)));
+  TC_ASSIGN(p.window_pages_, d.allocate(static_cast<size_t>(s.window_pages)));
+  TC_ASSIGN(p.compressed_pages_, d.allocate(static_cast<size_t>(s.compressed_pages)));
+  TC_ASSIGN(p.rings_, d.allocate(static_cast<size_t>(s.rings)));
+  TC_ASSIGN(p.activations_, d.allocate(static_cast<size_t>(s.activations)));
+  TC_ASSIGN(p.tables_, d.allocate(static_cast<size_t>(s.tables)));
+  TC_ASSIGN(p.host_tables_, d.allocate_pinned(static_cast<size_t>(s.host_tables)));
+  TC_ASSIGN(p.slots_, SlotPool::create(d, layers_of(g, weights, options), static_cast<int>(slots), options.staging));
+  TC_ASSIGN(p.host_memory_, d.allocate_pinned(static_cast<size_t>(s.host_memory)));
+  TC_ASSIGN(p.flags_, d.allocate_pinned(static_cast<size_t>(s.flags)));
   std::memset(p.flags_.data(), 0, p.flags_.size());
-  Carver host_carver(p.host_memory_.data());
-  carve_host(host_carver);
+  Carver carver(p.activations_.data()), host_carver(p.host_memory_.data());
+  carve(p.b_, g, options, carver);
+  carve_host(p.host_, g, options, host_carver);
 
   // Constants of the step: the shared expert's items, by the three item sizes, and a counter at zero.
+  const int64_t m = options.max_tokens;
   std::vector<gpu::ExpertItem> items(static_cast<size_t>((m + 7) / 8 * 3));
   const int sizes_of[3] = {8, 16, 64};
-  for (int s = 0; s < 3; ++s)
-    for (int64_t first = 0, i = 0; first < m; first += sizes_of[s], ++i)
-      items[static_cast<size_t>(s * ((m + 7) / 8) + i)] = {
-          0, static_cast<int32_t>(first), static_cast<int32_t>(std::min<int64_t>(sizes_of[s], m - first))};
+  for (int size = 0; size < 3; ++size)
+    for (int64_t first = 0, i = 0; first < m; first += sizes_of[size], ++i)
+      items[static_cast<size_t>(size * ((m + 7) / 8) + i)] = {
+          0, static_cast<int32_t>(first), static_cast<int32_t>(std::min<int64_t>(sizes_of[size], m - first))};
   const uint32_t zero = 0;
   p.stream_->copy(p.b_.shared_items, items.data(), items.size() * sizeof(items[0]), CopyKind::h2d);
   p.stream_->copy(p.b_.arrived, &zero, sizeof(zero), CopyKind::h2d);
   TC_RETURN_IF_ERROR(p.stream_->synchronize());
   p.memory_map_ =
       fmt::format("{}: layers {}-{}, dense {}, KV {}, buffers {}, {} expert slots {}, {} staged {}, free {}", d.name(),
-                  options.first_layer, options.last_layer - 1, mib(dense), mib(window + compressed + rings),
-                  mib(sizes.bytes() + tables), slots, mib(slots * slot_bytes), options.staging,
-                  mib(options.staging * slot_bytes), mib(static_cast<int64_t>(d.free_bytes())));
+                  options.first_layer, options.last_layer - 1, mib(s.dense), mib(s.kv()), mib(s.buffers()), slots,
+                  mib(slots * s.slot), options.staging, mib(s.staging), mib(static_cast<int64_t>(d.free_bytes())));
   return part;
 }
 

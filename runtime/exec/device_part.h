@@ -29,6 +29,25 @@ struct StepShape {
 
 class DevicePart {
  public:
+  /// Bytes a part takes, known before the weights are loaded. Routed experts come on top: a slot each, of what is left.
+  struct Sizes {
+    int64_t dense = 0, window_pages = 0, compressed_pages = 0, rings = 0, activations = 0, tables = 0, slot_table = 0;
+    int64_t slot = 0, experts = 0, staging = 0;           // bytes of a slot, experts of the layers, bytes of staging
+    int64_t host_tables = 0, host_memory = 0, flags = 0;  // pinned
+    int64_t page_capacity = 0, sequence_capacity = 0;     // of a step's tables
+
+    int64_t kv() const { return window_pages + compressed_pages + rings; }
+    int64_t buffers() const { return activations + tables; }
+    /// Everything on the device but the slots of residents.
+    int64_t fixed() const { return dense + kv() + buffers() + slot_table + staging + kSlack; }
+    int64_t pinned() const { return host_tables + host_memory + flags + slot_table; }
+    static constexpr int64_t kSlack = 1 << 16;
+  };
+  /// `weights` may be shapes only (WeightLoader::shapes); of the cache the numbers count.
+  static Sizes sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvCache& kv,
+                     const PartOptions& options);
+
+  /// Errors: out_of_memory, with what takes how much.
   static Result<std::unique_ptr<DevicePart>> create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,
                                                     const deepseek_v4::Weights& weights, const KvCache& kv,
                                                     const PartOptions& options);
@@ -121,6 +140,12 @@ class DevicePart {
   static int64_t max_splits(const ModelGeometry& g, int64_t context);
   template <class Place>
   static void carve(Buffers& b, const ModelGeometry& g, const PartOptions& o, Place&& place);
+  template <class Place>
+  static void carve_host(HostMail& mail, const ModelGeometry& g, const PartOptions& o, Place&& place);
+  static KvLayout layout_of(const ModelGeometry& g, const KvCache& kv, const PartOptions& o);
+  static std::vector<const deepseek_v4::LayerWeights*> layers_of(const ModelGeometry& g,
+                                                                 const deepseek_v4::Weights& weights,
+                                                                 const PartOptions& o);
   struct Linear {
     const gpu::DeviceMatrix* w;
     const bf16* x;

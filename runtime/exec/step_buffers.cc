@@ -4,6 +4,7 @@
 
 #include "kernels_cpu/attention.h"
 #include "kernels_cpu/indexer.h"
+#include "runtime/hw/host_memory.h"
 
 namespace thermocline {
 
@@ -81,6 +82,12 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.window, HostArray<const float*>::allocate(workers * 2 * b.window_entries));
   TC_ASSIGN(b.row, HostArray<float>::allocate(workers * b.row_floats));
   return b;
+}
+
+uint64_t StepBuffers::bytes(const ModelGeometry& geometry, const ExecOptions& options, int workers) {
+  const HostMemoryMeasure measure;
+  TC_CHECK(allocate(geometry, options, workers).has_value());
+  return measure.bytes();
 }
 
 }  // namespace thermocline

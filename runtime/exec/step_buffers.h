@@ -18,6 +18,8 @@ struct ExecOptions {
 /// Names and shapes follow the data path; M = max_tokens.
 struct StepBuffers {
   static Result<StepBuffers> allocate(const ModelGeometry& geometry, const ExecOptions& options, int workers);
+  /// Bytes that allocate() takes.
+  static uint64_t bytes(const ModelGeometry& geometry, const ExecOptions& options, int workers);
 
   HostArray<float> streams;          // X [M, S, D]
   HostArray<float> mtp_streams;      // Z [M, S, D]

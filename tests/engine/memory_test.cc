@@ -1,0 +1,134 @@
+// Engine::open and memory: sizes are known before anything is read, what does not fit is refused by then, and what is
+// planned is what is taken.
+#include "runtime/engine/engine_memory.h"
+#include "runtime/hw/host_memory.h"
+#include "runtime/model/deepseek_v4/config.h"
+#include "tests/support/models.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int kHost = sched::MemoryPlan::kHost;
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
+/// What Engine::open knows when it plans.
+struct Known {
+  explicit Known(int sequences) {
+    options.max_context = 1024;
+    options.max_chunk = 64;
+    options.max_sequences = sequences;
+    exec.max_tokens = options.max_chunk;
+    exec.max_context = options.max_context;
+  }
+  Result<EngineMemory> plan(uint64_t host_bytes) {
+    return plan_engine_memory(options, g, loader, {pool, table}, exec, {}, {host_bytes, "a test"});
+  }
+  const ModelGeometry g = deepseek_v4::read_config(test::demo_model()).value();
+  WorkerPool pool{read_topology("node:1 core:2 pu:1").value(), 2};
+  const cpu::KernelTable table = cpu::scalar::table();
+  const deepseek_v4::WeightLoader loader =
+      deepseek_v4::WeightLoader::open(test::demo_model(), g, {.quiet = true, .threads = 1}).value();
+  EngineOptions options;
+  ExecOptions exec;
+};
+
+TEST(EngineMemory, ThePlanIsWhatIsTaken) {
+  Known known(3);
+  const EngineMemory memory = known.plan(64 * kGiB).value();
+  const HostMemoryLedger ledger;
+  const auto kv = KvCache::create(known.g, memory.kv).value();
+  EXPECT_EQ(ledger.bytes(), KvCache::bytes(known.g, memory.kv));
+  const uint64_t pages = ledger.bytes();
+  EXPECT_GT(pages, 0u);
+  const StepBuffers buffers = StepBuffers::allocate(known.g, known.exec, known.pool.size()).value();
+  EXPECT_EQ(ledger.bytes() - pages, StepBuffers::bytes(known.g, known.exec, known.pool.size()));
+  const uint64_t weights = known.loader.arena_bytes() + known.loader.buffer_bytes();
+  EXPECT_EQ(memory.plan.planned_bytes(kHost), ledger.bytes() + weights + (128 << 20));
+}
+
+TEST(EngineMemory, TheCacheShrinksToWhatFitsButNotBelowOneContext) {
+  Known known(64);
+  const EngineMemory all = known.plan(64 * kGiB).value();
+  EXPECT_EQ(all.kv.max_tokens, 64 * 1024);
+  known.options.kv_tokens = 1024;
+  const uint64_t least = known.plan(64 * kGiB).value().plan.planned_bytes(kHost);
+  known.options.kv_tokens = 0;
+  const uint64_t most = all.plan.planned_bytes(kHost);
+  const EngineMemory half = known.plan((least + most) / 2).value();
+  EXPECT_GT(half.kv.max_tokens, 20 * 1024);
+  EXPECT_LT(half.kv.max_tokens, 44 * 1024);
+  EXPECT_LE(half.plan.planned_bytes(kHost), (least + most) / 2);
+  EXPECT_EQ(known.plan(least).value().kv.max_tokens, 1024);
+
+  const auto refused = known.plan(least - 1);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::out_of_memory);
+  for (const char* part : {"weights", "KV pages", "step buffers", "<- does not fit", "--max-model-len", "a test"})
+    EXPECT_NE(refused.error().message.find(part), std::string::npos) << part << " in\n" << refused.error().message;
+  known.options.kv_tokens = 64 * 1024;  // asked for, it is not lowered
+  EXPECT_FALSE(known.plan((least + most) / 2));
+  known.options.kv_tokens = 1023;
+  EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument);
+  known.options.kv_tokens = int64_t{1} << 62;
+  EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument);
+}
+
+// Sequences that are as long as they may be, decoding and prefilling in every mixture, never lack a window page.
+TEST(EngineMemory, WindowPagesSufficeForEveryStep) {
+  Known known(5);
+  const EngineMemory memory = known.plan(64 * kGiB).value();
+  const auto cache = KvCache::create(known.g, memory.kv).value();
+  std::vector<std::unique_ptr<SequenceKv>> sequences;
+  for (int i = 0; i < 5; ++i) sequences.push_back(cache->new_sequence().value());
+  std::mt19937 random(3);
+  for (int step = 0; step < 400; ++step) {
+    int64_t budget = memory.kv.max_chunk;
+    std::vector<std::pair<SequenceKv*, int64_t>> rows;
+    for (auto& kv : sequences) {
+      if (kv->length() == 1024) {
+        kv.reset();
+        kv = cache->new_sequence().value();
+      }
+      const int64_t count =
+          std::min({budget, 1024 - kv->length(), random() % 2 ? 1 : static_cast<int64_t>(random() % 64)});
+      ASSERT_TRUE(kv->reserve(count).ok()) << "step " << step << " of length " << kv->length();
+      budget -= count;
+      rows.emplace_back(kv.get(), count);
+    }
+    for (const auto& [kv, count] : rows) kv->commit(count);
+  }
+}
+
+TEST(EngineOpen, RefusesBeforeItReads) {
+  EngineOptions options;
+  options.model = test::demo_model();
+  options.max_context = 512;
+  options.threads = 1;
+  options.quiet = true;
+  int told = 0;
+  options.progress = [&](double) { ++told; };
+  EngineOptions other = options;
+  other.device = "simt";
+  other.int8_activations = true;
+  EXPECT_EQ(Engine::open(other).error().code, ErrorCode::unsupported);
+  other = options;
+  other.device = "simt";
+  other.gpu_memory = 1 << 20;
+  const auto small = Engine::open(other);
+  ASSERT_FALSE(small);
+  EXPECT_EQ(small.error().code, ErrorCode::out_of_memory);
+  EXPECT_NE(small.error().message.find("dense weights do not fit"), std::string::npos) << small.error().message;
+  other = options;
+  other.kv_tokens = int64_t{1} << 38;
+  EXPECT_EQ(Engine::open(other).error().code, ErrorCode::out_of_memory);
+  EXPECT_EQ(told, 0) << "weights were read";
+  std::atomic<bool> cancel{true};
+  options.cancel = &cancel;
+  EXPECT_EQ(Engine::open(options).error().code, ErrorCode::cancelled);
+  cancel = false;
+  EXPECT_TRUE(Engine::open(options));
+  EXPECT_GT(told, 0);
+}
+
+}  // namespace
+}  // namespace thermocline
