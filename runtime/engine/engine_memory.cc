@@ -10,8 +10,7 @@ namespace {
 
 constexpr int kHost = sched::MemoryPlan::kHost;
 constexpr int64_t kMostTokens = kPageTokens << 31;  // pages are numbered by int32_t
-constexpr uint64_t kProgramBytes =
-    128 << 20;  // tokenizer, requests, connections, code: twice what the server has shown
+constexpr uint64_t kProgramBytes = 128 << 20;       // tokenizer, requests, connections, code: an estimate
 
 class Planner {
  public:

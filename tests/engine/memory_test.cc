@@ -55,9 +55,12 @@ TEST(EngineMemory, TheCacheShrinksToWhatFitsButNotBelowOneContext) {
   known.options.kv_tokens = 0;
   const uint64_t most = all.plan.planned_bytes(kHost);
   const EngineMemory half = known.plan((least + most) / 2).value();
-  EXPECT_GT(half.kv.max_tokens, 20 * 1024);
-  EXPECT_LT(half.kv.max_tokens, 44 * 1024);
+  EXPECT_GT(half.kv.max_tokens, 1024);
+  EXPECT_LT(half.kv.max_tokens, 64 * 1024);
   EXPECT_LE(half.plan.planned_bytes(kHost), (least + most) / 2);
+  known.options.kv_tokens = half.kv.max_tokens + kPageTokens;
+  EXPECT_FALSE(known.plan((least + most) / 2)) << "a page more would have fit";
+  known.options.kv_tokens = 0;
   EXPECT_EQ(known.plan(least).value().kv.max_tokens, 1024);
 
   const auto refused = known.plan(least - 1);
