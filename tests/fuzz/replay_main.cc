@@ -1,12 +1,17 @@
-// Runs a fuzz target over its seeds and over mutations of them from a printed seed: no fuzzing engine needed, so every
-// test run and every sanitizer build has it. Usage: replay ROUNDS SEED_FILE...
+// Runs a fuzz target over its seeds and over mutations of them: no fuzzing engine needed, so every test run and every
+// sanitizer build has it. Usage: replay ROUNDS SEED_FILE...
+// The mutations come from one fixed seed, so that a run can be judged by what changed in the code; TC_FUZZ_SEED is
+// another number, or `random`. The seed is printed: with it a failure comes back.
+#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
@@ -55,6 +60,20 @@ std::string mutate(std::string input, std::mt19937& random, const std::vector<st
   return input;
 }
 
+constexpr uint32_t kSeed = 20260;
+
+// What TC_FUZZ_SEED says; nothing when it is neither a number of 32 bits nor `random`.
+std::optional<uint32_t> mutation_seed() {
+  const char* const text = std::getenv("TC_FUZZ_SEED");
+  if (!text || !*text) return kSeed;
+  const std::string_view given = text;
+  if (given == "random") return std::random_device{}();
+  uint32_t seed = 0;
+  const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), seed);
+  if (error != std::errc() || end != given.data() + given.size()) return std::nullopt;
+  return seed;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -69,12 +88,13 @@ int main(int argc, char** argv) {
       seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
     }
   }
-  for (const std::string& seed : seeds) run(seed);
-  const unsigned first = std::random_device{}();
+  const std::optional<uint32_t> first = mutation_seed();
+  if (!first) return std::fprintf(stderr, "TC_FUZZ_SEED should be a number of 32 bits or 'random'\n"), 2;
   const int rounds = std::atoi(argv[1]);
-  std::printf("%zu seeds, %d mutations from seed %u\n", seeds.size(), rounds, first);
+  std::printf("%zu seeds, %d mutations; again with TC_FUZZ_SEED=%u\n", seeds.size(), rounds, *first);
   std::fflush(stdout);
-  std::mt19937 random(first);
+  for (const std::string& seed : seeds) run(seed);
+  std::mt19937 random(*first);
   for (int i = 0; i < rounds; ++i) run(mutate(seeds[random() % seeds.size()], random, seeds));
   return 0;
 }
