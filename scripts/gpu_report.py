@@ -1,5 +1,5 @@
-"""The table of scripts/gpu_report.sh: nvcc's resource usage, PTX for launch bounds and dynamic shared memory, SASS for
-the inner loop. Only the standard library."""
+"""The table of scripts/gpu_report.sh from what the build kept of each unit: ptxas's words on registers and spills, PTX for
+launch bounds and dynamic shared memory, SASS for the inner loop. Only the standard library."""
 import argparse
 import collections
 import concurrent.futures
@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
 ARCHS = ["80", "90", "120"]
 # Per multiprocessor: registers, shared bytes, warps, blocks. CUDA programming guide, compute capabilities.
@@ -49,14 +48,14 @@ def demangle(name):
     return f"{match.group(1)} {formats[numbers[0]]}{scales[numbers[1]]}, {8 * int(numbers[2])} tokens"
 
 
-def resources(log):
-    """mangled name -> registers, spilled bytes, static shared bytes."""
+def resources(log, arch):
+    """mangled name -> registers, spilled bytes, static shared bytes, on one architecture."""
     out = {}
     name = None
     spills = 0
     for line in log.splitlines():
-        if match := re.search(r"Compiling entry function '(\S+)'", line):
-            name = match.group(1)
+        if match := re.search(r"Compiling entry function '(\S+)' for 'sm_(\d+)\w*'", line):
+            name = match.group(1) if match.group(2) == arch else None
         elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
             spills = int(match.group(1)) + int(match.group(2))
         elif name and (match := re.search(r"Used (\d+) registers", line)):
@@ -107,31 +106,38 @@ def occupancy(arch, threads, registers, shared):
     return min(by_registers, by_shared, max_warps // warps, max_blocks) * warps / max_warps
 
 
-def compile_unit(job):
-    source, arch, folder = job
-    cubin, ptx = folder / f"{source.stem}.{arch}.cubin", folder / f"{source.stem}.{arch}.ptx"
-    base = ["nvcc", "-std=c++20", "-O3", "-I.", "--expt-relaxed-constexpr", "--Werror", "all-warnings", f"-arch=sm_{arch}"]
-    log = run(base + ["-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin)])
-    run(base + ["-ptx", str(source), "-o", str(ptx)])
-    sass = run(["nvdisasm", "-c", str(cubin)]) if shutil.which("nvdisasm") else ""
-    return source, arch, log, ptx.read_text(), sass
+def one(folder, pattern):
+    """The one file of that name; the versions of nvcc put different words between the unit and the architecture."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        sys.exit(f"{folder} holds {len(found)} files like {pattern}: build target tc_kernels_cuda of the preset anew")
+    return found[0]
+
+
+def read_unit(job):
+    """One unit on one architecture: what ptxas said, the PTX, and the disassembled cubin."""
+    unit, arch, folder = job
+    log = one(folder, f"{unit}.ptxas.txt").read_text()
+    ptx = one(folder, f"{unit}.*compute_{arch}.ptx").read_text()
+    sass = run(["nvdisasm", "-c", str(one(folder, f"{unit}.*sm_{arch}.cubin"))]) if shutil.which("nvdisasm") else ""
+    return unit, arch, log, ptx, sass
 
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--kept", default="build/release/cuda_kept", help="where the build keeps what nvcc made")
     parser.add_argument("--out", help="write the table here as Markdown")
     parser.add_argument("--arch", action="append", choices=ARCHS)
     args = parser.parse_args()
     archs = args.arch or ARCHS
-    sources = sorted(p for p in pathlib.Path("kernels_gpu").glob("*.cu") if p.stem not in ("kernel_table", "device_list"))
+    units = sorted(p.stem for p in pathlib.Path("kernels_gpu").glob("*.cu") if p.stem not in ("kernel_table", "device_list"))
     rows, spilled = [], []
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as pool:
-        jobs = [(s, a, pathlib.Path(folder)) for s in sources for a in archs]
-        for done, (source, arch, log, ptx, sass) in enumerate(pool.map(compile_unit, jobs), 1):
-            print(f"compiled {done} of {len(jobs)}: {source} for sm_{arch}", file=sys.stderr)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        jobs = [(u, a, pathlib.Path(args.kept)) for u in units for a in archs]
+        for unit, arch, log, ptx, sass in pool.map(read_unit, jobs):
             facts = launch_facts(ptx)
             bodies = dict(zip(re.findall(r"^\.text\.(\S+):", sass, re.M), re.split(r"^\.text\.\S+:", sass, flags=re.M)[1:]))
-            for name, (registers, spills, shared) in resources(log).items():
+            for name, (registers, spills, shared) in resources(log, arch).items():
                 threads, dynamic = facts[name]
                 mix = collections.Counter()
                 for op in inner_loop(bodies.get(name, "")):
@@ -141,6 +147,8 @@ def main():
                     spilled.append(f"{title} on sm_{arch}: {spills} bytes")
                 rows.append((title, int(arch), threads, registers, spills, shared + dynamic,
                              occupancy(arch, threads, registers, shared + dynamic), mix))
+    if not rows:
+        sys.exit("no kernel was found: the report would be empty")
     rows.sort(key=lambda r: (r[0], r[1]))
     head = ["kernel", "sm", "threads", "registers", "spilled", "shared KiB", "occupancy"] + [c for c, _ in CLASSES] + ["other"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]

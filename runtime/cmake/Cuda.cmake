@@ -43,6 +43,12 @@ if(TC_HAVE_CUDA)
   set_target_properties(tc_kernels_cuda PROPERTIES CUDA_STANDARD_REQUIRED OFF)
   set_property(TARGET tc_kernels_cuda PROPERTY CUDA_STANDARD)
   target_compile_options(tc_kernels_cuda PRIVATE -std=c++20 --Werror=all-warnings --expt-relaxed-constexpr)
+  # PTX, cubins and the words of ptxas are kept for scripts/gpu_report.py, so that nothing is compiled twice.
+  set(kept ${CMAKE_BINARY_DIR}/cuda_kept)
+  file(MAKE_DIRECTORY ${kept})
+  target_compile_options(tc_kernels_cuda PRIVATE --keep --keep-dir ${kept} -Xptxas -v)
+  set_target_properties(tc_kernels_cuda PROPERTIES
+                        CUDA_COMPILER_LAUNCHER "${CMAKE_SOURCE_DIR}/runtime/cmake/nvcc_kept.sh;${kept}")
   target_link_libraries(tc_kernels_gpu PUBLIC tc_kernels_cuda)
 else()
   target_sources(tc_kernels_gpu PRIVATE kernels_gpu/device_list_none.cc)
