@@ -1,4 +1,4 @@
-# Shared by demo.sh and test.sh: installs what is missing, builds in release. Sourced, not run.
+# Shared by demo.sh, test.sh and style.sh: installs what is missing, builds in release. Sourced, not run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -7,6 +7,7 @@ say() { printf '\n== %s\n' "$*"; }
 BUILD_PACKAGES="g++ cmake libbenchmark-dev ninja-build pkg-config libboost1.81-dev libboost-context1.81-dev libcli11-dev libfmt-dev libhwloc-dev libmimalloc-dev
                 libpcre2-dev libspdlog-dev libtbb-dev libutf8proc-dev nlohmann-json3-dev"
 TEST_PACKAGES="libgtest-dev python3 python3-venv"
+STYLE_PACKAGES="clang-format-14 clang-tidy-14"
 
 # install_packages NAME...: apt-get for those that are not there; nothing at all when all are.
 install_packages() {
