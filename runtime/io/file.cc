@@ -1,15 +1,19 @@
 #include "runtime/io/file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace thermocline {
@@ -42,6 +46,28 @@ ssize_t read_fully(int fd, uint64_t offset, std::byte* out, size_t bytes) {
     done += static_cast<size_t>(n);
   }
   return static_cast<ssize_t>(done);
+}
+
+bool on_procfs(const std::filesystem::path& path) {
+  struct statfs info {};
+  const std::filesystem::path folder = path.parent_path();
+  return statfs(folder.empty() ? "." : folder.c_str(), &info) == 0 && info.f_type == PROC_SUPER_MAGIC;
+}
+
+// Where the symbolic links of a path's last part lead, there or not. Nothing where they pass /proc: an open file of
+// some process (/dev/stdout is one), which a rename would not reach.
+Result<std::optional<std::filesystem::path>> behind_links(const std::filesystem::path& path) {
+  constexpr int kMostLinks = 40;  // Linux follows as many
+  std::filesystem::path at = path;
+  for (int i = 0; i < kMostLinks; ++i) {
+    if (on_procfs(at)) return std::optional<std::filesystem::path>();
+    std::error_code error;
+    const std::filesystem::path next = std::filesystem::read_symlink(at, error);
+    if (error) return std::optional(at);
+    at = at.parent_path() / next;  // an absolute `next` stands for itself
+  }
+  errno = ELOOP;
+  return os_error(path, "creating");
 }
 
 }  // namespace
@@ -133,17 +159,48 @@ MappedFile::~MappedFile() {
 Result<OutputFile> OutputFile::create(const std::filesystem::path& path) {
   OutputFile file;
   file.path_ = path;
-  file.fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (file.fd_ < 0) return os_error(path, "creating");
+  struct stat info {};
+  const bool exists = stat(path.c_str(), &info) == 0;
+  if (!exists && errno != ENOENT) return os_error(path, "creating");
+  TC_ASSIGN(const std::optional<std::filesystem::path> target, behind_links(path));
+  if (exists && (!S_ISREG(info.st_mode) || !target)) {
+    file.fd_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (file.fd_ < 0) return os_error(path, "opening for writing");
+    return file;
+  }
+  file.target_ = target.value_or(path);
+  if (exists && faccessat(AT_FDCWD, file.target_.c_str(), W_OK, AT_EACCESS) != 0) return os_error(path, "replacing");
+  TC_RETURN_IF_ERROR(file.create_beside());
+  if (exists && fchmod(file.fd_, info.st_mode & 07777) != 0) return os_error(path, "setting the permissions of");
   return file;
 }
 
+// A name of its own, so that writers of one target do not meet; a short one, as the target's may be as long as is
+// allowed.
+Status OutputFile::create_beside() {
+  static std::atomic<int> serial{0};
+  if (!target_.has_filename()) {
+    errno = EISDIR;
+    return os_error(path_, "creating");
+  }
+  do {
+    temporary_ =
+        target_.parent_path() / (".part-" + std::to_string(getpid()) + "-" + std::to_string(serial.fetch_add(1)));
+    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (fd_ < 0 && errno == EEXIST);
+  if (fd_ >= 0) return {};
+  temporary_.clear();
+  return os_error(path_, "creating a file beside");
+}
+
 OutputFile::OutputFile(OutputFile&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+    : path_(std::move(other.path_)),
+      target_(std::move(other.target_)),
+      temporary_(std::exchange(other.temporary_, {})),
+      fd_(std::exchange(other.fd_, -1)) {}
 OutputFile::~OutputFile() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(path_.c_str());
+  if (fd_ >= 0) ::close(fd_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 Status OutputFile::write(std::span<const std::byte> bytes) {
@@ -157,7 +214,20 @@ Status OutputFile::write(std::span<const std::byte> bytes) {
 }
 
 Status OutputFile::close() {
+  if (!temporary_.empty() && fsync(fd_) != 0) return os_error(path_, "writing");
   if (::close(std::exchange(fd_, -1)) != 0) return os_error(path_, "closing");
+  return temporary_.empty() ? Status() : replace_target();
+}
+
+Status OutputFile::replace_target() {
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) return os_error(path_, "replacing");
+  const std::filesystem::path folder = std::exchange(temporary_, {}).parent_path();
+  // The new name is on the disk once its folder is. A file system that cannot tell has done what it can.
+  const int fd = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd >= 0) {
+    fsync(fd);
+    ::close(fd);
+  }
   return {};
 }
 

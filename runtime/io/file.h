@@ -57,9 +57,14 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-/// A file being written. close() reports what the disk said; without it the file is removed.
+/// A file being written. Its content appears whole or not at all: it grows in a file beside the target, which close()
+/// brings to the disk and renames over it; without a close() that succeeded, what was there before stays as it was. A
+/// symbolic link stays and its target is replaced; permissions stay, other hard links keep the old content. What is no
+/// regular file (a device, a pipe, /dev/stdout wherever it leads) is written to as it is, and never removed.
+/// One thread at a time.
 class OutputFile {
  public:
+  /// Opening a pipe waits for its reader. Errors: not_found when the folder is missing, io; both name the path.
   static Result<OutputFile> create(const std::filesystem::path& path);
   OutputFile(OutputFile&& other) noexcept;
   ~OutputFile();
@@ -68,12 +73,18 @@ class OutputFile {
 
  private:
   OutputFile() = default;
-  std::filesystem::path path_;
+  Status create_beside();
+  Status replace_target();
+
+  std::filesystem::path path_;       // as given, for messages
+  std::filesystem::path target_;     // what is replaced: path_ behind its links
+  std::filesystem::path temporary_;  // what is written; empty when that is the target itself
   int fd_ = -1;
 };
 
 /// The whole of a text file. Errors: not_found, io, corrupt when it is larger than `limit_bytes`.
 Result<std::string> read_text_file(const std::filesystem::path& path, uint64_t limit_bytes = uint64_t{1} << 30);
+/// The file has this text, or what it had before (OutputFile).
 Status write_text_file(const std::filesystem::path& path, std::string_view text);
 
 }  // namespace thermocline

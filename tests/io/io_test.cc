@@ -1,6 +1,13 @@
 // runtime/io: files, JSON, and every way a safetensors file or an index can lie.
 #include "runtime/io/file.h"
 
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+
 #include "runtime/io/json_document.h"
 #include "runtime/io/safetensors.h"
 #include "tests/support/fixtures.h"
@@ -44,13 +51,174 @@ TEST(File, AbsentAndFolderAreNamed) {
   EXPECT_FALSE(InputFile::open("/tmp"));
 }
 
-TEST(File, UnfinishedOutputIsRemoved) {
+std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+using Names = std::vector<std::string>;
+
+TEST(OutputFile, UnfinishedOneLeavesWhatWasThere) {
   const test::TempDir dir;
-  {
-    OutputFile file = OutputFile::create(dir.path() / "part").value();
-    ASSERT_TRUE(file.write(std::as_bytes(std::span("abc"))).ok());
+  for (const bool before : {false, true}) {
+    const Names expected = before ? Names{"out"} : Names{};
+    if (before) {
+      ASSERT_TRUE(write_text_file(dir.path() / "out", "before").ok());
+    }
+    {
+      OutputFile file = OutputFile::create(dir.path() / "out").value();
+      ASSERT_TRUE(file.write(std::as_bytes(std::span("abc"))).ok());
+      OutputFile moved = std::move(file);
+      ASSERT_TRUE(moved.write(std::as_bytes(std::span("def"))).ok());
+    }
+    EXPECT_EQ(names_in(dir.path()), expected);
   }
-  EXPECT_FALSE(std::filesystem::exists(dir.path() / "part"));
+  EXPECT_EQ(read_text_file(dir.path() / "out").value(), "before");
+}
+
+TEST(OutputFile, FinishedOneReplacesTheContentAndKeepsThePermissions) {
+  const test::TempDir dir;
+  const std::filesystem::path out = dir.path() / std::string(255, 'n');  // the longest name there can be
+  ASSERT_TRUE(write_text_file(out, "before").ok());
+  std::filesystem::permissions(out, std::filesystem::perms(0640));
+  ASSERT_TRUE(write_text_file(out, "after").ok());
+  EXPECT_EQ(read_text_file(out).value(), "after");
+  EXPECT_EQ(std::filesystem::status(out).permissions(), std::filesystem::perms(0640));
+  EXPECT_EQ(names_in(dir.path()).size(), 1u);
+}
+
+TEST(OutputFile, TwoWritersOfOnePathDoNotMix) {
+  const test::TempDir dir;
+  OutputFile first = OutputFile::create(dir.path() / "out").value(),
+             second = OutputFile::create(dir.path() / "out").value();
+  ASSERT_TRUE(first.write(std::as_bytes(std::span("first", 5))).ok());
+  ASSERT_TRUE(second.write(std::as_bytes(std::span("2nd", 3))).ok());
+  ASSERT_TRUE(first.close().ok());
+  EXPECT_EQ(read_text_file(dir.path() / "out").value(), "first");
+  ASSERT_TRUE(second.close().ok());
+  EXPECT_EQ(read_text_file(dir.path() / "out").value(), "2nd");
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+}
+
+TEST(OutputFile, LinksStayAndWhatTheyLeadToIsReplaced) {
+  const test::TempDir dir;
+  std::filesystem::create_directory(dir.path() / "there");
+  std::filesystem::create_symlink("there/middle", dir.path() / "link");
+  std::filesystem::create_symlink("file", dir.path() / "there" / "middle");  // of its own folder, and nothing yet
+  for (const char* const text : {"new", "replaced"}) {
+    ASSERT_TRUE(write_text_file(dir.path() / "link", text).ok());
+    EXPECT_TRUE(std::filesystem::is_symlink(dir.path() / "link"));
+    EXPECT_TRUE(std::filesystem::is_symlink(dir.path() / "there" / "middle"));
+    EXPECT_EQ(read_text_file(dir.path() / "there" / "file").value(), text);
+    EXPECT_EQ(names_in(dir.path() / "there"), (Names{"file", "middle"}));
+  }
+  std::filesystem::create_symlink("round", dir.path() / "round");
+  const Status status = write_text_file(dir.path() / "round", "x");
+  ASSERT_FALSE(status.ok());
+  EXPECT_NE(status.error().message.find("round"), std::string::npos);
+}
+
+TEST(OutputFile, DevicesAndPipesAreWrittenToAndStay) {
+  EXPECT_TRUE(write_text_file("/dev/null", "x").ok());
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+  const test::TempDir dir;
+  const std::filesystem::path pipe = dir.path() / "pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  for (const bool finished : {true, false}) {
+    OutputFile file = OutputFile::create(pipe).value();
+    ASSERT_TRUE(file.write(std::as_bytes(std::span("abc", 3))).ok());
+    if (finished) {
+      ASSERT_TRUE(file.close().ok());
+    }
+    char got[4] = {};
+    EXPECT_EQ(::read(reader, got, sizeof(got)), 3);
+    EXPECT_STREQ(got, "abc");
+  }
+  ::close(reader);
+  EXPECT_EQ(names_in(dir.path()), Names{"pipe"});
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+}
+
+// As with `--out /dev/stdout >file`: a rename would leave this process writing to a file that is gone.
+TEST(OutputFile, OpenFilesOfAProcessAreAppendedTo) {
+  const test::TempDir dir;
+  ASSERT_TRUE(write_text_file(dir.path() / "out", "before,").ok());
+  const int fd = ::open((dir.path() / "out").c_str(), O_WRONLY | O_APPEND);
+  ASSERT_GE(fd, 0);
+  std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(fd), dir.path() / "stdout");
+  ASSERT_TRUE(write_text_file(dir.path() / "stdout", "in between,").ok());
+  ASSERT_EQ(::write(fd, "after", 5), 5);
+  ::close(fd);
+  EXPECT_EQ(read_text_file(dir.path() / "out").value(), "before,in between,after");
+}
+
+TEST(OutputFile, ErrorsNameThePathAndLeaveNothing) {
+  const test::TempDir dir;
+  const auto error_of = [](const std::filesystem::path& path) {
+    const Status status = write_text_file(path, "x");
+    return status.ok() ? Error{} : status.error();
+  };
+  EXPECT_EQ(error_of(dir.path() / "absent" / "out").code, ErrorCode::not_found);
+  for (const std::filesystem::path& path : {dir.path() / "absent" / "out", dir.path(), dir.path() / "new" / "",
+                                            dir.path() / std::string(256, 'n'), std::filesystem::path("/dev/full")})
+    EXPECT_NE(error_of(path).message.find(path.string()), std::string::npos) << path << ": " << error_of(path).message;
+  EXPECT_NE(error_of("/dev/full").message.find("No space left"), std::string::npos);
+  EXPECT_FALSE(write_text_file("", "x").ok());
+  EXPECT_TRUE(names_in(dir.path()).empty());
+}
+
+// A limit on the size of files stands for a full disk: the write fails in the middle.
+TEST(OutputFile, FailingWriteLeavesTheOldFile) {
+  const test::TempDir dir;
+  ASSERT_TRUE(write_text_file(dir.path() / "out", "before").ok());
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
+  const rlimit small{4096, old.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto handler = signal(SIGXFSZ, SIG_IGN);
+  const Status status = write_text_file(dir.path() / "out", std::string(10'000, 'x'));
+  signal(SIGXFSZ, handler);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &old), 0);
+  ASSERT_FALSE(status.ok());
+  EXPECT_NE(status.error().message.find((dir.path() / "out").string() + ": File too large"), std::string::npos)
+      << status.error().message;
+  EXPECT_EQ(read_text_file(dir.path() / "out").value(), "before");
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+}
+
+TEST(OutputFile, WhatMayNotBeWrittenStays) {
+  const test::TempDir dir;
+  const std::filesystem::path open_folder = dir.path() / "open", closed_folder = dir.path() / "closed";
+  for (const auto& folder : {open_folder, closed_folder}) {
+    std::filesystem::create_directory(folder);
+    ASSERT_TRUE(write_text_file(folder / "out", "before").ok());
+  }
+  std::filesystem::permissions(dir.path(), std::filesystem::perms(0755));
+  std::filesystem::permissions(open_folder, std::filesystem::perms(0777));
+  std::filesystem::permissions(open_folder / "out", std::filesystem::perms(0444));
+  std::filesystem::permissions(closed_folder / "out", std::filesystem::perms(0666));
+  std::filesystem::permissions(closed_folder, std::filesystem::perms(0555));
+  const bool root = geteuid() == 0;  // who may write everything
+  if (root) {
+    ASSERT_EQ(seteuid(65534), 0);
+  }
+  const Status read_only_file = write_text_file(open_folder / "out", "after"),
+               closed = write_text_file(closed_folder / "out", "after");
+  if (root) {
+    ASSERT_EQ(seteuid(0), 0);
+  }
+  for (const auto& [status, folder] : {std::pair(&read_only_file, &open_folder), std::pair(&closed, &closed_folder)}) {
+    ASSERT_FALSE(status->ok());
+    EXPECT_NE(status->error().message.find((*folder / "out").string() + ": Permission denied"), std::string::npos)
+        << status->error().message;
+    EXPECT_EQ(read_text_file(*folder / "out").value(), "before");
+    EXPECT_EQ(names_in(*folder), Names{"out"});
+  }
+  std::filesystem::permissions(closed_folder, std::filesystem::perms(0755));
 }
 
 TEST(Json, DepthSyntaxAndRepeatedKeysAreErrors) {
