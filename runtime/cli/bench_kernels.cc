@@ -477,6 +477,8 @@ Status write_json(const MachineInfo& machine, Bench& bench, const KernelsOptions
 Result<int> bench_kernels(const KernelsOptions& o) {
   TC_ASSIGN(const Isa max_isa, parse_isa(o.max_isa));
   if (o.repetitions < 1) return invalid("--repetitions should be at least 1");
+  if (o.threads < 0 || o.threads > 4096)
+    return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
   TC_ASSIGN(const Topology topology, read_topology(o.topology));
   const CpuFeatures cpu = detect_cpu_features();
   const cpu::KernelTable table = cpu::make_kernel_table(cpu, max_isa);

@@ -158,19 +158,37 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>&
   return {};
 }
 
-Status bench_step(const BenchOptions& o) {
-  TC_ASSIGN(EngineOptions options, o.model.engine_options());
+// The longest test; an error when there is none. What can be said before the model is loaded.
+Result<int64_t> check(const BenchOptions& o) {
   if (o.repetitions < 1 || o.chunk < 1) return invalid("--repetitions and --chunk should be at least 1");
-  options.max_chunk = o.chunk;
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  int64_t longest = 0;
+  for (const std::vector<int64_t>* const lengths : {&o.prefill, &o.decode})
+    for (const int64_t tokens : *lengths) {
+      if (tokens < 0) return invalid("a test of " + std::to_string(tokens) + " tokens: lengths should not be negative");
+      longest = std::max(longest, tokens);
+    }
+  if (longest == 0) return invalid("nothing to measure: give --prefill or --decode a length above 0");
+  return longest;
+}
+
+Result<std::vector<Row>> rows_of(const BenchOptions& o, int64_t max_context) {
   std::vector<Row> rows;
   for (const auto& [kind, lengths] : {std::pair("prefill", &o.prefill), std::pair("decode", &o.decode)})
     for (const int64_t tokens : *lengths) {
-      if (tokens < 0 || tokens + 1 > engine->max_context())
+      if (tokens >= max_context)  // a decode row has a token before it
         return invalid("a test of " + std::to_string(tokens) + " tokens does not fit the context of " +
-                       std::to_string(engine->max_context()));
+                       std::to_string(max_context));
       if (tokens > 0) rows.push_back({kind, tokens});
     }
+  return rows;
+}
+
+Status bench_step(const BenchOptions& o) {
+  TC_ASSIGN(const int64_t longest, check(o));
+  TC_ASSIGN(EngineOptions options, o.model.engine_options());
+  options.max_chunk = std::min(o.chunk, longest);  // buffers are no larger than a test needs
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  TC_ASSIGN(std::vector<Row> rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
   Peaks peaks;
   for (Row& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));

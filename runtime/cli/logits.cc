@@ -11,7 +11,7 @@ struct LogitsOptions {
   ModelOptions model;
   std::string ids_path, out_path;
   int64_t chunk = 512;
-  int64_t decode_from = -1;
+  std::optional<int64_t> decode_from;
   bool mtp = false;
 };
 
@@ -45,13 +45,16 @@ TensorInfo declare(const std::string& name, int64_t rows, int64_t cols) {
 
 // All rows of `logits` are written as they come; those of the MTP block wait, as they follow in the file.
 Status write_logits(const LogitsOptions& o) {
+  if (o.chunk < 1) return invalid("--chunk should be at least 1");
   TC_ASSIGN(const std::vector<int32_t> ids, read_ids(o.ids_path));
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
-  const int64_t tokens = static_cast<int64_t>(ids.size());
-  if (o.chunk < 1) return invalid("--chunk should be at least 1");
-  if (o.decode_from > tokens)
-    return invalid("--decode-from " + std::to_string(o.decode_from) + " is past the " + std::to_string(tokens) +
-                   " tokens");
+  const int64_t tokens = static_cast<int64_t>(ids.size()), prefill_end = o.decode_from.value_or(tokens);
+  if (prefill_end < 0 || prefill_end > tokens)
+    return invalid("--decode-from " + std::to_string(prefill_end) + " is outside 0.." + std::to_string(tokens) +
+                   ", the tokens of " + o.ids_path);
+  if (options.max_context > 0 && options.max_context < tokens)
+    return invalid(o.ids_path + " has " + std::to_string(tokens) + " tokens, more than the context of " +
+                   std::to_string(options.max_context) + ": raise --max-model-len or leave it out");
   options.max_chunk = options.max_logit_rows = std::min(o.chunk, tokens);
   options.mtp = o.mtp;
   if (options.max_context == 0) options.max_context = tokens;
@@ -65,7 +68,6 @@ Status write_logits(const LogitsOptions& o) {
   TC_ASSIGN(SafetensorsWriter out, SafetensorsWriter::create(o.out_path, outputs));
   TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine->new_sequence());
   std::vector<float> mtp_rows;
-  const int64_t prefill_end = o.decode_from < 0 ? tokens : o.decode_from;
   while (sequence->length() < tokens) {
     const int64_t pos = sequence->length();
     const int64_t count = pos < prefill_end ? std::min(options.max_chunk, prefill_end - pos) : 1;

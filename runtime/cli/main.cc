@@ -9,6 +9,9 @@ int main(int argc, char** argv) {
   CLI::App app{"Serves DeepSeek-V4-class mixture-of-experts models on one box."};
   app.set_version_flag("--version", TC_VERSION);
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("error: {}\nRun with --help for more information.\n", error.what());
+  });
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "error, warn, info or debug")->capture_default_str();
   cli::Outcome outcome;
@@ -24,6 +27,10 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::bad_alloc&) {
+    return cli::exit_code_of(Error{ErrorCode::out_of_memory, "the memory this would need is not there"});
+  } catch (const std::exception& error) {  // of a library: a file system, a lack of threads
+    return cli::exit_code_of(Error{ErrorCode::internal, error.what()});
   }
   return outcome.exit_code;
 }

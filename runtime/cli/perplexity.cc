@@ -79,7 +79,7 @@ void compare(const std::vector<float>& recorded, const float* logits, const std:
 }
 
 void report(const PerplexityOptions& o, const Sums& s) {
-  const double perplexity = std::exp(s.nll / static_cast<double>(std::max<int64_t>(1, s.predicted)));
+  const double perplexity = std::exp(s.nll / static_cast<double>(s.predicted));
   const double count = static_cast<double>(std::max<int64_t>(1, s.compared));
   if (o.json) {
     Json json = {{"tokens", s.predicted}, {"perplexity", perplexity}};
@@ -108,6 +108,13 @@ Status perplexity(const PerplexityOptions& o) {
   const int32_t bos = engine->geometry().bos_token_id;
   if (ids.empty() || ids[0] != bos) ids.insert(ids.begin(), bos);
   const int64_t vocab = engine->geometry().vocab_size, total = static_cast<int64_t>(ids.size());
+  if (total < 2) return invalid(o.text_path + " holds no text to predict");
+  if (engine->max_context() < 2)
+    return invalid("a context of one token predicts nothing: --max-model-len should be at least 2");
+  for (const int32_t id : ids)
+    if (id < 0 || id >= vocab)
+      return corrupt("the tokenizer gives token " + std::to_string(id) + ", outside the vocabulary of " +
+                     std::to_string(vocab) + " in config.json");
   std::optional<Reference> reference;
   if (!o.reference_path.empty()) {
     TC_ASSIGN(reference, Reference::open(o, vocab));
@@ -119,7 +126,8 @@ Status perplexity(const PerplexityOptions& o) {
                      std::to_string(engine->max_context()) + ": no recorded run can match it");
   }
   Sums sums;
-  // A text longer than the context is read in pieces, each with nothing before it but a BOS.
+  // A text longer than the context is read in pieces, each with nothing before it but a BOS. A context holds two tokens
+  // or more, so every piece moves on.
   for (int64_t begin = 0; begin < total;) {
     TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine->new_sequence());
     std::vector<int32_t> piece;
