@@ -85,16 +85,28 @@ TEST_P(Chunking, AnySplitGivesTheSameBits) {
     EXPECT_EQ(test::run_logits(*engine, ids, 50, from).logits, whole) << "decode from " << from;
 }
 
-// Every instruction set and numerics on the smallest model, with every kind of layer. The others add shapes, not code:
-// they run what a user gets, the best instruction set in the published numerics; under sanitizers not at all.
-std::vector<Path> paths() {
-  std::vector<Path> list = {{"tiny-csa", Numerics::fp32, Isa::scalar}};
+std::vector<Path> paths_of(const char* model) {
+  std::vector<Path> list = {{model, Numerics::fp32, Isa::scalar}};
   for (const Isa isa : test::isas())
-    for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({"tiny-csa", numerics, isa});
-  list.push_back({"tiny-csa", Numerics::published, test::isas().back(), true});
+    for (const Numerics numerics : {Numerics::published, Numerics::bf16}) list.push_back({model, numerics, isa});
+  list.push_back({model, Numerics::published, test::isas().back(), true});
+  return list;
+}
+
+// The smallest model has every kind of layer. The others add shapes, not code: they run what a user gets, the best
+// instruction set in the published numerics; under sanitizers, ten times slower, not at all.
+std::vector<Path> paths() {
+  std::vector<Path> list = paths_of("tiny-csa");
 #ifndef TC_SANITIZED
   for (const char* model : {"tiny-odd", "tiny-pro", "demo"}) list.push_back({model, Numerics::published, Isa::amx});
 #endif
+  return list;
+}
+
+std::vector<Path> all_paths() {
+  std::vector<Path> list;
+  for (const char* model : {"tiny-csa", "tiny-odd", "tiny-pro", "demo"})
+    for (const Path& path : paths_of(model)) list.push_back(path);
   return list;
 }
 
@@ -107,6 +119,7 @@ std::string path_name(const ::testing::TestParamInfo<Path>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Paths, Chunking, ::testing::ValuesIn(paths()), path_name);
+INSTANTIATE_TEST_SUITE_P(Long, Chunking, ::testing::ValuesIn(all_paths()), path_name);
 
 /// The demo model against recorded logits, within the bounds the recording came with.
 class DemoModel : public ::testing::TestWithParam<Path> {};
