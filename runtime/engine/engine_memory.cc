@@ -47,8 +47,8 @@ EngineMemory Planner::plan(int64_t kv_tokens) const {
   m.plan.add(kHost, "program", kProgramBytes);
   m.plan.add(kHost, "weights", weights_.arena_bytes());
   m.plan.add(kHost, "weights on their way", weights_.buffer_bytes());
-  m.plan.add(kHost, "KV pages", KvCache::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-memory");
   if (devices_.empty()) {
+    m.plan.add(kHost, "KV pages", KvCache::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-memory");
     m.plan.add(kHost, "step buffers", StepBuffers::bytes(g_, exec_, cpu_.pool.size()),
                "lower --max-num-batched-tokens");
   } else {

@@ -149,8 +149,11 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
     plan.add(tier, "KV pages", static_cast<uint64_t>(s.kv()), lower_kv);
     plan.add(tier, "step buffers", static_cast<uint64_t>(s.buffers() + s.slot_table + DevicePart::Sizes::kSlack),
              "lower --max-num-batched-tokens");
-    plan.add(tier, "staged experts", static_cast<uint64_t>(s.staging));
-    plan.add(tier, "resident experts", static_cast<uint64_t>(residents), "lower --experts-on-gpu");
+    if (s.staging > 0)
+      plan.add(tier, fmt::format("{} staged experts", parts[i].staging), static_cast<uint64_t>(s.staging));
+    if (residents > 0)
+      plan.add(tier, fmt::format("{} experts", residents / s.slot), static_cast<uint64_t>(residents),
+               "lower --experts-on-gpu");
     pinned += static_cast<uint64_t>(s.pinned());
     const int64_t all = s.fixed() + (parts[i].experts < 0 ? s.experts * s.slot : residents);
     if (device.kind() == gpu::DeviceKind::simt)
@@ -160,7 +163,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
   const HostMemoryMeasure measure;
   TC_CHECK(step.allocate_host_side(parts[0].max_tokens).ok());
   plan.add(kHost, "step buffers", measure.bytes() + pinned, "lower --max-num-batched-tokens");
-  plan.add(kHost, "memory of --device simt", interpreted, "lower --gpu-memory");
+  if (interpreted > 0) plan.add(kHost, "memory of --device simt", interpreted, "lower --gpu-memory");
 }
 
 Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
