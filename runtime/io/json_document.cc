@@ -1,5 +1,6 @@
 #include "runtime/io/json_document.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 #include <vector>
@@ -7,11 +8,11 @@
 namespace thermocline {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr size_t kMaxDepth = 64;
 
 // The offset of the first bracket nested deeper than kMaxDepth, or -1. Strings are skipped.
 int64_t too_deep_at(std::string_view text) {
-  int depth = 0;
+  size_t depth = 0;
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
@@ -25,7 +26,7 @@ int64_t too_deep_at(std::string_view text) {
     } else if (c == '[' || c == '{') {
       if (++depth > kMaxDepth) return static_cast<int64_t>(i);
     } else if (c == ']' || c == '}') {
-      --depth;
+      depth -= depth > 0;
     }
   }
   return -1;
@@ -82,6 +83,104 @@ Result<J> parse(std::string_view text, bool unique_keys) {
 }
 
 }  // namespace
+
+namespace {
+
+/// Builds a document while it is parsed. nlohmann's own builder looks through an ordered object for every key it adds,
+/// which is quadratic; here a key is looked up in a set once an object is large, and appended.
+class BoundedBuilder : public nlohmann::json_sax<Json> {
+ public:
+  explicit BoundedBuilder(const JsonLimits& limits) : limits_(limits) {}
+
+  bool null() override { return add(nullptr); }
+  bool boolean(bool value) override { return add(value); }
+  bool number_integer(number_integer_t value) override { return add(value); }
+  bool number_unsigned(number_unsigned_t value) override { return add(value); }
+  bool number_float(number_float_t value, const string_t&) override { return add(value); }
+  bool string(string_t& value) override { return add(std::move(value)); }
+  bool binary(binary_t&) override { return false; }
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& key) override {
+    Frame& frame = open_.back();
+    const auto& object = frame.value.get_ref<const Json::object_t&>();
+    if (object.size() == limits_.keys) return fail("an object has more than " + std::to_string(limits_.keys) + " keys");
+    bool twice;
+    if (object.size() < kFew) {
+      twice = std::any_of(object.begin(), object.end(), [&](const auto& member) { return member.first == key; });
+    } else {
+      if (object.size() == kFew)
+        for (const auto& member : object) frame.keys.insert(member.first);
+      twice = !frame.keys.insert(key).second;
+    }
+    if (twice) return fail("the key '" + key.substr(0, 60) + "' appears twice in one object");
+    frame.key = std::move(key);
+    return true;
+  }
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception&) override {
+    error_at_ = position > 0 ? position - 1 : 0;
+    return false;
+  }
+
+  Json take() { return std::move(root_); }
+  const std::string& refusal() const { return refusal_; }
+  size_t error_at() const { return error_at_; }
+
+ private:
+  static constexpr size_t kFew = 16;
+  struct Frame {
+    Json value;
+    std::string key;             // of the member that comes next
+    std::set<std::string> keys;  // a tree: no choice of keys makes it slow
+  };
+
+  bool fail(std::string what) {
+    refusal_ = std::move(what);
+    return false;
+  }
+  template <class T>
+  bool add(T&& value) {
+    if (++values_ > limits_.values) return fail("it holds more than " + std::to_string(limits_.values) + " values");
+    if (open_.empty()) {
+      root_ = std::forward<T>(value);
+      return true;
+    }
+    Frame& frame = open_.back();
+    if (frame.value.is_array())
+      frame.value.get_ref<Json::array_t&>().emplace_back(std::forward<T>(value));
+    else
+      frame.value.get_ref<Json::object_t&>().emplace_back(std::move(frame.key), std::forward<T>(value));
+    return true;
+  }
+  bool open(Json container) {
+    if (open_.size() == kMaxDepth) return fail("it is nested more than " + std::to_string(kMaxDepth) + " deep");
+    open_.push_back({std::move(container), {}, {}});
+    return true;
+  }
+  bool close() {
+    Json value = std::move(open_.back().value);
+    open_.pop_back();
+    return add(std::move(value));
+  }
+
+  const JsonLimits limits_;
+  Json root_;
+  std::vector<Frame> open_;
+  size_t values_ = 0, error_at_ = 0;
+  std::string refusal_;
+};
+
+}  // namespace
+
+Result<Json> parse_bounded_json(std::string_view text, const JsonLimits& limits) {
+  BoundedBuilder builder(limits);
+  if (Json::sax_parse(text, &builder)) return builder.take();
+  if (!builder.refusal().empty()) return corrupt(builder.refusal());
+  return corrupt(builder.error_at() >= text.size() ? "JSON ends too early, at byte " + std::to_string(text.size())
+                                                   : "not JSON at byte " + std::to_string(builder.error_at()));
+}
 
 Result<Json> parse_json(std::string_view text, bool unique_keys) { return parse<Json>(text, unique_keys); }
 Result<SortedJson> parse_sorted_json(std::string_view text, bool unique_keys) {

@@ -20,6 +20,15 @@ using SortedJson = nlohmann::json;
 Result<Json> parse_json(std::string_view text, bool unique_keys = false);
 Result<SortedJson> parse_sorted_json(std::string_view text, bool unique_keys = false);
 
+/// What a document from a stranger may hold.
+struct JsonLimits {
+  size_t values = size_t{4} << 20;  // of any kind, nested ones included
+  size_t keys = 10'000;             // of one object
+};
+/// The same for bytes that anybody may send: one pass, linear whatever they are. An object with the same key twice is
+/// an error. Errors: corrupt, with the byte offset.
+Result<Json> parse_bounded_json(std::string_view text, const JsonLimits& limits);
+
 /// Compact text; invalid UTF-8 becomes U+FFFD.
 template <class J>
 std::string dump_json(const J& json) {
