@@ -202,15 +202,18 @@ argmax_kernel(const ArgmaxArgs args) {
   TC_SHARED(int32_t, ids, 8);
   const int64_t row = block_x(), vocab = args.logits.shape[1];
   float value = -INFINITY;
-  int id = 0x7fffffff;
+  constexpr int kNone = 0x7fffffff, kNotFinite = -1;
+  int id = kNone;
   const auto better = [&](float x, int i) {
-    return i != 0x7fffffff && (id == 0x7fffffff || x > value || (x == value && i < id));
+    if (id == kNotFinite || i == kNone) return false;
+    return i == kNotFinite || id == kNone || x > value || (x == value && i < id);
   };
   for (int64_t v = thread(); v < vocab; v += block_threads()) {
     const float x = args.logits(row, v);
-    if (!better(x, static_cast<int>(v))) continue;
+    const int i = x - x == 0 ? static_cast<int>(v) : kNotFinite;
+    if (!better(x, i)) continue;
     value = x;
-    id = static_cast<int>(v);
+    id = i;
   }
   for (int offset = 16; offset > 0; offset /= 2) {
     const float other = shuffle_xor(kFullMask, value, offset);

@@ -350,7 +350,8 @@ struct DownArgs {
   int64_t item_pairs = 16;
 };
 
-/// The most likely token of each row, the lower id among equals. 4 V bytes a row; latency of one block.
+/// The most likely token of each row, the lower id among equals; -1 where a logit is NaN or infinite. 4 V bytes a row;
+/// latency of one block.
 struct ArgmaxArgs {
   DeviceView<const float, 2> logits;  // [R, V]
   DeviceView<int32_t, 1> ids;         // [R] out

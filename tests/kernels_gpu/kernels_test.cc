@@ -490,6 +490,16 @@ TEST_F(Kernels, ArgmaxTakesTheLowerIdAmongEquals) {
   EXPECT_EQ(down(ids, 3), (std::vector<int32_t>{123, 999, 0}));
 }
 
+TEST_F(Kernels, ArgmaxOfARowThatIsNotFiniteIsNone) {
+  const int64_t vocab = 1000;
+  const float bad[] = {NAN, INFINITY, -INFINITY};
+  std::vector<float> logits(static_cast<size_t>(4 * vocab), 1.0f);
+  for (size_t row = 0; row < 3; ++row) logits[row * static_cast<size_t>(vocab) + 77 + 300 * row] = bad[row];
+  int32_t* const ids = zeros<int32_t>(4);
+  kernels().argmax(*stream_, {{up(logits), {4, vocab}}, {ids, {4}}});
+  EXPECT_EQ(down(ids, 4), (std::vector<int32_t>{-1, -1, -1, 0}));
+}
+
 // --- the indexer ---
 
 TEST_F(Kernels, SelectionIsExact) {
