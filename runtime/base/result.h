@@ -2,9 +2,11 @@
 // statuses) and a sentence; `with` adds context on the way up and keeps the code.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "runtime/base/check.h"
 
@@ -19,12 +21,17 @@ enum class ErrorCode {
   out_of_memory,     // host memory or KV pages do not suffice
   cancelled,         // the client left or the user pressed Ctrl-C
   internal,          // a bug of ours that was caught before it did harm
+  context_length,    // a prompt, or a prompt and its answer, that no context of this model holds
+  overloaded,        // healthy, but the queue is full: later
+  unavailable,       // not ready: loading, draining, or a device has failed
+  deadline,          // the request's own time is over
 };
 
 struct [[nodiscard]] Error {
   ErrorCode code = ErrorCode::internal;
   std::string message;
-  std::string field = {};  // the request field or flag at fault, where there is one
+  std::string field = {};                                    // the request field or flag at fault, where there is one
+  std::vector<std::pair<std::string, int64_t>> counts = {};  // numbers a program may want: n_prompt_tokens, n_ctx
 
   /// The same error with `context: ` in front of its message.
   Error with(const std::string& context) && {
@@ -45,6 +52,7 @@ class [[nodiscard]] Result {
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}
 
   bool has_value() const { return state_.index() == 0; }
+  bool ok() const { return has_value(); }
   explicit operator bool() const { return has_value(); }
 
   T& value() & {

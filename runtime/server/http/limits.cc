@@ -1,0 +1,45 @@
+#include "runtime/server/http/limits.h"
+
+#include <fmt/format.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/ip/address.hpp>
+
+namespace thermocline::server {
+
+Clock::time_point body_deadline(const HttpOptions& options, Clock::time_point start, uint64_t received) {
+  const std::chrono::milliseconds earned(received * 1000 / std::max<uint64_t>(options.min_body_rate, 1));
+  return start + std::min(options.times.body_grace + earned, options.times.body);
+}
+
+Result<std::string> listen_address(const std::string& host) {
+  std::string plain = host == "localhost" ? "127.0.0.1" : host;
+  if (plain.size() > 2 && plain.front() == '[' && plain.back() == ']') plain = plain.substr(1, plain.size() - 2);
+  boost::system::error_code error;
+  const auto address = boost::asio::ip::make_address(plain, error);
+  if (error) {
+    Error refused =
+        invalid("--host '" + host +
+                "' is no IP address: give one of this machine's, 0.0.0.0 or :: for all of them, or localhost");
+    refused.field = "--host";
+    return refused;
+  }
+  return address.to_string();
+}
+
+std::optional<std::string> usable_request_id(std::string_view value) {
+  const auto printable = [](char c) { return c > ' ' && c <= '~'; };
+  if (value.empty() || value.size() > 128 || !std::all_of(value.begin(), value.end(), printable)) return std::nullopt;
+  return std::string(value);
+}
+
+std::string mint_request_id() {
+  std::array<uint8_t, 16> bits;
+  const ssize_t n = getrandom(bits.data(), bits.size(), 0);
+  TC_CHECK(n == static_cast<ssize_t>(bits.size()), "getrandom gave no 16 bytes");  // never short below 256 bytes
+  return fmt::format("req_{:02x}", fmt::join(bits, ""));
+}
+
+}  // namespace thermocline::server

@@ -1,0 +1,273 @@
+#include "runtime/server/http/listener.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ip/v6_only.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <csignal>
+
+#include "runtime/base/log.h"
+#include "runtime/server/http/connection.h"
+
+namespace thermocline::server {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using boost::system::error_code;
+
+constexpr size_t kTurnedAway = 64;     // connections that are being told there are too many
+constexpr uint64_t kOtherFiles = 256;  // descriptors of the process besides connections
+
+void allow_open_files(uint64_t connections) {
+  rlimit limit{};
+  const uint64_t wanted = connections + kTurnedAway + kOtherFiles;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = std::min<uint64_t>(wanted, limit.rlim_max);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < wanted)
+    spdlog::warn("the limit of open files is {}: {} connections need {} (ulimit -n)", limit.rlim_max, connections,
+                 wanted);
+}
+
+Status check_allowed_hosts(const std::vector<std::string>& hosts) {
+  for (const std::string& host : hosts)
+    if (host != "*" && !parse_authority(host)) {
+      Error error = invalid("--allowed-host '" + host + "' is no host name: give name or name:port, or * for all");
+      error.field = "--allowed-host";
+      return error;
+    }
+  return {};
+}
+
+std::string url_of(const std::string& address, uint16_t port) {
+  const bool v6 = address.find(':') != std::string::npos;
+  return fmt::format("http://{}:{}", v6 ? "[" + address + "]" : address, port);
+}
+
+Status listen_on(tcp::acceptor& acceptor, const std::string& address, uint16_t port) {
+  error_code error;
+  const tcp::endpoint endpoint(asio::ip::make_address(address), port);
+  acceptor.open(endpoint.protocol(), error);
+  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error && endpoint.address().is_v6() && endpoint.address().is_unspecified())
+    acceptor.set_option(asio::ip::v6_only(false), error);  // :: serves IPv4 too
+  if (!error) acceptor.bind(endpoint, error);
+  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
+  if (!error) return {};
+  std::string hint = "is it an address of this machine? --host 127.0.0.1 always is";
+  if (error == asio::error::access_denied) hint = "ports below 1024 are the system's: another --port";
+  if (error == asio::error::address_in_use) hint = "another --port, or stop what listens there";
+  return Error{ErrorCode::io,
+               "cannot listen on " + url_of(address, port).substr(7) + ": " + error.message() + " (" + hint + ")"};
+}
+
+void log_failure(const char* where, const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& e) {
+    spdlog::error("{} failed: {}", where, e.what());
+  } catch (...) {
+    spdlog::error("{} failed with an exception of an unknown kind", where);
+  }
+}
+
+asio::awaitable<void> run_connection(std::shared_ptr<Connection> connection, bool turned_away) {
+  if (turned_away)
+    co_await connection->turn_away();
+  else
+    co_await connection->serve();
+}
+
+}  // namespace
+
+class Listener::Impl {
+ public:
+  Impl(const HttpOptions& options, std::string address)
+      : options_(options), address_(std::move(address)), guard_(address_, options.allowed_hosts) {}
+
+  Status bind() {
+    TC_RETURN_IF_ERROR(listen_on(acceptor_, address_, options_.port));
+    port_ = acceptor_.local_endpoint().port();
+    allow_open_files(options_.max_connections);
+    std::signal(SIGPIPE, SIG_IGN);
+    if (!options_.signals) return {};
+    signals_.add(SIGINT);
+    signals_.add(SIGTERM);
+    return {};
+  }
+
+  void run(Handler& handler, OnDrain on_drain) {
+    Network network{context_, Gate{options_, guard_, handler}, connections_, retained_bytes_};
+    network.on_quiet = [this] { finish(); };
+    network_ = &network;
+    on_drain_ = std::move(on_drain);
+    await_signal();
+    asio::co_spawn(context_, accept_all(), [this](std::exception_ptr failure) {
+      if (failure) log_failure("accepting connections", failure);
+      if (failure) finish();
+    });
+    while (true) {
+      try {
+        context_.run();  // returns when every connection has ended after finish()
+        break;
+      } catch (...) {
+        log_failure("the network thread", std::current_exception());
+      }
+    }
+    network_ = nullptr;
+  }
+
+  void drain() {
+    asio::post(context_, [this] { begin_drain(); });
+  }
+  void stop() {
+    asio::post(context_, [this] { finish(); });
+  }
+
+  uint16_t port() const { return port_; }
+  std::string url() const { return url_of(address_, port_); }
+  HttpStats stats() const { return {connections_, retained_bytes_, accepted_, turned_away_, evicted_, accept_pauses_}; }
+
+ private:
+  // ---- Connections.
+
+  asio::awaitable<void> accept_all() {
+    while (acceptor_.is_open()) {
+      tcp::socket socket(context_);
+      error_code error;
+      co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
+      if (error == asio::error::operation_aborted || finished_) co_return;
+      if (!error) {
+        take(std::move(socket));
+      } else if (error != asio::error::connection_aborted) {
+        note_refused_accept(error);
+        pause_.expires_after(options_.times.accept_pause);
+        co_await pause_.async_wait(asio::redirect_error(asio::use_awaitable, error));
+      }
+    }
+  }
+
+  // No descriptor or buffer is left (EMFILE, ENFILE, ENOBUFS): at once the same would come back, so a timer passes
+  // first, and an idle connection gives its own.
+  void note_refused_accept(const error_code& error) {
+    ++accept_pauses_;
+    evict();
+    if (Clock::now() < next_accept_log_) return;
+    next_accept_log_ = Clock::now() + std::chrono::minutes(1);
+    spdlog::warn("no connection can be accepted: {} ({} are open; ulimit -n); trying on", error.message(),
+                 network_->open.size());
+  }
+
+  bool evict() {
+    if (network_->idle.empty()) return false;
+    ++evicted_;
+    network_->idle.front()->drop();
+    return true;
+  }
+
+  void take(tcp::socket socket) {
+    ++accepted_;
+    const bool over = network_->open.size() >= options_.max_connections;
+    const bool turned_away = over && !evict();
+    if (turned_away) ++turned_away_;
+    if (turned_away && network_->open.size() >= options_.max_connections + kTurnedAway) return;  // closed unheard
+    const auto connection = std::make_shared<Connection>(std::move(socket), *network_);
+    asio::co_spawn(context_, run_connection(connection, turned_away), [this, connection](std::exception_ptr failure) {
+      if (failure) log_failure("a connection", failure);
+      connection->drop();
+    });
+  }
+
+  // ---- The end.
+
+  void await_signal() {
+    if (!options_.signals) return;
+    signals_.async_wait([this](error_code error, int) {
+      if (error) return;
+      if (network_->draining)
+        finish();
+      else
+        begin_drain();
+      if (!finished_) await_signal();
+    });
+  }
+
+  void begin_drain() {
+    if (finished_ || std::exchange(network_->draining, true)) return;
+    const Clock::time_point deadline = Clock::now() + options_.drain;
+    spdlog::info("draining: {} answers in progress have {} s; a second signal ends at once", network_->answering,
+                 options_.drain.count() / 1000);
+    if (on_drain_) on_drain_(deadline);
+    if (network_->answering == 0) return finish();
+    end_timer_.expires_at(deadline);
+    end_timer_.async_wait([this](error_code error) {
+      if (!error) abort_answers();
+    });
+  }
+
+  void abort_answers() {
+    spdlog::warn("the drain is over: {} answers are aborted", network_->answering);
+    for (Connection* connection : network_->open) connection->abort_answer();
+    end_timer_.expires_after(options_.times.flush);
+    end_timer_.async_wait([this](error_code error) {
+      if (!error) finish();
+    });
+  }
+
+  // Nothing keeps the context busy afterwards, so run() returns when the last coroutine has seen it.
+  void finish() {
+    if (std::exchange(finished_, true)) return;
+    error_code ignored;
+    acceptor_.close(ignored);
+    signals_.cancel(ignored);
+    pause_.cancel();
+    end_timer_.cancel();
+    for (Connection* connection : network_->open) connection->drop();
+  }
+
+  const HttpOptions options_;
+  const std::string address_;
+  const HostGuard guard_;
+  std::atomic<uint64_t> connections_ = 0, retained_bytes_ = 0, accepted_ = 0, turned_away_ = 0, evicted_ = 0,
+                        accept_pauses_ = 0;
+  asio::io_context context_{1};
+  tcp::acceptor acceptor_{context_};
+  asio::signal_set signals_{context_};
+  asio::steady_timer pause_{context_}, end_timer_{context_};
+  uint16_t port_ = 0;
+  Network* network_ = nullptr;  // while run() runs
+  OnDrain on_drain_;
+  bool finished_ = false;
+  Clock::time_point next_accept_log_ = Clock::time_point::min();
+};
+
+Result<std::unique_ptr<Listener>> Listener::bind(const HttpOptions& options) {
+  TC_ASSIGN(std::string address, listen_address(options.host));
+  TC_RETURN_IF_ERROR(check_allowed_hosts(options.allowed_hosts));
+  auto impl = std::make_unique<Impl>(options, std::move(address));
+  TC_RETURN_IF_ERROR(impl->bind());
+  return std::unique_ptr<Listener>(new Listener(std::move(impl)));
+}
+
+Listener::Listener(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Listener::~Listener() = default;
+
+uint16_t Listener::port() const { return impl_->port(); }
+std::string Listener::url() const { return impl_->url(); }
+void Listener::run(Handler& handler, OnDrain on_drain) { impl_->run(handler, std::move(on_drain)); }
+void Listener::drain() { impl_->drain(); }
+void Listener::stop() { impl_->stop(); }
+HttpStats Listener::stats() const { return impl_->stats(); }
+
+}  // namespace thermocline::server

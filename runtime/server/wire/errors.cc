@@ -1,0 +1,69 @@
+// The one table from error codes to HTTP, in the shape that OpenAI's clients read.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "runtime/server/http/handler.h"
+
+namespace thermocline::server {
+namespace {
+
+struct Row {
+  ErrorCode error;
+  int status;
+  const char* type;
+  const char* code;
+  const char* retry_after = nullptr;  // seconds
+  bool no_retry = false;  // x-should-retry: false, which OpenAI's clients obey: the same request fails again
+};
+
+constexpr Row kRows[] = {
+    {ErrorCode::invalid_argument, 400, "invalid_request_error", "invalid_value"},
+    {ErrorCode::context_length, 400, "invalid_request_error", "context_length_exceeded"},
+    {ErrorCode::unsupported, 400, "invalid_request_error", "unsupported_value"},
+    {ErrorCode::not_found, 501, "not_supported", "not_supported"},
+    {ErrorCode::corrupt, 500, "server_error", "corrupt", nullptr, true},  // of a checkpoint, never of a request
+    {ErrorCode::out_of_memory, 503, "unavailable_error", "out_of_memory", "5"},
+    {ErrorCode::overloaded, 429, "rate_limit_error", "queue_full", "1"},
+    {ErrorCode::unavailable, 503, "unavailable_error", "unavailable", "5"},
+    {ErrorCode::deadline, 504, "timeout_error", "deadline_exceeded", nullptr, true},
+    {ErrorCode::cancelled, 503, "unavailable_error", "cancelled"},  // rarely read: the client has gone
+    {ErrorCode::io, 500, "server_error", "io", nullptr, true},
+    {ErrorCode::internal, 500, "server_error", "internal", nullptr, true},
+};
+
+const Row& row_of(ErrorCode error) {
+  const auto* row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& r) { return r.error == error; });
+  return row == std::end(kRows) ? kRows[std::size(kRows) - 1] : *row;
+}
+
+nlohmann::ordered_json error_json(const std::string& type, const std::string& code, const std::string& message,
+                                  const std::string& param) {
+  nlohmann::ordered_json error = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}};
+  if (!param.empty()) error["param"] = param;
+  return error;
+}
+
+// Messages quote what clients sent: bytes that are no UTF-8 are replaced.
+std::string body_of(nlohmann::ordered_json error) {
+  const nlohmann::ordered_json body = {{"error", std::move(error)}};
+  return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+}  // namespace
+
+Reply error_reply(const Error& error) {
+  const Row& row = row_of(error.code);
+  nlohmann::ordered_json json = error_json(row.type, row.code, error.message, error.field);
+  for (const auto& [name, count] : error.counts) json[name] = count;
+  Reply reply{row.status, body_of(std::move(json))};
+  if (row.retry_after) reply.headers.emplace_back("Retry-After", row.retry_after);
+  if (row.no_retry) reply.headers.emplace_back("x-should-retry", "false");
+  return reply;
+}
+
+Reply error_reply(int status, const std::string& type, const std::string& code, const std::string& message,
+                  const std::string& param) {
+  return {status, body_of(error_json(type, code, message, param))};
+}
+
+}  // namespace thermocline::server
