@@ -375,7 +375,7 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
   std::vector<int32_t> ids;
   std::mt19937 random(5);
   for (int i = 0; i < 512; ++i) ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(g.vocab_size)));
-  TC_ASSIGN(std::unique_ptr<Sequence> sequence, engine->new_sequence());
+  TC_ASSIGN(std::unique_ptr<SequenceKv> sequence, engine->driver().new_sequence());
   Status failed;
   std::vector<double> other;
   bench.measure({"step, decode, batch 1", 0.85}, [&] {
@@ -386,9 +386,9 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
     for (int i = 0; i < kTokens && failed.ok(); ++i) {
       if (sequence->length() >= 1024) {
         sequence.reset();
-        sequence = engine->new_sequence().value();
+        sequence = engine->driver().new_sequence().value();
       }
-      failed = engine->decode(*sequence, ids[random() % ids.size()]);
+      failed = engine->driver().decode(*sequence, ids[random() % ids.size()]);
       need.bytes += static_cast<double>(engine->step().traffic().total_bytes());
       need.flops += 2 * (macs + head);
       reading += engine->step().traffic().seconds();
@@ -402,8 +402,8 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
   bench.rows().push_back(std::move(rest));
   bench.measure({"step, prefill 512", 0.60}, [&] {
     sequence.reset();
-    sequence = engine->new_sequence().value();
-    if (failed.ok()) failed = engine->prefill(*sequence, ids);
+    sequence = engine->driver().new_sequence().value();
+    if (failed.ok()) failed = engine->driver().prefill(*sequence, ids);
     return Need{static_cast<double>(engine->step().traffic().total_bytes()), 2 * (macs * 512 + head), 0};
   });
   return failed;

@@ -1,6 +1,7 @@
 // `thermocline bench step`: prefill (pp) and decode (tg) speed of a model, each against what this machine bounds it to.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -16,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 
 struct BenchOptions {
   ModelOptions model;
-  std::vector<int64_t> prefill = {512}, decode = {64};
+  std::vector<int64_t> prefill = {512}, decode = {64}, batch = {1};
   int64_t chunk = 512;
   int repetitions = 3;
   std::string json_path;
@@ -24,7 +25,8 @@ struct BenchOptions {
 
 struct Row {
   const char* kind;
-  int64_t tokens = 0;
+  int64_t tokens = 0;                // of each sequence
+  int64_t batch = 1;                 // sequences of a step
   std::vector<double> seconds = {};  // one per repetition
   std::vector<double> shares = {};   // of the bound measured right before that repetition
   double bytes_per_token = 0;
@@ -47,17 +49,45 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocab) {
   return ids;
 }
 
+// One token of every sequence a step, each of them with a text of its own.
+Result<Sample> decode_together(Engine& engine, const Row& row) {
+  const int64_t vocab = engine.geometry().vocab_size;
+  const std::vector<int32_t> ids = random_ids((row.tokens + 1) * row.batch, vocab);
+  std::vector<std::unique_ptr<SequenceKv>> sequences;
+  std::vector<SequenceKv*> kv;
+  for (int64_t s = 0; s < row.batch; ++s) {
+    TC_ASSIGN(std::unique_ptr<SequenceKv> sequence, engine.driver().new_sequence());
+    kv.push_back(sequence.get());
+    sequences.push_back(std::move(sequence));
+  }
+  Sample sample;
+  Clock::time_point start;
+  for (int64_t t = 0; t <= row.tokens; ++t) {
+    if (t == 1) start = Clock::now();  // the first token is their prompt
+    sched::Batch batch;
+    for (int64_t s = 0; s < row.batch; ++s) {
+      batch.add(static_cast<int>(s), t, &ids[static_cast<size_t>(t * row.batch + s)], 1);
+      batch.logit_rows.push_back(static_cast<int32_t>(s));
+    }
+    TC_RETURN_IF_ERROR(engine.step().run({batch, kv}));
+    if (t > 0) sample.bytes += static_cast<double>(engine.step().traffic().total_bytes());
+  }
+  sample.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return sample;
+}
+
 Result<Sample> run_once(Engine& engine, const Row& row) {
+  if (row.batch > 1) return decode_together(engine, row);
   const bool prefill = std::string_view(row.kind) == "prefill";
   const std::vector<int32_t> ids = random_ids(row.tokens + 1, engine.geometry().vocab_size);
-  TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine.new_sequence());
-  if (!prefill) TC_RETURN_IF_ERROR(engine.decode(*sequence, ids[0]));
+  TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence, engine.driver().new_sequence());
+  if (!prefill) TC_RETURN_IF_ERROR(engine.driver().decode(*sequence, ids[0]));
   Sample sample;
   const auto start = Clock::now();
   for (int64_t done = 0; done < row.tokens;) {
     const int64_t count = prefill ? std::min(engine.options().max_chunk, row.tokens - done) : 1;
-    TC_RETURN_IF_ERROR(
-        engine.prefill(*sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
+    TC_RETURN_IF_ERROR(engine.driver().prefill(
+        *sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
     sample.bytes += static_cast<double>(engine.step().traffic().total_bytes());
     done += count;
   }
@@ -70,7 +100,8 @@ double macs_of(const Engine& engine, const Row& row) {
   const ModelGeometry& g = engine.geometry();
   const double head = static_cast<double>(g.vocab_size * g.dim), tokens = static_cast<double>(row.tokens),
                chunk = std::string_view(row.kind) == "prefill" ? static_cast<double>(engine.options().max_chunk) : 1;
-  return (static_cast<double>(engine.weights().macs_per_token(g)) - head) * tokens + head * std::ceil(tokens / chunk);
+  return static_cast<double>(row.batch) *
+         ((static_cast<double>(engine.weights().macs_per_token(g)) - head) * tokens + head * std::ceil(tokens / chunk));
 }
 
 // Every repetition measures the peaks again first, and is judged by those: both see the same neighbours.
@@ -80,7 +111,7 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row
   for (int repetition = 0; repetition < o.repetitions; ++repetition) {
     const Peaks now = meter.measure();
     TC_ASSIGN(const Sample sample, run_once(engine, row));
-    const double tokens = static_cast<double>(row.tokens);
+    const double tokens = static_cast<double>(row.tokens * row.batch);
     // With a device the CPU's part is its bytes; what the device does is not of these peaks.
     const double bound_seconds =
         std::max(sample.bytes / now.read_bandwidth, engine.gpu_step() ? 0.0 : 2 * macs_of(engine, row) / now.flops);
@@ -94,7 +125,7 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row
   return {};
 }
 
-double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens) / median(row.seconds); }
+double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens * row.batch) / median(row.seconds); }
 
 double share_of(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
@@ -105,14 +136,16 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& 
   fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
              machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
   fmt::print(
-      "| {:<9} | {:<7} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<7} | {:-<11}: | {:-<13}: | {:-<11}: | "
+      "| {:<9} | {:<9} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<9} | {:-<11}: | {:-<13}: | {:-<11}: | "
       "{:-<13}: |\n",
       "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
   for (const Row& row : rows)
-    fmt::print("| {:<9} | {:<7} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
+    fmt::print("| {:<9} | {:<9} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
                kNumericsNames[static_cast<int>(engine.options().numerics)],
-               (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens), tokens_per_second(row),
-               row.bytes_per_token / 1e6, row.bound_tokens_per_second, 100 * median(row.shares));
+               (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
+                   (row.batch > 1 ? " x" + std::to_string(row.batch) : ""),
+               tokens_per_second(row), row.bytes_per_token / 1e6, row.bound_tokens_per_second,
+               100 * median(row.shares));
   fmt::print(
       "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
       "longer\n",
@@ -132,6 +165,7 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>&
   for (const Row& row : rows)
     results.push_back({{"kind", row.kind},
                        {"tokens", row.tokens},
+                       {"batch", row.batch},
                        {"tokens_per_second", tokens_per_second(row)},
                        {"bytes_per_token", row.bytes_per_token},
                        {"bound_tokens_per_second", row.bound_tokens_per_second},
@@ -167,6 +201,8 @@ Result<int64_t> check(const BenchOptions& o) {
       if (tokens < 0) return invalid("a test of " + std::to_string(tokens) + " tokens: lengths should not be negative");
       longest = std::max(longest, tokens);
     }
+  for (const int64_t batch : o.batch)
+    if (batch < 1 || batch > 1024) return invalid("--batch " + std::to_string(batch) + " is outside 1..1024");
   if (longest == 0) return invalid("nothing to measure: give --prefill or --decode a length above 0");
   return longest;
 }
@@ -178,7 +214,10 @@ Result<std::vector<Row>> rows_of(const BenchOptions& o, int64_t max_context) {
       if (tokens >= max_context)  // a decode row has a token before it
         return invalid("a test of " + std::to_string(tokens) + " tokens does not fit the context of " +
                        std::to_string(max_context));
-      if (tokens > 0) rows.push_back({kind, tokens});
+      if (tokens == 0) continue;
+      if (kind[0] == 'p') rows.push_back({kind, tokens});
+      for (const int64_t batch : o.batch)
+        if (kind[0] == 'd') rows.push_back({kind, tokens, batch});
     }
   return rows;
 }
@@ -187,6 +226,8 @@ Status bench_step(const BenchOptions& o) {
   TC_ASSIGN(const int64_t longest, check(o));
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
   options.max_chunk = std::min(o.chunk, longest);  // buffers are no larger than a test needs
+  options.max_sequences = static_cast<int>(*std::max_element(o.batch.begin(), o.batch.end()));
+  if (options.max_sequences > 1 && options.max_context == 0) options.max_context = longest + 1;
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   TC_ASSIGN(std::vector<Row> rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
@@ -204,6 +245,7 @@ void add_bench_step(CLI::App& bench, Outcome& outcome) {
   o->model.add_to(*command);
   command->add_option("--prefill,-p", o->prefill, "Prompt lengths")->delimiter(',')->capture_default_str();
   command->add_option("--decode,-n", o->decode, "Answer lengths")->delimiter(',')->capture_default_str();
+  command->add_option("--batch,-b", o->batch, "Sequences that decode together")->delimiter(',')->capture_default_str();
   command->add_option("--chunk", o->chunk, "Tokens of a prefill step")->capture_default_str();
   command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the median counts")->capture_default_str();
   command->add_option("--json", o->json_path, "Also a JSON document: a file, or - for standard output alone");

@@ -66,7 +66,7 @@ Status write_logits(const LogitsOptions& o) {
   std::vector<TensorInfo> outputs = {declare("logits", tokens, vocab)};
   if (o.mtp) outputs.push_back(declare("mtp_logits", tokens - 1, vocab));
   TC_ASSIGN(SafetensorsWriter out, SafetensorsWriter::create(o.out_path, outputs));
-  TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine->new_sequence());
+  TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence, engine->driver().new_sequence());
   std::vector<float> mtp_rows;
   while (sequence->length() < tokens) {
     const int64_t pos = sequence->length();
@@ -78,8 +78,8 @@ Status write_logits(const LogitsOptions& o) {
       batch.logit_rows.push_back(static_cast<int32_t>(i));
       if (o.mtp) next.push_back(pos + i + 1 < tokens ? ids[static_cast<size_t>(pos + i + 1)] : -1);
     }
-    SequenceKv* const kv = sequence->kv();
-    TC_RETURN_IF_ERROR(engine->step().run(batch, std::span(&kv, 1), next));
+    SequenceKv* const kv = sequence.get();
+    TC_RETURN_IF_ERROR(engine->step().run({batch, std::span(&kv, 1), next}));
     const auto logits = engine->step().logits(), mtp = engine->step().mtp_logits();
     TC_RETURN_IF_ERROR(out.write(std::as_bytes(std::span(logits.data, static_cast<size_t>(logits.size())))));
     if (o.mtp) mtp_rows.insert(mtp_rows.end(), mtp.data, mtp.data + mtp.size());

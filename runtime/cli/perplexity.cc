@@ -129,7 +129,7 @@ Status perplexity(const PerplexityOptions& o) {
   // A text longer than the context is read in pieces, each with nothing before it but a BOS. A context holds two tokens
   // or more, so every piece moves on.
   for (int64_t begin = 0; begin < total;) {
-    TC_ASSIGN(const std::unique_ptr<Sequence> sequence, engine->new_sequence());
+    TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence, engine->driver().new_sequence());
     std::vector<int32_t> piece;
     if (begin > 0) piece.push_back(bos);
     const int64_t count = std::min(total - begin, engine->max_context() - static_cast<int64_t>(piece.size()));
@@ -139,8 +139,8 @@ Status perplexity(const PerplexityOptions& o) {
       const int64_t pos = sequence->length();
       batch.add(0, pos, piece.data() + pos, end - pos);
       for (int32_t i = 0; i < end - pos; ++i) batch.logit_rows.push_back(i);
-      SequenceKv* const kv = sequence->kv();
-      TC_RETURN_IF_ERROR(engine->step().run(batch, std::span(&kv, 1)));
+      SequenceKv* const kv = sequence.get();
+      TC_RETURN_IF_ERROR(engine->step().run({batch, std::span(&kv, 1)}));
       for (int64_t t = pos; t < end; ++t) {
         const float* logits = engine->step().logits().row(t - pos);
         const std::vector<double> ours = log_softmax(logits, vocab);

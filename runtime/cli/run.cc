@@ -7,7 +7,7 @@
 #include <iterator>
 
 #include "runtime/cli/command.h"
-#include "runtime/engine/generation.h"
+#include "runtime/engine/engine.h"
 #include "runtime/hw/memory_bandwidth.h"
 #include "runtime/io/json_document.h"
 #include "runtime/text/chat_encoding.h"
@@ -28,7 +28,7 @@ struct RunOptions {
   ModelOptions model;
   std::string prompt, system, effort;
   bool chat = false, think = false, raw = false, quiet = false;
-  GenerationRequest request;
+  Request request;
   int64_t seed = -1;
 };
 
@@ -36,11 +36,11 @@ struct RunOptions {
 struct Totals {
   int64_t prefill_tokens = 0, decode_tokens = 0;
   double prefill_seconds = 0, decode_seconds = 0;
-  void add(const GenerationResult& r) {
-    prefill_tokens += r.prefilled_tokens;
-    prefill_seconds += r.prefill_seconds;
-    decode_tokens += std::max<int64_t>(0, r.completion_tokens - 1);  // the first one comes out of the prefill
-    decode_seconds += r.decode_seconds;
+  void add(const AnswerStats& s) {
+    prefill_tokens += s.prompt_tokens - s.cached_tokens;
+    prefill_seconds += s.prefill_seconds;
+    decode_tokens += std::max<int64_t>(0, s.completion_tokens - 1);  // the first one comes out of the prefill
+    decode_seconds += s.decode_seconds;
   }
 };
 
@@ -55,7 +55,10 @@ class Session {
     }
     TC_ASSIGN(EngineOptions options, o.model.engine_options());
     options.quiet = o.quiet;
+    options.cancel = &g_cancel;
     TC_ASSIGN(session->engine_, Engine::open(options));
+    TC_RETURN_IF_ERROR(session->engine_->start(*session->tokenizer_));
+    session->sequence_ = session->engine_->keep_sequence();
     return session;
   }
 
@@ -63,27 +66,25 @@ class Session {
   const Totals& totals() const { return totals_; }
 
   /// Continues the text itself.
-  Status raw(const RunOptions& o, std::string text) {
-    const ModelGeometry& g = engine_->geometry();
-    GenerationRequest request = o.request;
-    TC_ASSIGN(request.prompt, tokenizer_->encode(text));
-    if (request.prompt.empty() || request.prompt[0] != g.bos_token_id)
-      request.prompt.insert(request.prompt.begin(), g.bos_token_id);
-    TC_ASSIGN(const GenerationResult result, answer(request, [](const std::string& piece, int32_t) {
-                std::cout << piece << std::flush;
-                return static_cast<bool>(std::cout);
-              }));
+  Status raw(const RunOptions& o, const std::string& text) {
+    const int32_t bos = engine_->geometry().bos_token_id;
+    TC_ASSIGN(std::vector<int32_t> prompt, tokenizer_->encode(text));
+    if (prompt.empty() || prompt[0] != bos) prompt.insert(prompt.begin(), bos);
+    Status status = answer(o, prompt, [](const std::string& piece) { std::cout << piece << std::flush; });
     std::cout << std::endl;
-    return result.reason == FinishReason::cancelled ? Status(Error{ErrorCode::cancelled, "cancelled"}) : Status();
+    return status;
   }
 
-  /// One user turn. Reasoning is shown between its tags, unless quiet.
+  /// One user turn. Reasoning is shown between its tags, unless quiet. A turn that fails is forgotten.
   Status turn(const RunOptions& o, const std::string& text) {
-    if (messages_.empty() && !o.system.empty()) messages_.push_back({{"role", "system"}, {"content", o.system}});
-    messages_.push_back({{"role", "user"}, {"content", text}});
-    TC_ASSIGN(const RenderedPrompt prompt, render_chat(constants_, messages_, {o.think, o.effort, true}));
-    GenerationRequest request = o.request;
-    TC_ASSIGN(request.prompt, tokenizer_->encode(prompt.text, prompt.literal));
+    if (messages_.empty() && !o.system.empty())
+      messages_.push_back({{"role", "system"}, {"content", to_valid_utf8(o.system)}});
+    messages_.push_back({{"role", "user"}, {"content", to_valid_utf8(text)}});
+    std::vector<int32_t> prompt;
+    if (Status status = make_prompt(o, prompt); !status.ok()) {
+      messages_.erase(messages_.size() - 1);
+      return status;
+    }
     CompletionStream stream(constants_, o.think);
     std::string content, reasoning;
     const auto show = [&](const std::vector<CompletionStream::Event>& events) {
@@ -103,47 +104,97 @@ class Session {
       }
       std::cout << std::flush;
     };
-    TC_ASSIGN(const GenerationResult result, answer(request, [&](const std::string& piece, int32_t) {
-                show(stream.push(piece));
-                return static_cast<bool>(std::cout);
-              }));
-    show(stream.finish());
+    Status status = answer(o, prompt, [&](const std::string& piece) { show(stream.push(piece)); });
+    if (!status.ok() && status.error().code != ErrorCode::cancelled) {
+      messages_.erase(messages_.size() - 1);
+      return status;
+    }
+    show(stream.finish(!status.ok()));
     std::cout << std::endl;
     messages_.push_back({{"role", "assistant"}, {"content", content}, {"reasoning_content", reasoning}});
-    return result.reason == FinishReason::cancelled ? Status(Error{ErrorCode::cancelled, "cancelled"}) : Status();
+    return status;
   }
 
  private:
-  // A prompt that begins with everything the sequence holds continues it; any other starts afresh.
-  Result<GenerationResult> answer(const GenerationRequest& request, const TextSink& sink) {
-    const bool continues = sequence_ && history_.size() < request.prompt.size() &&
-                           std::equal(history_.begin(), history_.end(), request.prompt.begin());
-    if (!continues) {
-      sequence_.reset();
-      TC_ASSIGN(sequence_, engine_->new_sequence());
+  // What the sequence holds and the new turn behind it, where thinking has left nothing in it that the next prompt
+  // leaves out; else, or where the context is full, all messages anew, without the oldest turns if they do not fit.
+  Status make_prompt(const RunOptions& o, std::vector<int32_t>& prompt) {
+    const int64_t room = engine_->max_context() - kAnswerRoom;
+    if (!o.think && !transcript_.empty()) {
+      TC_ASSIGN(prompt, encode(o, Json::array({messages_.back()})));
+      const auto user = std::find(prompt.begin(), prompt.end(), tokenizer_->id_of("<｜User｜>").value_or(-1));
+      prompt.erase(prompt.begin(), user);
+      prompt.insert(prompt.begin(), transcript_.begin(), transcript_.end());
+      if (user != prompt.end() && static_cast<int64_t>(prompt.size()) <= room) return {};
     }
-    g_cancel = false;
-    Result<GenerationResult> result = generate(*engine_, *tokenizer_, *sequence_, request, g_cancel, sink);
-    if (!result) {
-      sequence_.reset();
-      return result;
+    TC_ASSIGN(prompt, encode(o, messages_));
+    const size_t first = messages_[0]["role"] == "system" ? 1 : 0;
+    while (static_cast<int64_t>(prompt.size()) > room && messages_.size() > first + 1) {
+      if (!o.quiet) fmt::print(stderr, "(the context is full: the oldest turn is left out)\n");
+      messages_.erase(first);
+      while (messages_.size() > first + 1 && messages_[first]["role"] != "user") messages_.erase(first);
+      TC_ASSIGN(prompt, encode(o, messages_));
     }
-    history_ = request.prompt;
-    history_.insert(history_.end(), result->ids.begin(), result->ids.end());
-    history_.resize(static_cast<size_t>(sequence_->length()));  // the last token was chosen, not yet fed
-    totals_.add(*result);
-    return result;
+    return {};
   }
+
+  Result<std::vector<int32_t>> encode(const RunOptions& o, const Json& messages) const {
+    ChatOptions options;
+    options.thinking = o.think;
+    options.reasoning_effort = o.effort;
+    TC_ASSIGN(const RenderedPrompt prompt, render_generation_prompt(constants_, messages, options));
+    return tokenizer_->encode(prompt.text, prompt.literal);
+  }
+
+  // Errors: cancelled after Ctrl-C, or when nobody reads standard output any more.
+  Status answer(const RunOptions& o, const std::vector<int32_t>& prompt,
+                const std::function<void(const std::string&)>& show) {
+    g_cancel = false;
+    Request request = copy_of(o.request);
+    request.prompt = prompt;
+    request.kept = sequence_;
+    TC_ASSIGN(const std::shared_ptr<RequestHandle> handle, engine_->submit(std::move(request)));
+    transcript_ = prompt;
+    Status status;
+    TokenStream& stream = handle->stream();
+    while (!stream.finished()) {
+      stream.wait_for(std::chrono::milliseconds(50));
+      if (g_cancel || !std::cout) handle->cancel();
+      for (TokenEvent& event : stream.take()) {
+        if (event.id >= 0) transcript_.push_back(event.id);
+        if (!event.text.empty()) show(event.text);
+        if (event.kind != TokenEvent::Kind::finish) continue;
+        totals_.add(event.stats);
+        if (event.reason == FinishReason::error) status = std::move(event.error);
+        if (event.reason == FinishReason::cancelled) status = Error{ErrorCode::cancelled, "cancelled"};
+      }
+    }
+    if (const int32_t eos = engine_->geometry().eos_token_id; transcript_.back() != eos) transcript_.push_back(eos);
+    return status;
+  }
+
+  static Request copy_of(const Request& o) {
+    Request request;
+    request.sampling = o.sampling;
+    request.max_tokens = o.max_tokens;
+    request.stop = o.stop;
+    request.ignore_eos = o.ignore_eos;
+    request.skip_special_tokens = false;
+    return request;
+  }
+
+  static constexpr int64_t kAnswerRoom = 64;  // tokens that an answer should have at least
 
   std::unique_ptr<Tokenizer> tokenizer_;
   ProseConstants constants_;
   std::unique_ptr<Engine> engine_;
-  std::unique_ptr<Sequence> sequence_;
-  std::vector<int32_t> history_;
+  std::shared_ptr<KeptSequence> sequence_;
+  std::vector<int32_t> transcript_;  // of the turns so far, each with its EOS
   Json messages_ = Json::array();
   Totals totals_;
 };
 
+// A line that cannot be answered says so, and the conversation goes on.
 Status chat(Session& session, const RunOptions& o) {
   const bool terminal = isatty(STDIN_FILENO) == 1;
   std::string line;
@@ -154,7 +205,10 @@ Status chat(Session& session, const RunOptions& o) {
     g_cancel = false;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     Status status = session.turn(o, line);
-    if (!status.ok() && status.error().code != ErrorCode::cancelled) return status;
+    if (status.ok() || status.error().code == ErrorCode::cancelled) continue;
+    if (status.error().code != ErrorCode::context_length && status.error().code != ErrorCode::invalid_argument)
+      return status;
+    fmt::print(stderr, "error: {}\n", status.error().message);
   }
   if (terminal) fmt::print(stderr, "\n");
   return {};
@@ -196,9 +250,7 @@ Status run(RunOptions& o) {
   sigaction(SIGINT, &action, nullptr);
   TC_ASSIGN(const std::unique_ptr<Session> session, Session::open(o));
   if (g_cancel) return Error{ErrorCode::cancelled, "cancelled"};
-  Status status = o.chat  ? chat(*session, o)
-                  : o.raw ? session->raw(o, prompt)
-                          : session->turn(o, to_valid_utf8(prompt));
+  Status status = o.chat ? chat(*session, o) : o.raw ? session->raw(o, prompt) : session->turn(o, prompt);
   if (!o.quiet && (status.ok() || status.error().code == ErrorCode::cancelled)) print_totals(*session);
   return status;
 }

@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <thread>
 
 #include "runtime/base/log.h"
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
-#include "runtime/server/chat_api.h"
-#include "runtime/server/http_server.h"
+#include "runtime/server/api/api.h"
+#include "runtime/server/http/listener.h"
+#include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::cli {
 namespace {
@@ -15,7 +17,11 @@ namespace {
 struct ServeOptions {
   ModelOptions model;
   server::HttpOptions http;
-  std::string served_name;
+  server::Api::Options api;
+  LoopOptions loop;
+  int64_t max_num_seqs = 16, max_num_batched_tokens = 512, kv_tokens = 0;
+  int64_t step_budget_ms = 250, watchdog_seconds = 300, drain_seconds = 30;
+  std::string served_name, access_log;
   bool think = false, quiet = false;
 };
 
@@ -24,28 +30,104 @@ std::string default_name(const std::filesystem::path& model) {
   return folder.filename().string();
 }
 
-Status serve(const ServeOptions& o) {
-  TC_ASSIGN(EngineOptions options, o.model.engine_options());
-  options.quiet = o.quiet;
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(o.model.model()));
-  TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o.model.model()));
-  Result<ProseConstants> constants = read_prose_constants(o.model.model());
-  if (!constants) spdlog::warn("chat completions are off: {}", constants.error().message);
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
-  const std::string name = o.served_name.empty() ? default_name(o.model.model()) : o.served_name;
-  server::ChatApi api(*engine, *tokenizer, std::move(constants), defaults, {name, o.think});
-  return server::serve_http(
-      o.http, [&](const server::HttpRequest& request) { return api.handle(request); },
-      [&](uint16_t port) {
-        const std::string url = fmt::format(
-            "http://{}:{}", o.http.host.find(':') == std::string::npos ? o.http.host : "[" + o.http.host + "]", port);
-        fmt::print(
-            "serving {} on {}\n  context {} tokens; {}\n  curl {}/v1/chat/completions -H 'content-type: "
-            "application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
-            name, url, engine->max_context(), machine_line(machine_of(*engine)), url);
-        std::fflush(stdout);
-      },
-      [&] { api.stop(); });
+/// The server while it loads, serves and ends. The network thread answers from the first moment; a signal ends a load,
+/// a drain and then everything (Listener).
+class Service {
+ public:
+  Service(const ServeOptions& o, server::Listener& listener, server::AccessLog& log)
+      : o_(o), listener_(listener), api_(o.api, log) {}
+
+  Status run() {
+    std::thread network(
+        [this] { listener_.run(api_, [this](server::Clock::time_point deadline) { drain(deadline); }); });
+    Status status = load();
+    if (!status.ok()) listener_.stop();
+    network.join();
+    return stopping_ ? Status() : status;  // whoever ends a load gets no error
+  }
+
+ private:
+  Status load() {
+    TC_ASSIGN(EngineOptions options, o_.model.engine_options());
+    options.quiet = o_.quiet;
+    options.max_sequences = static_cast<int>(o_.max_num_seqs);
+    options.max_chunk = o_.max_num_batched_tokens;
+    options.max_logit_rows = std::min<int64_t>(o_.max_num_batched_tokens, 64);  // of prompts that are scored
+    options.kv_tokens = o_.kv_tokens;
+    options.cancel = &stopping_;
+    options.progress = [this](double share) { api_.loading(share); };
+    TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
+    TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
+    Result<ProseConstants> constants = read_prose_constants(o_.model.model());
+    if (!constants) spdlog::warn("chat completions are off: {}", constants.error().message);
+    TC_ASSIGN(engine_, Engine::open(options));
+    TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
+    backend_ = std::make_unique<server::EngineBackend>(*engine_);
+    const std::string name = o_.served_name.empty() ? default_name(o_.model.model()) : o_.served_name;
+    model_ = std::make_unique<server::ServedModel>(server::ServedModel{.backend = backend_.get(),
+                                                                       .vocab_size = engine_->geometry().vocab_size,
+                                                                       .max_context = engine_->max_context(),
+                                                                       .bos_token_id = engine_->geometry().bos_token_id,
+                                                                       .tokenizer = *tokenizer_,
+                                                                       .constants = std::move(constants),
+                                                                       .defaults = defaults,
+                                                                       .name = name,
+                                                                       .think = o_.think,
+                                                                       .created = std::time(nullptr)});
+    api_.serve(*model_);
+    {
+      const std::lock_guard lock(mutex_);
+      started_ = engine_.get();
+      if (deadline_) started_->drain(*deadline_);
+    }
+    if (!stopping_) print_ready();
+    return {};
+  }
+
+  void drain(server::Clock::time_point deadline) {
+    stopping_ = true;
+    api_.drain();
+    const std::lock_guard lock(mutex_);
+    deadline_ = deadline;
+    if (started_) started_->drain(deadline);
+  }
+
+  void print_ready() const {
+    const std::string url = listener_.url();
+    fmt::print(
+        "serving {} on {}\n  context {} tokens, {} sequences at once, {} tokens of KV; {}\n  curl "
+        "{}/v1/chat/completions -H 'content-type: "
+        "application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
+        model_->name, url, engine_->max_context(), o_.max_num_seqs, engine_->stats().kv_tokens_total,
+        machine_line(machine_of(*engine_)), url);
+    std::fflush(stdout);
+  }
+
+  const ServeOptions& o_;
+  server::Listener& listener_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<server::EngineBackend> backend_;
+  std::unique_ptr<server::ServedModel> model_;
+  std::atomic<bool> stopping_{false};
+  std::mutex mutex_;
+  Engine* started_ = nullptr;
+  std::optional<server::Clock::time_point> deadline_;
+  server::Api api_;  // goes first: it waits for what is being prepared
+};
+
+Status serve(ServeOptions& o) {
+  if (o.max_num_batched_tokens < 1) return invalid("--max-num-batched-tokens should be at least 1");
+  if (o.max_num_seqs < 1 || o.max_num_seqs > 4096) return invalid("--max-num-seqs should be from 1 to 4096");
+  if (o.drain_seconds < 0 || o.watchdog_seconds < 1 || o.step_budget_ms < 1)
+    return invalid("--drain-seconds should not be negative, --watchdog-seconds and --step-budget-ms be at least 1");
+  o.loop.step_budget = std::chrono::milliseconds(o.step_budget_ms);
+  o.loop.watchdog = std::chrono::seconds(o.watchdog_seconds);
+  o.http.drain = std::chrono::seconds(o.drain_seconds);
+  o.api.max_body_bytes = o.http.max_body_bytes;
+  TC_ASSIGN(const std::unique_ptr<server::AccessLog> log, server::AccessLog::open(o.access_log));
+  TC_ASSIGN(const std::unique_ptr<server::Listener> listener, server::Listener::bind(o.http));
+  return Service(o, *listener, *log).run();
 }
 
 }  // namespace
@@ -54,9 +136,31 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<ServeOptions>();
   CLI::App* command = app.add_subcommand("serve", "Serve the model over an OpenAI-compatible HTTP API");
   o->model.add_to(*command);
-  command->add_option("--host", o->http.host, "Address to listen on")->capture_default_str();
-  command->add_option("--port", o->http.port, "Port to listen on; 0: any free one")->capture_default_str();
-  command->add_option("--max-body", o->http.max_body_bytes, "Largest request body in bytes")->capture_default_str();
+  const auto add = [&](const char* name, auto& value, const char* text) {
+    return command->add_option(name, value, text)->capture_default_str();
+  };
+  add("--host", o->http.host, "Address to listen on: an IP address or localhost");
+  add("--port", o->http.port, "Port to listen on; 0: any free one");
+  command
+      ->add_option("--allowed-host", o->http.allowed_hosts,
+                   "A name under which this server is reached besides its address; '*' allows all")
+      ->allow_extra_args(false);
+  add("--max-connections", o->http.max_connections, "Open connections at most");
+  add("--max-body", o->http.max_body_bytes, "Largest request body in bytes");
+  add("--max-num-seqs,--parallel", o->max_num_seqs, "Sequences that run together");
+  add("--max-num-batched-tokens", o->max_num_batched_tokens, "Tokens of one step");
+  add("--kv-tokens", o->kv_tokens, "Tokens the KV cache holds, of all sequences together; 0: what memory allows");
+  add("--step-budget-ms", o->step_budget_ms, "Longest step while somebody's answer grows, in milliseconds");
+  add("--max-queue", o->loop.queue.requests, "Requests that wait at most; more get 429");
+  add("--max-queue-tokens", o->loop.queue.tokens, "Prompt tokens that wait at most");
+  add("--max-queue-bytes", o->loop.queue.bytes, "Bytes of waiting requests at most");
+  add("--default-max-tokens", o->loop.default_max_tokens,
+      "Length of answers that ask for none; -1: what the context holds");
+  add("--max-answer-tokens", o->loop.max_answer_tokens, "No answer is longer; -1: what the context holds");
+  add("--watchdog-seconds", o->watchdog_seconds, "A step without an end for this long fails its requests");
+  add("--drain-seconds", o->drain_seconds, "Time for running answers after SIGTERM");
+  add("--prep-threads", o->api.prep_threads, "Threads that read and tokenise requests; 0: a quarter of the cores");
+  command->add_option("--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
   command->add_option("--served-model-name", o->served_name, "Name in /v1/models; the folder's by default");
   command->add_flag("--think", o->think, "Chats think unless the request says otherwise");
   command->add_flag("--quiet,-q", o->quiet, "No progress while loading");

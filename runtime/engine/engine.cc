@@ -17,7 +17,12 @@ Status settle_context(const ModelGeometry& geometry, EngineOptions& options) {
   if (options.max_context < 1 || options.max_context > limit)
     return invalid("a context of " + std::to_string(options.max_context) + " tokens is outside 1.." +
                    std::to_string(limit) + ", the model's limit");
-  options.max_chunk = std::clamp<int64_t>(options.max_chunk, 1, options.max_context);
+  if (options.max_sequences < 1 || options.max_sequences > 4096)
+    return invalid("--max-num-seqs is " + std::to_string(options.max_sequences) + ", outside 1..4096");
+  // Everybody who decodes has a token in every step, and a row of logits.
+  options.max_chunk =
+      std::max<int64_t>(std::clamp<int64_t>(options.max_chunk, 1, options.max_context), options.max_sequences);
+  options.max_logit_rows = std::max<int64_t>(options.max_logit_rows, options.max_sequences);
   return {};
 }
 
@@ -86,6 +91,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
       for (const std::string& line : step->describe()) spdlog::info("{}", line);
     engine->step_ = std::move(step);
   }
+  engine->driver_ = std::make_unique<StepDriver>(*engine->step_, *engine->kv_);
   if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};
   ledger.make_resident(*engine->pool_);
   o.cancel = nullptr;  // both belong to the caller, and to loading
@@ -93,28 +99,10 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   return engine;
 }
 
-Result<std::unique_ptr<Sequence>> Engine::new_sequence() {
-  TC_ASSIGN(std::unique_ptr<SequenceKv> kv, kv_->new_sequence());
-  return std::make_unique<Sequence>(std::move(kv));
-}
-
-Status Engine::prefill(Sequence& sequence, std::span<const int32_t> ids, const std::atomic<bool>* cancel) {
-  const int64_t begin = sequence.length(), end = begin + static_cast<int64_t>(ids.size());
-  for (const int64_t chunk_end : sched::chunk_prefill(begin, end, options_.max_chunk)) {
-    if (cancel && *cancel) return Error{ErrorCode::cancelled, "cancelled"};
-    sched::Batch batch;
-    const int64_t pos = sequence.length();
-    batch.add(0, pos, ids.data() + (pos - begin), chunk_end - pos);
-    if (chunk_end == end) batch.logit_rows.push_back(static_cast<int32_t>(batch.size()) - 1);
-    SequenceKv* const kv = sequence.kv();
-    TC_RETURN_IF_ERROR(step_->run(batch, std::span(&kv, 1)));
-  }
+Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
+  TC_CHECK(!loop_, "an engine is started once");
+  TC_ASSIGN(loop_, StepLoop::start({*step_, *kv_, *pool_, geometry_, tokenizer}, options));
   return {};
-}
-
-std::span<const float> Engine::logits() const {
-  const TensorView<const float, 2> logits = step_->logits();
-  return {logits.row(logits.shape[0] - 1), static_cast<size_t>(geometry_.vocab_size)};
 }
 
 }  // namespace thermocline

@@ -1,4 +1,4 @@
-// Engine: a loaded model and the machinery that runs it, behind the calls everything above uses. One thread steps it.
+// Engine: a loaded model and the machinery that runs it, behind the calls everything above uses.
 #pragma once
 
 #include <atomic>
@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/engine/step_driver.h"
+#include "runtime/engine/step_loop.h"
 #include "runtime/exec/deepseek_v4_gpu_step.h"
 #include "runtime/exec/deepseek_v4_step.h"
 #include "runtime/hw/cgroup.h"
@@ -25,7 +27,7 @@ struct EngineOptions {
   int64_t max_context = 0;     // 0: the model's own limit, at most kDefaultContext
   int64_t max_chunk = 512;     // tokens of a prefill step
   int64_t max_logit_rows = 1;  // tokens of a step whose logits can be asked for
-  int max_sequences = 1;
+  int max_sequences = 1;       // sequences that run together (--max-num-seqs)
   /// Tokens the KV cache holds, of all sequences together; at least max_context. 0: max_context for each of
   /// max_sequences, or as many as fit the free memory, of a device half of it: the rest is for experts.
   int64_t kv_tokens = 0;
@@ -44,17 +46,6 @@ struct EngineOptions {
   static constexpr int64_t kDefaultContext = 32768;
 };
 
-/// A request's state: the tokens whose rows are stored.
-class Sequence {
- public:
-  explicit Sequence(std::unique_ptr<SequenceKv> kv) : kv_(std::move(kv)) {}
-  int64_t length() const { return kv_->length(); }
-  SequenceKv* kv() { return kv_.get(); }
-
- private:
-  std::unique_ptr<SequenceKv> kv_;
-};
-
 class Engine {
  public:
   /// Reads the config and the headers, checks that the devices can run it and that all of it fits the memory, loads,
@@ -62,17 +53,30 @@ class Engine {
   /// KV cache or a thread count out of range; unsupported and out_of_memory before a weight is read; cancelled.
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options);
 
-  Result<std::unique_ptr<Sequence>> new_sequence();
+  /// Starts the step loop on its own thread; from then on only requests step this engine. `tokenizer` outlives it.
+  /// Errors: invalid_argument for an option out of range, and those of a step: two are measured.
+  Status start(const Tokenizer& tokenizer, const LoopOptions& options = {});
 
-  /// Feeds tokens to a sequence in chunks and leaves the logits of the last one in logits().
-  /// Errors: cancelled when `cancel` turned true (tokens of finished chunks stay), and those of ForwardStep::run.
-  Status prefill(Sequence& sequence, std::span<const int32_t> ids, const std::atomic<bool>* cancel = nullptr);
-  /// One token of one sequence.
-  Status decode(Sequence& sequence, int32_t id) { return prefill(sequence, std::span(&id, 1)); }
-  /// Logits of the last prefilled or decoded token, [V].
-  std::span<const float> logits() const;
-  /// Its most likely successor, where a device has found it already (ForwardStep::most_likely).
-  std::optional<int32_t> most_likely() const { return step_->most_likely(step_->logit_row_count() - 1); }
+  // Of a started engine, any thread:
+
+  /// A place in the queue before the request's prompt is made: atomics only. Errors: overloaded, unavailable.
+  Result<QueueTicket> ticket(const QueueCounters::Amount& amount) { return loop().ticket(amount); }
+  /// Hands a request to the step loop.
+  /// Errors: invalid_argument, naming the field; context_length for what cannot ever fit; overloaded; unavailable.
+  Result<std::shared_ptr<RequestHandle>> submit(Request request) { return loop().submit(std::move(request)); }
+  /// No new requests; those that run and wait have until `deadline`, then they fail with unavailable. Returns at once;
+  /// health() says stopped when the last one has ended. Called again, the earlier deadline counts.
+  void drain(std::chrono::steady_clock::time_point deadline) { loop().drain(deadline); }
+  EngineHealth health() const { return loop().health(); }
+  EngineStats stats() const { return loop().stats(); }
+  /// A conversation's sequence (Request::kept).
+  std::shared_ptr<KeptSequence> keep_sequence() { return loop().keep_sequence(); }
+
+  /// The steps as calls, where no loop was started.
+  StepDriver& driver() {
+    TC_CHECK(!loop_, "the step loop drives this engine");
+    return *driver_;
+  }
 
   const ModelGeometry& geometry() const { return geometry_; }
   const deepseek_v4::Weights& weights() const { return *weights_; }
@@ -82,12 +86,16 @@ class Engine {
   const CpuFeatures& cpu() const { return cpu_; }
   const cpu::KernelTable& kernels() const { return table_; }
   WorkerPool& pool() { return *pool_; }
-  ForwardStep& step() { return *step_; }
+  StepExecutor& step() { return *step_; }
   /// The step on devices; null where the CPU does all of it.
   DeepseekV4GpuStep* gpu_step() { return gpu_step_; }
 
  private:
   Engine() = default;
+  StepLoop& loop() const {
+    TC_CHECK(loop_ != nullptr, "Engine::start comes first");
+    return *loop_;
+  }
 
   EngineOptions options_;
   ModelGeometry geometry_;
@@ -97,8 +105,10 @@ class Engine {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<deepseek_v4::Weights> weights_;
   std::unique_ptr<KvCache> kv_;
-  std::unique_ptr<ForwardStep> step_;
+  std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
+  std::unique_ptr<StepDriver> driver_;
+  std::unique_ptr<StepLoop> loop_;  // ends first
 };
 
 }  // namespace thermocline

@@ -48,7 +48,7 @@ EngineMemory Planner::plan(int64_t kv_tokens) const {
   m.plan.add(kHost, "weights", weights_.arena_bytes());
   m.plan.add(kHost, "weights on their way", weights_.buffer_bytes());
   if (devices_.empty()) {
-    m.plan.add(kHost, "KV pages", KvCache::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-memory");
+    m.plan.add(kHost, "KV pages", KvCache::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-tokens");
     m.plan.add(kHost, "step buffers", StepBuffers::bytes(g_, exec_, cpu_.pool.size()),
                "lower --max-num-batched-tokens");
   } else {
@@ -89,10 +89,10 @@ Result<EngineMemory> plan_engine_memory(const EngineOptions& options, const Mode
                                         const MemoryBudget& host) {
   if (options.kv_tokens != 0 && options.kv_tokens < options.max_context)
     return invalid("a KV cache of " + std::to_string(options.kv_tokens) + " tokens does not hold one context of " +
-                   std::to_string(options.max_context) + ": raise --kv-memory, or lower --max-model-len");
+                   std::to_string(options.max_context) + ": raise --kv-tokens, or lower --max-model-len");
   if (options.kv_tokens > kMostTokens)
     return invalid("a KV cache of " + std::to_string(options.kv_tokens) + " tokens is larger than the " +
-                   std::to_string(kMostTokens) + " that pages can be numbered for: lower --kv-memory");
+                   std::to_string(kMostTokens) + " that pages can be numbered for: lower --kv-tokens");
   const Planner planner(options, geometry, weights, cpu, exec, devices, host);
   const int64_t all = std::min(kMostTokens, options.max_context * options.max_sequences);
   const int64_t tokens = options.kv_tokens != 0 ? options.kv_tokens : planner.most_tokens(all);

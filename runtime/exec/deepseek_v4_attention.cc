@@ -124,27 +124,59 @@ void DeepseekV4Step::project_queries(int index, const LayerWeights& w, bool scor
   });
 }
 
+// Emits every row whose window these segments complete.
 void DeepseekV4Step::compress(int index, const LayerWeights& w, const Segments& segments) {
-  const bool csa = g_.kind(index) == LayerKind::csa;
-  for (const Segment& segment : segments) {
-    compress_rows(index, segment, w.compressor, false);
-    if (csa) compress_rows(index, segment, w.index_compressor, true);
-    // The last tokens go to the ring: rows of later steps pool them.
-    const KvLayout::Ring& ring = sequences_[segment.sequence]->layout().ring(index);
-    for (int64_t i = std::max<int64_t>(0, segment.num_tokens - ring.slots); i < segment.num_tokens; ++i) {
-      const int64_t token = segment.first_token + i;
-      float* slot = sequences_[segment.sequence]->ring_slot(index, segment.first_pos + i);
-      slot = std::copy_n(&b_.a[token * ring.width], ring.width, slot);
-      slot = std::copy_n(&b_.z[token * ring.width], ring.width, slot);
-      slot = std::copy_n(b_.index_a.data() + token * ring.index_width, ring.index_width, slot);
-      std::copy_n(b_.index_z.data() + token * ring.index_width, ring.index_width, slot);
+  const int64_t ratio = g_.compress_ratios[index], parts = g_.kind(index) == LayerKind::csa ? 2 : 1;
+  const auto first_row = [&](const Segment& s) { return s.first_pos / ratio; };
+  const auto rows_of = [&](const Segment& s) { return (s.first_pos + s.num_tokens) / ratio - first_row(s); };
+  int64_t rows = 0;
+  for (const Segment& segment : segments) rows += rows_of(segment);
+  cpu_.pool.split(rows * parts, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t row = i / parts;
+      size_t s = 0;
+      for (; row >= rows_of(segments[s]); ++s) row -= rows_of(segments[s]);
+      const bool indexer = i % parts == 1;
+      compress_row(index, segments[s], indexer ? w.index_compressor : w.compressor, indexer,
+                   first_row(segments[s]) + row, worker);
     }
-  }
+  });
+  keep_projections(index, segments);
 }
 
-// Emits every row whose window this segment completes. Tokens before the segment come from the ring, its own from the
-// projections; with overlapping windows the previous window gives its first half of the channels, this one its second.
-void DeepseekV4Step::compress_rows(int index, const Segment& segment, const CompressorWeights& w, bool indexer) {
+// The projections of the last tokens wait in the step's buffers until it is over: rows of later steps pool them, and a
+// step that stops leaves the rings as they were.
+void DeepseekV4Step::keep_projections(int index, const Segments& segments) {
+  for_segments(segments, [&](const Segment& segment, int64_t first, int64_t last, int) {
+    const KvLayout::Ring& ring = sequences_[segment.sequence]->layout().ring(index);
+    first = std::max(first, segment.first_token + segment.num_tokens - ring.slots);
+    for (int64_t token = first; token < last; ++token) {
+      float* out = ring_row(ring, token);
+      out = std::copy_n(&b_.a[token * ring.width], ring.width, out);
+      out = std::copy_n(&b_.z[token * ring.width], ring.width, out);
+      out = std::copy_n(b_.index_a.data() + token * ring.index_width, ring.index_width, out);
+      std::copy_n(b_.index_z.data() + token * ring.index_width, ring.index_width, out);
+    }
+  });
+}
+
+void DeepseekV4Step::fill_rings(const Segments& segments) {
+  for_segments(segments, [&](const Segment& segment, int64_t first, int64_t last, int) {
+    const SequenceKv& kv = *sequences_[segment.sequence];
+    for (int layer = 0; layer < g_.n_layers; ++layer) {
+      const KvLayout::Ring& ring = kv.layout().ring(layer);  // without slots where nothing is compressed
+      for (int64_t token = std::max(first, segment.first_token + segment.num_tokens - ring.slots); token < last;
+           ++token)
+        std::copy_n(ring_row(ring, token), ring.slot_floats(),
+                    kv.ring_slot(layer, segment.first_pos + token - segment.first_token));
+    }
+  });
+}
+
+// Row `r`: tokens before the segment come from the ring, its own from the projections; with overlapping windows the
+// previous window gives its first half of the channels, this one its second.
+void DeepseekV4Step::compress_row(int index, const Segment& segment, const CompressorWeights& w, bool indexer,
+                                  int64_t r, int worker) {
   const int ratio = g_.compress_ratios[index];
   SequenceKv& kv = *sequences_[segment.sequence];
   const KvLayout::Ring& ring = kv.layout().ring(index);
@@ -152,46 +184,41 @@ void DeepseekV4Step::compress_rows(int index, const Segment& segment, const Comp
   const bool overlap = width != row_width;
   const float* a_chunk = indexer ? b_.index_a.data() : b_.a.data();
   const float* z_chunk = indexer ? b_.index_z.data() : b_.z.data();
-  const int64_t first_row = segment.first_pos / ratio, last_row = (segment.first_pos + segment.num_tokens) / ratio;
   const int64_t pairs = g_.rope_head_dim / 2;
-  cpu_.pool.split(last_row - first_row, [&](int64_t begin, int64_t end, int worker) {
-    const float** a = &b_.window[worker * 2 * b_.window_entries];
-    const float** z = a + b_.window_entries;
-    for (int64_t r = first_row + begin; r < first_row + end; ++r) {
-      int64_t entries = 0;
-      for (int64_t pos = std::max<int64_t>(0, overlap ? (r - 1) * ratio : r * ratio); pos < (r + 1) * ratio; ++pos) {
-        const int64_t half = overlap && pos >= r * ratio ? row_width : 0;
-        if (pos >= segment.first_pos) {
-          const int64_t token = segment.first_token + pos - segment.first_pos;
-          a[entries] = a_chunk + token * width + half;
-          z[entries] = z_chunk + token * width + half;
-        } else {
-          const float* slot = kv.ring_slot(index, pos) + (indexer ? 2 * ring.width : 0);
-          a[entries] = slot + half;
-          z[entries] = slot + width + half;
-        }
-        ++entries;
-      }
-      float* row = &b_.row[worker * b_.row_floats];
-      float* angles = row + row_width;
-      ref::compress_window(a, z, entries, row_width, row);
-      if (round_.results) ref::round_to_bf16(row, row_width);
-      cpu::rms_norm(cpu_.table, row, w.norm, row_width, g_.norm_eps, round_.results, row);
-      ref::rope_angles(frequencies_[1], r * ratio, angles, angles + pairs);
-      ref::rope(row + row_width - 2 * pairs, angles, angles + pairs, pairs, false, round_.results);
-      if (indexer && round_.cached_rows) {
-        ref::hadamard(row, row_width);
-        ref::round_to_bf16(row, row_width);
-        ref::fake_fp4(row, row_width);
-      } else if (round_.cached_rows) {
-        ref::fake_fp8(row, g_.nope_head_dim(), kCachedBlock);
-      }
-      if (!indexer)
-        store_row(row, row_width, kv.compressed_row(index, r));
-      else
-        store_key(row, r, kv.index_group(index, r / cpu::kKeyGroup));
+  const float** a = &b_.window[worker * 2 * b_.window_entries];
+  const float** z = a + b_.window_entries;
+  int64_t entries = 0;
+  for (int64_t pos = std::max<int64_t>(0, overlap ? (r - 1) * ratio : r * ratio); pos < (r + 1) * ratio; ++pos) {
+    const int64_t half = overlap && pos >= r * ratio ? row_width : 0;
+    if (pos >= segment.first_pos) {
+      const int64_t token = segment.first_token + pos - segment.first_pos;
+      a[entries] = a_chunk + token * width + half;
+      z[entries] = z_chunk + token * width + half;
+    } else {
+      const float* slot = kv.ring_slot(index, pos) + (indexer ? 2 * ring.width : 0);
+      a[entries] = slot + half;
+      z[entries] = slot + width + half;
     }
-  });
+    ++entries;
+  }
+  float* row = &b_.row[worker * b_.row_floats];
+  float* angles = row + row_width;
+  ref::compress_window(a, z, entries, row_width, row);
+  if (round_.results) ref::round_to_bf16(row, row_width);
+  cpu::rms_norm(cpu_.table, row, w.norm, row_width, g_.norm_eps, round_.results, row);
+  ref::rope_angles(frequencies_[1], r * ratio, angles, angles + pairs);
+  ref::rope(row + row_width - 2 * pairs, angles, angles + pairs, pairs, false, round_.results);
+  if (indexer && round_.cached_rows) {
+    ref::hadamard(row, row_width);
+    ref::round_to_bf16(row, row_width);
+    ref::fake_fp4(row, row_width);
+  } else if (round_.cached_rows) {
+    ref::fake_fp8(row, g_.nope_head_dim(), kCachedBlock);
+  }
+  if (!indexer)
+    store_row(row, row_width, kv.compressed_row(index, r));
+  else
+    store_key(row, r, kv.index_group(index, r / cpu::kKeyGroup));
 }
 
 // Whether some token of the step sees more compressed rows than it may attend to.

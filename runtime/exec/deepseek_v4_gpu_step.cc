@@ -43,7 +43,7 @@ int64_t bucket_of(int64_t tokens) {
 DeepseekV4GpuStep::DeepseekV4GpuStep(const ModelGeometry& geometry, const deepseek_v4::Weights& weights,
                                      cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options,
                                      const GpuOptions& gpu)
-    : ForwardStep(options),
+    : StepExecutor(options),
       g_(geometry),
       w_(weights),
       traffic_(cpu.pool.size(), cpu.pool.nodes()),
@@ -136,7 +136,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
                                     const GpuOptions& gpu, const KvCache& kv,
                                     const std::vector<std::unique_ptr<gpu::Device>>& devices) {
   constexpr int kHost = sched::MemoryPlan::kHost;
-  const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-memory";
+  const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-tokens";
   const std::vector<PartOptions> parts = part_options(g, shapes, numerics, options, gpu, devices.size());
   uint64_t pinned = 0, interpreted = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -299,13 +299,15 @@ void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, co
   }
 }
 
-Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
-                              std::span<const int32_t> next_ids) {
+Result<StepReport> DeepseekV4GpuStep::run(const StepInput& input) {
+  const auto& [batch, sequences, next_ids, stop] = input;
+  const auto start = std::chrono::steady_clock::now();
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
+  if (stop && stop->stop_requested()) return Error{ErrorCode::cancelled, "nobody wants this step any more"};
   for (const std::unique_ptr<DevicePart>& part : parts_) TC_RETURN_IF_ERROR(part->stream().status());
   if (batch.size() == 0) {
     logit_rows_ = mtp_rows_ = 0;
-    return {};
+    return StepReport{};
   }
   const WorkerPool::StepScope scope(cpu_.pool);
   traffic_.reset();
@@ -353,12 +355,14 @@ Status DeepseekV4GpuStep::run(const sched::Batch& batch, std::span<SequenceKv* c
   mtp_rows_ = wanted_mtp_rows;
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
   observe_step(batch.size());
-  return {};
+  const std::chrono::duration<double, std::nano> ns = std::chrono::steady_clock::now() - start;
+  return StepReport{batch.size(), rows, ns.count(), traffic_.total_bytes()};
 }
 
 std::optional<int32_t> DeepseekV4GpuStep::most_likely(int64_t row) const {
   TC_CHECK(row >= 0 && row < logit_rows_);
-  return parts_.back()->most_likely()[row];
+  const int32_t id = parts_.back()->most_likely()[row];
+  return id < 0 ? std::nullopt : std::optional(id);  // not finite: whoever reads the logits says so
 }
 
 void DeepseekV4GpuStep::queue_decode(DevicePart& part) {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "runtime/exec/device_part.h"
-#include "runtime/exec/forward_step.h"
 #include "runtime/exec/numerics.h"
+#include "runtime/exec/step_executor.h"
 #include "scheduler/cost/expert_cost.h"
 #include "scheduler/plan/memory_plan.h"
 
@@ -34,7 +34,7 @@ struct GpuOptions {
   bool graphs = true;  // capture decode steps
 };
 
-class DeepseekV4GpuStep : public ForwardStep {
+class DeepseekV4GpuStep : public StepExecutor {
  public:
   /// Steps of at most this many tokens are padded to a bucket and captured as a graph.
   static constexpr int64_t kDecodeTokens = 16;
@@ -57,8 +57,7 @@ class DeepseekV4GpuStep : public ForwardStep {
   static Status supported(const ModelGeometry& g, const deepseek_v4::Weights& weights, Numerics numerics,
                           const ExecOptions& options);
 
-  Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
-             std::span<const int32_t> next_ids = {}) override;
+  Result<StepReport> run(const StepInput& input) override;
   TensorView<const float, 2> logits() const override;
   TensorView<const float, 2> mtp_logits() const override;
   int64_t logit_row_count() const override { return logit_rows_; }

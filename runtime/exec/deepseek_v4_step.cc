@@ -1,6 +1,7 @@
 #include "runtime/exec/deepseek_v4_step.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -25,7 +26,7 @@ bool experts_take_int8(const cpu::KernelTable& table, const deepseek_v4::Weights
 
 DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                Numerics numerics, const ExecOptions& options)
-    : ForwardStep(options),
+    : StepExecutor(options),
       g_(geometry),
       w_(weights),
       traffic_(cpu.pool.size(), cpu.pool.nodes()),
@@ -49,9 +50,10 @@ Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeomet
   return step;
 }
 
-Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
-                           std::span<const int32_t> next_ids) {
+Result<StepReport> DeepseekV4Step::run(const StepInput& input) {
+  const auto& [batch, sequences, next_ids, stop] = input;
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
+  const auto start = std::chrono::steady_clock::now();
   sequences_ = sequences;
   tokens_ = batch.size();
   const WorkerPool::StepScope scope(cpu_.pool);
@@ -60,15 +62,18 @@ Status DeepseekV4Step::run(const sched::Batch& batch, std::span<SequenceKv* cons
     TC_RETURN_IF_ERROR(sequences[segment.sequence]->reserve(segment.num_tokens));
   embed(batch.token_ids);
   rope_tables(batch.segments);
+  logit_rows_ = mtp_rows_ = 0;
   for (int i = 0; i < g_.n_layers; ++i) {
+    if (stop && stop->stop_requested()) return Error{ErrorCode::cancelled, "nobody wants this step any more"};
     layer(i, w_.layers[i], b_.streams.data(), batch.token_ids, batch.segments);
     if (observer_) observer_(i, {b_.streams.data(), {tokens_, g_.hc_mult, g_.dim}});
   }
   logit_rows_ = head(b_.streams.data(), batch.logit_rows, w_.hc_head, w_.norm, b_.logits.data());
-  mtp_rows_ = 0;
   if (!next_ids.empty() && !w_.mtp.empty()) mtp(next_ids, batch.logit_rows, batch.segments);
+  fill_rings(batch.segments);
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
-  return {};
+  const std::chrono::duration<double, std::nano> ns = std::chrono::steady_clock::now() - start;
+  return StepReport{tokens_, logit_rows_, ns.count(), traffic_.total_bytes()};
 }
 
 cpu::GemmJob DeepseekV4Step::job(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const {

@@ -9,21 +9,20 @@
 
 #include "kernels_cpu/attention.h"
 #include "kernels_cpu/cpu_context.h"
-#include "runtime/exec/forward_step.h"
 #include "runtime/exec/numerics.h"
+#include "runtime/exec/step_executor.h"
 #include "runtime/model/deepseek_v4/weights.h"
 
 namespace thermocline {
 
-class DeepseekV4Step : public ForwardStep {
+class DeepseekV4Step : public StepExecutor {
  public:
   /// The geometry, weights and context outlive the object. Errors: out_of_memory.
   static Result<std::unique_ptr<DeepseekV4Step>> create(const ModelGeometry& geometry,
                                                         const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                                         Numerics numerics, const ExecOptions& options);
 
-  Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
-             std::span<const int32_t> next_ids = {}) override;
+  Result<StepReport> run(const StepInput& input) override;
   TensorView<const float, 2> logits() const override { return {b_.logits.data(), {logit_rows_, g_.vocab_size}}; }
   int64_t logit_row_count() const override { return logit_rows_; }
   TensorView<const float, 2> mtp_logits() const override { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
@@ -47,7 +46,10 @@ class DeepseekV4Step : public ForwardStep {
   void store_raw_rows(int index, const LayerWeights& w, const Segments& segments);
   void project_queries(int index, const LayerWeights& w, bool scores);
   void compress(int index, const LayerWeights& w, const Segments& segments);
-  void compress_rows(int index, const sched::Segment& segment, const deepseek_v4::CompressorWeights& w, bool indexer);
+  void compress_row(int index, const sched::Segment& segment, const deepseek_v4::CompressorWeights& w, bool indexer,
+                    int64_t row, int worker);
+  void keep_projections(int index, const Segments& segments);
+  void fill_rings(const Segments& segments);
   bool must_score(int index, const Segments& segments) const;
   void select_all(int index, const Segments& segments);
   void index_select(int index, const Segments& segments);
@@ -67,9 +69,16 @@ class DeepseekV4Step : public ForwardStep {
   const cpu::GemmInput& linear_x() const { return round_.linear_inputs ? b_.linear_x : b_.plain_x; }
   void store_row(const float* row, int64_t n, std::byte* out) const;
   void store_key(const float* key, int64_t row, std::byte* group) const;
+  /// Calls fn(segment, first, last, worker) for tokens [first, last) of each segment, tokens split over the workers.
+  template <class Fn>
+  void for_segments(const Segments& segments, const Fn& fn);
   /// Calls fn(token, pos, sequence, worker) for every token of the step, tokens split over the workers.
   template <class Fn>
   void for_tokens(const Segments& segments, const Fn& fn);
+  /// Where a token's projections of the ring's layer wait for the end of the step.
+  float* ring_row(const KvLayout::Ring& ring, int64_t token) {
+    return b_.ring_rows.data() + ring.token_offset * options_.max_tokens + token * ring.slot_floats();
+  }
 
   const ModelGeometry& g_;
   const deepseek_v4::Weights& w_;
@@ -86,14 +95,21 @@ class DeepseekV4Step : public ForwardStep {
 };
 
 template <class Fn>
-void DeepseekV4Step::for_tokens(const Segments& segments, const Fn& fn) {
+void DeepseekV4Step::for_segments(const Segments& segments, const Fn& fn) {
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int worker) {
     for (const sched::Segment& segment : segments) {
       const int64_t first = std::max(begin, segment.first_token),
                     last = std::min(end, segment.first_token + segment.num_tokens);
-      for (int64_t token = first; token < last; ++token)
-        fn(token, segment.first_pos + token - segment.first_token, *sequences_[segment.sequence], worker);
+      if (first < last) fn(segment, first, last, worker);
     }
+  });
+}
+
+template <class Fn>
+void DeepseekV4Step::for_tokens(const Segments& segments, const Fn& fn) {
+  for_segments(segments, [&](const sched::Segment& segment, int64_t first, int64_t last, int worker) {
+    for (int64_t token = first; token < last; ++token)
+      fn(token, segment.first_pos + token - segment.first_token, *sequences_[segment.sequence], worker);
   });
 }
 

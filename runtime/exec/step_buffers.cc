@@ -34,6 +34,12 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.z, HostArray<float>::allocate(m * 2 * g.head_dim));
   TC_ASSIGN(b.index_a, HostArray<float>::allocate(m * 2 * g.index_head_dim));
   TC_ASSIGN(b.index_z, HostArray<float>::allocate(m * 2 * g.index_head_dim));
+  int64_t ring_floats = 0;  // of a token
+  for (int i = 0; i < g.n_layers; ++i)
+    if (g.compress_ratios[i] > 0)
+      ring_floats += 2 * (g.compressor_width(i, g.head_dim) +
+                          (g.kind(i) == LayerKind::csa ? g.compressor_width(i, g.index_head_dim) : 0));
+  TC_ASSIGN(b.ring_rows, HostArray<float>::allocate(m * ring_floats));
   TC_ASSIGN(b.index_q, HostArray<float>::allocate(m * g.index_n_heads * g.index_head_dim));
   TC_ASSIGN(b.index_g, HostArray<float>::allocate(m * g.index_n_heads));
   TC_ASSIGN(b.selected, HostArray<int32_t>::allocate(m * g.index_topk));

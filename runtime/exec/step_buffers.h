@@ -37,6 +37,7 @@ struct StepBuffers {
   HostArray<float> index_a, index_z;  // [M, index compressor width]
   HostArray<float> index_q;           // [M, Hi ci]
   HostArray<float> index_g;           // [M, Hi]
+  HostArray<float> ring_rows;         // of each layer that compresses, [M, a ring's slot] (KvLayout::Ring)
   HostArray<int32_t> selected;        // [M, K] rows the indexer chose
   HostArray<int32_t> selected_count;  // [M]
 

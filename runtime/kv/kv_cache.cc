@@ -19,6 +19,7 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_l
                                          : cpu::kKeyGroup * g.index_head_dim * element;
   const int last = last_layer < 0 ? g.n_layers + (options.mtp ? g.n_mtp_layers : 0) : last_layer;
   window_page_bytes_ = (last - first_layer) * kPageTokens * row_bytes_;
+  int64_t token_floats = 0;
   for (int i = 0; i < g.n_layers; ++i) {
     Layer layer;
     if (const int ratio = g.compress_ratios[i]; ratio > 0 && i >= first_layer && i < last) {
@@ -30,7 +31,8 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_l
       if (csa) compressed_page_bytes_ += layer.rows_per_page / cpu::kKeyGroup * index_group_bytes_;  // 64 rows a page
       // Pooling row r reads its own window and, where windows overlap, the one before.
       layer.ring = {ring_floats_, csa ? 2 * ratio : ratio, g.compressor_width(i, g.head_dim),
-                    csa ? g.compressor_width(i, g.index_head_dim) : 0};
+                    csa ? g.compressor_width(i, g.index_head_dim) : 0, token_floats};
+      token_floats += layer.ring.slot_floats();
       ring_floats_ += layer.ring.slots * layer.ring.slot_floats();
     }
     layers_.push_back(layer);

@@ -55,6 +55,7 @@ class KvLayout {
   /// The compressor ring of a layer: `slots` tokens of [a | z] floats, attention first, then the indexer's.
   struct Ring {
     int64_t offset = 0, slots = 0, width = 0, index_width = 0;  // floats; widths of a and of z each
+    int64_t token_offset = 0;                                   // floats of one slot of every layer before
     int64_t slot_floats() const { return 2 * (width + index_width); }
   };
   const Ring& ring(int layer) const { return layers_[layer].ring; }
@@ -142,6 +143,7 @@ class KvCache {
   /// Pages of the two pools.
   int64_t window_pages() const { return window_.pages(); }
   int64_t compressed_pages() const { return compressed_.pages(); }
+  int64_t free_compressed_pages() const { return compressed_.free_pages(); }
 
  private:
   friend class SequenceKv;

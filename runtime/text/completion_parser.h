@@ -66,6 +66,8 @@ class CompletionStream {
   /// that left), so a '<' at its end was the beginning of something and is dropped. A call that is open is dropped
   /// either way.
   std::vector<Event> finish(bool truncated = false);
+  /// Whether the next word is reasoning, as far as the text is known.
+  bool in_reasoning() const { return in_reasoning_; }
   /// How many calls were given out.
   int tool_calls() const { return calls_; }
 

@@ -1,6 +1,5 @@
 // runtime/engine: stop strings, generation against recorded continuations.
-#include "runtime/engine/generation.h"
-#include "tests/support/models.h"
+#include "tests/support/answers.h"
 
 namespace thermocline {
 namespace {
@@ -17,6 +16,8 @@ TEST(StopMatcher, FindsStopsAcrossPiecesAndLosesNothing) {
   StopMatcher open(stops);
   EXPECT_EQ(open.push("a#", stopped), "a");
   EXPECT_EQ(open.finish(), "#");
+  StopMatcher including(stops, true);
+  EXPECT_EQ(including.push("xENDy", stopped), "xEND");
 }
 
 /// Greedy continuations recorded from the published code, token for token, in published and bf16 numerics.
@@ -28,26 +29,19 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
   int count = 0;
   for (const Json& line : test::read_jsonl(test::golden("demo/greedy.jsonl"))) {
     const std::string numerics = line["numerics"].get<std::string>();
-    if (!engines[numerics])
+    if (!engines[numerics]) {
       engines[numerics] = test::open_engine(
           {.folder = test::demo_model(), .numerics = parse_numerics(numerics).value(), .isa = GetParam()});
-    GenerationRequest request;
-    request.prompt = tokenizer->encode(line["prompt"].get<std::string>()).value();
-    ASSERT_EQ(request.prompt.size(), line["prompt_tokens"].get<size_t>());
-    request.sampling.temperature = 0;
+      ASSERT_TRUE(engines[numerics]->start(*tokenizer).ok());
+    }
     const std::vector<int32_t> expected = line["ids"].get<std::vector<int32_t>>();
-    request.max_tokens = static_cast<int64_t>(expected.size());
-    auto sequence = engines[numerics]->new_sequence().value();
-    std::string text;
-    const std::atomic<bool> cancel{false};
-    const GenerationResult result =
-        generate(*engines[numerics], *tokenizer, *sequence, request, cancel, [&](const std::string& piece, int32_t) {
-          text += piece;
-          return true;
-        }).value();
-    EXPECT_EQ(result.ids, expected) << numerics << ": " << line["prompt"];
-    std::string expected_text = line["text"].get<std::string>();
-    EXPECT_EQ(text, expected_text);
+    Request request =
+        test::request_of(*tokenizer, line["prompt"].get<std::string>(), static_cast<int64_t>(expected.size()));
+    ASSERT_EQ(request.prompt.size(), line["prompt_tokens"].get<size_t>());
+    request.skip_special_tokens = false;
+    const test::Answer answer = test::ask(*engines[numerics], std::move(request));
+    EXPECT_EQ(answer.ids, expected) << numerics << ": " << line["prompt"];
+    EXPECT_EQ(answer.text, line["text"].get<std::string>());
 #ifdef TC_SANITIZED
     if (++count == 6) break;
 #else
@@ -59,45 +53,6 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
 
 INSTANTIATE_TEST_SUITE_P(Isa, Greedy, ::testing::ValuesIn(test::isas()),
                          [](const auto& test) { return test::isa_test_name(test.param); });
-
-TEST(Generation, StopsLimitsAndCancels) {
-  const auto tokenizer = Tokenizer::load(test::demo_model()).value();
-  const auto engine = test::open_engine({.folder = test::demo_model()});
-  GenerationRequest request;
-  request.prompt =
-      tokenizer->encode("<｜begin▁of▁sentence｜><｜User｜>What is the capital of Norway?<｜Assistant｜></think>")
-          .value();
-  request.sampling.temperature = 0;
-  std::atomic<bool> cancel{false};
-  std::string text;
-  const auto run = [&] {
-    text.clear();
-    auto sequence = engine->new_sequence().value();
-    return generate(*engine, *tokenizer, *sequence, request, cancel, [&](const std::string& piece, int32_t) {
-      text += piece;
-      return true;
-    });
-  };
-  EXPECT_EQ(run()->reason, FinishReason::stop);
-  EXPECT_EQ(text, "The capital of Norway is Oslo.");
-  request.stop = {"Norway is"};
-  EXPECT_EQ(run()->reason, FinishReason::stop);
-  EXPECT_EQ(text, "The capital of ");
-  request.stop.clear();
-  request.max_tokens = 2;
-  EXPECT_EQ(run()->reason, FinishReason::length);
-  EXPECT_EQ(run()->completion_tokens, 2);
-  request.max_tokens = 20;
-  request.ignore_eos = true;
-  EXPECT_EQ(run()->completion_tokens, 20);
-  cancel = true;
-  EXPECT_EQ(run()->reason, FinishReason::cancelled);
-  cancel = false;
-  request.prompt.clear();
-  EXPECT_EQ(run().error().field, "prompt");
-  request.prompt.assign(2000, 5);
-  EXPECT_EQ(run().error().field, "prompt");
-}
 
 }  // namespace
 }  // namespace thermocline

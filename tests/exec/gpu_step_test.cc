@@ -239,8 +239,8 @@ TEST(GpuStep, AloneAndInABatchAndWithoutGraphs) {
   for (int s = 0; s < sequences; ++s)
     expected.push_back(test::run_logits(*direct, {ids.begin() + s, ids.begin() + s + length}, 64).logits);
   EXPECT_EQ(direct->gpu_step()->counters().graph_launches, 0);
-  std::vector<std::unique_ptr<Sequence>> running;
-  for (int s = 0; s < sequences; ++s) running.push_back(engine->new_sequence().value());
+  std::vector<std::unique_ptr<SequenceKv>> running;
+  for (int s = 0; s < sequences; ++s) running.push_back(engine->driver().new_sequence().value());
   for (bool left = true; left;) {
     left = false;
     sched::Batch batch;
@@ -248,7 +248,7 @@ TEST(GpuStep, AloneAndInABatchAndWithoutGraphs) {
     std::vector<std::pair<int, int64_t>> rows;
     for (int s = 0; s < sequences; ++s) {
       const int64_t pos = running[static_cast<size_t>(s)]->length();
-      kv.push_back(running[static_cast<size_t>(s)]->kv());
+      kv.push_back(running[static_cast<size_t>(s)].get());
       // Sequence 3 prefills three at a time between the others' decode.
       const int64_t count = std::min<int64_t>(s == 3 ? 3 : 1, length - pos);
       if (count <= 0) continue;
@@ -258,7 +258,7 @@ TEST(GpuStep, AloneAndInABatchAndWithoutGraphs) {
       left = true;
     }
     if (!left) break;
-    ASSERT_TRUE(engine->step().run(batch, kv).ok());
+    ASSERT_TRUE(engine->step().run({batch, kv}).ok());
     for (size_t i = 0; i < rows.size(); ++i) {
       const float* const got = engine->step().logits().row(static_cast<int64_t>(i));
       const std::vector<float>& want = expected[static_cast<size_t>(rows[i].first)];
@@ -343,11 +343,11 @@ TEST(GpuStep, AHostilePolicyCannotTakeWhatAStepInFlightNeeds) {
       for (int e = 0; e < r.experts; ++e) refused += !slots.fill({l, (e + 1) % r.experts});
   });
   size_t step = 0;
-  const std::unique_ptr<Sequence> sequence = engine->new_sequence().value();
+  const std::unique_ptr<SequenceKv> sequence = engine->driver().new_sequence().value();
   const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size);
   for (const int32_t id : ids) {
-    ASSERT_TRUE(engine->decode(*sequence, id).ok());
-    const std::span<const float> got = engine->logits();
+    ASSERT_TRUE(engine->driver().decode(*sequence, id).ok());
+    const std::span<const float> got = engine->driver().logits();
     ASSERT_TRUE(std::equal(got.begin(), got.end(), expected.begin() + static_cast<ptrdiff_t>(step * vocab)))
         << "step " << step;
     ++step;
@@ -359,8 +359,8 @@ TEST(GpuStep, FillsArePublishedTwoStepsLaterWhateverTheSpeedOfCopies) {
   const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(), .experts = 4});
   SlotPool& slots = engine->gpu_step()->part(0).slots();
   const std::vector<int32_t> ids = small_ids(4);
-  const std::unique_ptr<Sequence> sequence = engine->new_sequence().value();
-  ASSERT_TRUE(engine->decode(*sequence, ids[0]).ok());
+  const std::unique_ptr<SequenceKv> sequence = engine->driver().new_sequence().value();
+  ASSERT_TRUE(engine->driver().decode(*sequence, ids[0]).ok());
   const int32_t slot = slots.step_table(0)[0];
   ASSERT_GE(slot, 0);
   ASSERT_TRUE(slots.evict({0, 0}));
@@ -368,10 +368,10 @@ TEST(GpuStep, FillsArePublishedTwoStepsLaterWhateverTheSpeedOfCopies) {
   ASSERT_TRUE(slots.fill({0, 9}));
   EXPECT_FALSE(slots.fill({0, 9})) << "on its way";
   EXPECT_FALSE(slots.evict({0, 9})) << "not there yet";
-  ASSERT_TRUE(engine->decode(*sequence, ids[1]).ok());
+  ASSERT_TRUE(engine->driver().decode(*sequence, ids[1]).ok());
   EXPECT_EQ(slots.step_table(0)[0], -1);
   EXPECT_EQ(slots.step_table(0)[9], -1);
-  ASSERT_TRUE(engine->decode(*sequence, ids[2]).ok());
+  ASSERT_TRUE(engine->driver().decode(*sequence, ids[2]).ok());
   EXPECT_EQ(slots.step_table(0)[9], slot);
 }
 
@@ -460,11 +460,11 @@ TEST(GpuStep, ADeviceFaultFailsTheStepAndSticks) {
     for (const bool graphs : {false, true}) {
       const std::unique_ptr<Engine> engine =
           open_engine({.folder = test::golden("tiny-csa"), .experts = 8, .graphs = graphs});
-      const std::unique_ptr<Sequence> sequence = engine->new_sequence().value();
-      ASSERT_TRUE(engine->decode(*sequence, 1).ok());
+      const std::unique_ptr<SequenceKv> sequence = engine->driver().new_sequence().value();
+      ASSERT_TRUE(engine->driver().decode(*sequence, 1).ok());
       gpu::launch(engine->gpu_step()->part(0).stream(), "planted_fault", planted_fault, {1}, 32, Planted{milliseconds});
       for (int attempt = 0; attempt < 2; ++attempt) {
-        const Status status = engine->decode(*sequence, 2);
+        const Status status = engine->driver().decode(*sequence, 2);
         ASSERT_FALSE(status.ok());
         EXPECT_EQ(status.error().code, ErrorCode::internal);
         EXPECT_NE(status.error().message.find("planted_fault, block (0, 0, 0), warp 0, lane 0: planted"),
@@ -477,11 +477,11 @@ TEST(GpuStep, ADeviceFaultFailsTheStepAndSticks) {
 
 TEST(GpuStep, TheMostLikelyTokenIsThatOfTheLogits) {
   const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(), .experts = 8});
-  const std::unique_ptr<Sequence> sequence = engine->new_sequence().value();
+  const std::unique_ptr<SequenceKv> sequence = engine->driver().new_sequence().value();
   for (const int32_t id : small_ids(4)) {
-    ASSERT_TRUE(engine->decode(*sequence, id).ok());
-    const std::optional<int32_t> chosen = engine->most_likely();
-    const std::span<const float> logits = engine->logits();
+    ASSERT_TRUE(engine->driver().decode(*sequence, id).ok());
+    const std::optional<int32_t> chosen = engine->driver().most_likely();
+    const std::span<const float> logits = engine->driver().logits();
     ASSERT_TRUE(chosen.has_value());
     EXPECT_EQ(*chosen, std::max_element(logits.begin(), logits.end()) - logits.begin());
   }

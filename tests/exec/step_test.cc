@@ -221,11 +221,11 @@ TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
                                            .sequences = 4,
                                            .topology = topology,
                                            .int8 = GetParam().int8});
-    std::vector<std::unique_ptr<Sequence>> sequences;
+    std::vector<std::unique_ptr<SequenceKv>> sequences;
     std::vector<SequenceKv*> kv;
     for (size_t i = 0; i < prompts.size(); ++i) {
-      sequences.push_back(engine->new_sequence().value());
-      kv.push_back(sequences.back()->kv());
+      sequences.push_back(engine->driver().new_sequence().value());
+      kv.push_back(sequences.back().get());
     }
     // Every step takes another number of tokens from each sequence that has some left.
     std::mt19937 random(static_cast<unsigned>(threads));
@@ -243,7 +243,7 @@ TEST_P(Invariance, BatchThreadsAndNodesChangeNoBit) {
         }
         batch.add(static_cast<int>(i), pos, prompts[i].data() + pos, count);
       }
-      const Status status = batch.size() > 0 ? engine->step().run(batch, kv) : Status();
+      const Result<StepReport> status = batch.size() > 0 ? engine->step().run({batch, kv}) : StepReport();
       ASSERT_TRUE(status.ok());
       for (size_t row = 0; row < rows.size(); ++row) {
         const auto& [i, pos] = rows[row];
@@ -272,18 +272,18 @@ TEST_P(Invariance, DecodingInABatchChangesNoBit) {
                                          .topology = "node:2 core:1 pu:1",
                                          .int8 = GetParam().int8});
   const size_t vocab = static_cast<size_t>(engine->geometry().vocab_size);
-  std::vector<std::unique_ptr<Sequence>> sequences;
+  std::vector<std::unique_ptr<SequenceKv>> sequences;
   std::vector<SequenceKv*> kv;
   std::vector<std::vector<float>> expected;
   for (int i = 0; i < kMost; ++i) {  // sequence i: a prompt of its own, then one token decoded alone
     const std::vector<int32_t> prompt(ids.begin() + i, ids.begin() + i + 5 + i % 7);
-    auto alone = engine->new_sequence().value();
-    ASSERT_TRUE(engine->prefill(*alone, prompt).ok());
-    ASSERT_TRUE(engine->decode(*alone, ids[static_cast<size_t>(i + 20)]).ok());
-    expected.emplace_back(engine->logits().begin(), engine->logits().end());
-    sequences.push_back(engine->new_sequence().value());
-    ASSERT_TRUE(engine->prefill(*sequences.back(), prompt).ok());
-    kv.push_back(sequences.back()->kv());
+    auto alone = engine->driver().new_sequence().value();
+    ASSERT_TRUE(engine->driver().prefill(*alone, prompt).ok());
+    ASSERT_TRUE(engine->driver().decode(*alone, ids[static_cast<size_t>(i + 20)]).ok());
+    expected.emplace_back(engine->driver().logits().begin(), engine->driver().logits().end());
+    sequences.push_back(engine->driver().new_sequence().value());
+    ASSERT_TRUE(engine->driver().prefill(*sequences.back(), prompt).ok());
+    kv.push_back(sequences.back().get());
   }
   int first = 0;
   for (const int size : {2, 3, 8, 17, 34}) {  // every sequence takes its step once, 64 in all
@@ -294,7 +294,7 @@ TEST_P(Invariance, DecodingInABatchChangesNoBit) {
       batch.logit_rows.push_back(i);
       batch.add(first + i, kv[static_cast<size_t>(first + i)]->length(), &ids[static_cast<size_t>(first + i + 20)], 1);
     }
-    ASSERT_TRUE(engine->step().run(batch, kv).ok());
+    ASSERT_TRUE(engine->step().run({batch, kv}).ok());
     for (int i = 0; i < count; ++i)
       ASSERT_EQ(std::memcmp(engine->step().logits().row(i), expected[static_cast<size_t>(first + i)].data(), vocab * 4),
                 0)
@@ -324,11 +324,11 @@ TEST(LongContext, RowsSplitOverManyWorkersGiveTheSameBits) {
     if (threads == 1)
       for (int32_t& id : ids)
         id = static_cast<int32_t>(random() % static_cast<uint64_t>(engine->geometry().vocab_size));
-    auto sequence = engine->new_sequence().value();
-    ASSERT_TRUE(engine->prefill(*sequence, std::span(ids).first(8320)).ok());
+    auto sequence = engine->driver().new_sequence().value();
+    ASSERT_TRUE(engine->driver().prefill(*sequence, std::span(ids).first(8320)).ok());
     for (size_t i = 0; i < 3; ++i) {
-      ASSERT_TRUE(engine->decode(*sequence, ids[8320 + i]).ok());
-      const std::vector<float> logits(engine->logits().begin(), engine->logits().end());
+      ASSERT_TRUE(engine->driver().decode(*sequence, ids[8320 + i]).ok());
+      const std::vector<float> logits(engine->driver().logits().begin(), engine->driver().logits().end());
       if (threads == 1)
         expected.push_back(logits);
       else
@@ -364,9 +364,9 @@ TEST(Numa, EveryWorkerReadsItsOwnNodesWeightsOnly) {
         for (const cpu::PackedMatrix* m : {&e.w1, &e.w3, &e.w2}) expect_sliced(*m);
       for (int node = 0; node < nodes; ++node) ASSERT_TRUE(in_arena(layer.hc_ffn.fn_on(node), node));
     }
-    auto sequence = engine->new_sequence().value();
-    ASSERT_TRUE(engine->prefill(*sequence, std::vector<int32_t>{0, 5, 9, 17}).ok());
-    ASSERT_TRUE(engine->decode(*sequence, 3).ok());
+    auto sequence = engine->driver().new_sequence().value();
+    ASSERT_TRUE(engine->driver().prefill(*sequence, std::vector<int32_t>{0, 5, 9, 17}).ok());
+    ASSERT_TRUE(engine->driver().decode(*sequence, 3).ok());
     const cpu::WeightTraffic& traffic = engine->step().traffic();
     std::vector<uint64_t> by_node(static_cast<size_t>(nodes));
     for (int worker = 0; worker < threads; ++worker)
@@ -389,19 +389,19 @@ TEST(Numa, EveryWorkerReadsItsOwnNodesWeightsOnly) {
 
 TEST(Step, ErrorsLeaveTheSequenceAsItWas) {
   const auto engine = test::open_engine({.folder = test::demo_model()});
-  auto sequence = engine->new_sequence().value();
+  auto sequence = engine->driver().new_sequence().value();
   const std::vector<int32_t> good = {0, 5, 9};
-  ASSERT_TRUE(engine->prefill(*sequence, good).ok());
+  ASSERT_TRUE(engine->driver().prefill(*sequence, good).ok());
   const std::vector<int32_t> bad = {5, 4096};
-  const Status status = engine->prefill(*sequence, bad);
+  const Status status = engine->driver().prefill(*sequence, bad);
   ASSERT_FALSE(status.ok());
   EXPECT_EQ(status.error().code, ErrorCode::invalid_argument);
   EXPECT_NE(status.error().message.find("4096"), std::string::npos);
   EXPECT_EQ(sequence->length(), 3);
   const std::vector<int32_t> many(1022, 7);
-  EXPECT_FALSE(engine->prefill(*sequence, many).ok()) << "past the context";
+  EXPECT_FALSE(engine->driver().prefill(*sequence, many).ok()) << "past the context";
   std::atomic<bool> cancel{true};
-  const Status cancelled = engine->prefill(*sequence, good, &cancel);
+  const Status cancelled = engine->driver().prefill(*sequence, good, &cancel);
   ASSERT_FALSE(cancelled.ok());
   EXPECT_EQ(cancelled.error().code, ErrorCode::cancelled);
 }

@@ -8,7 +8,8 @@
 
 #include "runtime/io/safetensors.h"
 #include "runtime/model/deepseek_v4/config.h"
-#include "runtime/server/request_fields.h"
+#include "runtime/server/api/chat_completions.h"
+#include "runtime/server/api/completions.h"
 #include "runtime/text/chat_encoding.h"
 #include "runtime/text/completion_parser.h"
 #include "runtime/text/detokenizer.h"
@@ -121,11 +122,24 @@ void chat(std::string_view data) {
   }
 }
 
+// The server's own way of a body: bounded JSON, typed fields, rendering, tokenising, for both endpoints.
 void request(std::string_view data) {
-  const Result<Json> json = parse_json(data);
-  if (json && json->is_object()) (void)server::read_generation_fields(server::Fields(*json), {});
-  (void)python_members(data);
+  static const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::load(TC_SOURCE_DIR "/models/demo").value();
+  static const server::ServedModel model{
+      .vocab_size = 4096, .max_context = 2048, .tokenizer = *tokenizer, .constants = prose(), .name = "demo"};
+  static const std::unique_ptr<server::AccessLog> log = server::AccessLog::open("").value();
+  const Result<Json> json = parse_bounded_json(data, {.values = 10'000, .keys = 100});
+  if (!json || !json->is_object()) return;
+  const auto read = [&](const auto& generation) {
+    const auto requests = generation->read(*json);
+    if (requests)
+      for (const Request& r : *requests) (void)r.sampling.check(model.vocab_size);
+  };
+  read(std::make_shared<server::ChatGeneration>(model, server::HttpRequest(), *log));
+  read(std::make_shared<server::CompletionGeneration>(model, server::HttpRequest(), *log));
 }
+
+void python_json(std::string_view data) { (void)python_members(data); }
 
 // What a client keeps of a completion; its arguments are JSON without a key twice, whatever the model wrote.
 std::string answer(std::string_view text, size_t step, bool thinking, const ToolProperties& tools) {
@@ -165,6 +179,7 @@ constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"encode", encode},
     {"chat", chat},
     {"request", request},
+    {"python_json", python_json},
     {"completion", completion}};
 
 }  // namespace

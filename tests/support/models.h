@@ -7,7 +7,7 @@
 namespace thermocline::test {
 
 struct ModelSetup {
-  std::filesystem::path folder;
+  std::filesystem::path folder = demo_model();
   Numerics numerics = Numerics::published;
   Isa isa = Isa::amx;
   int threads = 2;
@@ -17,6 +17,7 @@ struct ModelSetup {
   std::string topology = {};
   bool int8 = false;
   int64_t context = 1024;
+  int64_t kv_tokens = 0;
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -29,6 +30,7 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.max_context = setup.context;
   options.max_chunk = options.max_logit_rows = setup.chunk;
   options.max_sequences = setup.sequences;
+  options.kv_tokens = setup.kv_tokens;
   options.mtp = setup.mtp;
   options.int8_activations = setup.int8;
   options.quiet = true;
@@ -62,7 +64,7 @@ struct RunLogits {
 inline RunLogits run_logits(Engine& engine, const std::vector<int32_t>& ids, int64_t chunk, int64_t decode_from = -1,
                             bool mtp = false) {
   RunLogits out;
-  auto sequence = engine.new_sequence().value();
+  auto sequence = engine.driver().new_sequence().value();
   const int64_t total = static_cast<int64_t>(ids.size()), prefill = decode_from < 0 ? total : decode_from;
   while (sequence->length() < total) {
     const int64_t pos = sequence->length(), count = pos < prefill ? std::min(chunk, prefill - pos) : 1;
@@ -73,8 +75,8 @@ inline RunLogits run_logits(Engine& engine, const std::vector<int32_t>& ids, int
       batch.logit_rows.push_back(i);
       if (mtp) next.push_back(pos + i + 1 < total ? ids[static_cast<size_t>(pos + i + 1)] : -1);
     }
-    SequenceKv* const kv = sequence->kv();
-    const Status status = engine.step().run(batch, std::span(&kv, 1), next);
+    SequenceKv* const kv = sequence.get();
+    const Result<StepReport> status = engine.step().run({batch, std::span(&kv, 1), next});
     TC_CHECK(status.ok(), status.ok() ? "" : status.error().message);
     const auto logits = engine.step().logits(), mtp_logits = engine.step().mtp_logits();
     out.logits.insert(out.logits.end(), logits.data, logits.data + logits.size());

@@ -56,7 +56,7 @@ Exchange::Output pull(Exchange& exchange, bool abort) {
   });
 }
 
-std::string chunk(std::string bytes, bool last) {
+std::string chunk(const std::string& bytes, bool last) {
   std::string out = bytes.empty() ? "" : fmt::format("{:x}\r\n", bytes.size()) + bytes + "\r\n";
   return last ? out + "0\r\n\r\n" : out;
 }
@@ -66,7 +66,11 @@ class Answering {
  public:
   explicit Answering(Network& network) : network_(network) { ++network_.answering; }
   ~Answering() {
-    if (--network_.answering == 0 && network_.draining) asio::post(network_.context, network_.on_quiet);
+    if (--network_.answering > 0 || !network_.draining) return;
+    try {
+      asio::post(network_.context, network_.on_quiet);
+    } catch (...) {  // no memory for it: the drain's deadline ends the server instead
+    }
   }
   Answering(const Answering&) = delete;
   Answering& operator=(const Answering&) = delete;
@@ -519,7 +523,7 @@ void Connection::stage_piece(std::string bytes, bool last) {
     out_head_ = stream_head(request_.facts, close_).substr(prefixed_);
   }
   if (request_.facts.head_only) return;
-  out_body_ = request_.facts.http11 ? chunk(std::move(bytes), last) : std::move(bytes);
+  out_body_ = request_.facts.http11 ? chunk(bytes, last) : std::move(bytes);
 }
 
 /// A comment after a long silence, and the probe of a peer that has sent its FIN. Whether something is staged.

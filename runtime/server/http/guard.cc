@@ -57,7 +57,7 @@ std::optional<Authority> parse_authority(std::string_view text) {
   return parts;
 }
 
-HostGuard::HostGuard(const std::string& address, std::vector<std::string> allowed) : address_(address) {
+HostGuard::HostGuard(const std::string& address, const std::vector<std::string>& allowed) : address_(address) {
   for (const std::string& name : allowed) {
     any_ |= name == "*";
     const std::optional<Authority> parts = parse_authority(name);

@@ -20,7 +20,7 @@ class HostGuard {
  public:
   /// `address`: what is listened on, in canonical form. On a loopback address Host is always checked; on another one
   /// only with `allowed` names, because such a server is reached under names that it cannot know.
-  HostGuard(const std::string& address, std::vector<std::string> allowed);
+  HostGuard(const std::string& address, const std::vector<std::string>& allowed);
 
   /// Whether a request for `host` that came in on `local_address` is for this server.
   bool allows_host(const Authority& host, std::string_view local_address) const;

@@ -113,7 +113,7 @@ class Listener::Impl {
     network_ = &network;
     on_drain_ = std::move(on_drain);
     await_signal();
-    asio::co_spawn(context_, accept_all(), [this](std::exception_ptr failure) {
+    asio::co_spawn(context_, accept_all(), [this](const std::exception_ptr& failure) {
       if (failure) log_failure("accepting connections", failure);
       if (failure) finish();
     });
@@ -183,7 +183,7 @@ class Listener::Impl {
     if (turned_away) ++turned_away_;
     if (turned_away && network_->open.size() >= options_.max_connections + kTurnedAway) return;  // closed unheard
     const auto connection = std::make_shared<Connection>(std::move(socket), *network_);
-    asio::co_spawn(context_, run_connection(connection, turned_away), [this, connection](std::exception_ptr failure) {
+    asio::co_spawn(context_, run_connection(connection, turned_away), [connection](const std::exception_ptr& failure) {
       if (failure) log_failure("a connection", failure);
       connection->drop();
     });

@@ -1,9 +1,9 @@
-#include "runtime/exec/forward_step.h"
+#include "runtime/exec/step_executor.h"
 
 namespace thermocline {
 
-Status ForwardStep::check(const ModelGeometry& g, const ExecOptions& options, const sched::Batch& batch,
-                          std::span<SequenceKv* const> sequences) {
+Status StepExecutor::check(const ModelGeometry& g, const ExecOptions& options, const sched::Batch& batch,
+                           std::span<SequenceKv* const> sequences) {
   TC_CHECK(batch.size() <= options.max_tokens, "a batch of " + std::to_string(batch.size()) + " tokens");
   TC_CHECK(static_cast<int64_t>(batch.logit_rows.size()) <= std::min(options.max_tokens, options.max_logit_rows));
   for (const int32_t id : batch.token_ids)

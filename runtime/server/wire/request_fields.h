@@ -1,21 +1,25 @@
 // Checked access to the fields of a request body. Every error names its field, as OpenAI's `param` does.
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "runtime/engine/generation.h"
+#include "runtime/engine/request.h"
 #include "runtime/io/json_document.h"
 
 namespace thermocline::server {
 
 Error field_error(const std::string& field, const std::string& what);
+/// A field that is understood and that this server does not offer.
+Error not_offered(const std::string& field, const std::string& what);
 
 /// The fields of one JSON object. A field that is null counts as absent.
 class Fields {
  public:
-  explicit Fields(const Json& object) : object_(object) {}
+  /// `place`: where the object stands, with a dot behind it: errors name "stream_options.include_usage".
+  explicit Fields(const Json& object, std::string place = "") : object_(object), place_(std::move(place)) {}
 
   const Json* find(const char* name) const {
     const auto it = object_.find(name);
@@ -25,15 +29,23 @@ class Fields {
   Result<int64_t> integer(const char* name, int64_t fallback, int64_t low, int64_t high) const;
   Result<bool> boolean(const char* name, bool fallback) const;
   Result<std::string> text(const char* name, const std::string& fallback) const;
-  /// A string or a list of at most 16 non-empty strings.
+  /// `stop`: a string or a list of at most 16, none of them empty or longer than 4,096 bytes.
   Result<std::vector<std::string>> stops() const;
+  /// A list of token ids below `vocab`, at most `most` of them.
+  Result<std::vector<int32_t>> token_ids(const char* name, int64_t vocab, size_t most) const;
 
  private:
+  Error error(const char* name, const std::string& what) const { return field_error(place_ + name, what); }
+
   const Json& object_;
+  const std::string place_;
 };
 
 /// Sampling, limits and stops of both completion endpoints; defaults come from the model's generation_config.json.
-Result<GenerationRequest> read_generation_fields(const Fields& fields, const SamplingParams& defaults);
+/// `timeout` (seconds, from `arrived` on) becomes the request's deadline.
+/// Errors: invalid_argument and unsupported, naming the field.
+Result<Request> read_generation_fields(const Fields& fields, const SamplingParams& defaults, int64_t vocab,
+                                       Request::Clock::time_point arrived);
 
 /// temperature, top_p and top_k of a checkpoint's generation_config.json; the plain defaults where it has none.
 /// Errors: corrupt, naming the file.

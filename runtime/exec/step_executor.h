@@ -1,5 +1,5 @@
-// ForwardStep: one step of a model over a Batch, wherever it runs. DeepseekV4Step runs it on the CPU, DeepseekV4GpuStep
-// on devices with the CPU beside them.
+// StepExecutor: one step of a model over a Batch, wherever it runs. DeepseekV4Step runs it on the CPU,
+// DeepseekV4GpuStep on devices with the CPU beside them.
 #pragma once
 
 #include <functional>
@@ -10,24 +10,33 @@
 #include "runtime/base/result.h"
 #include "runtime/base/tensor_view.h"
 #include "runtime/exec/step_buffers.h"
+#include "runtime/exec/step_report.h"
+#include "runtime/exec/stop_token.h"
 #include "runtime/kv/kv_cache.h"
 #include "scheduler/batch/batch.h"
 
 namespace thermocline {
 
-class ForwardStep {
+/// What one step computes. sequences[segment.sequence] must be segment.first_pos tokens long.
+struct StepInput {
+  const sched::Batch& batch;
+  std::span<SequenceKv* const> sequences;
+  std::span<const int32_t> next_ids =
+      {};  // [tokens] the token after each one, or -1: the MTP block runs on those tokens
+  const StopToken* stop = nullptr;
+};
+
+class StepExecutor {
  public:
   /// Called after every layer with the residual streams [tokens, S, D]: for tests and probes.
   using Observer = std::function<void(int layer, TensorView<const float, 3> streams)>;
 
-  virtual ~ForwardStep() = default;
+  virtual ~StepExecutor() = default;
 
-  /// Computes one step and stores its rows. sequences[segment.sequence] must be segment.first_pos tokens long.
-  ///   next_ids  [tokens] the token after each one, or -1: where given, the MTP block runs on those tokens
-  /// Errors: out_of_memory (no KV pages: nothing was stored), invalid_argument (a token id outside the vocabulary),
-  /// internal (a device fault; it stays).
-  virtual Status run(const sched::Batch& batch, std::span<SequenceKv* const> sequences,
-                     std::span<const int32_t> next_ids = {}) = 0;
+  /// Computes one step and stores its rows. A step that does not end leaves its sequences as they were: they go on.
+  /// Errors: out_of_memory (no KV pages), invalid_argument (a token id outside the vocabulary), cancelled (input.stop
+  /// said so: between layers on the CPU, before the step on a device), internal (a device fault; it stays).
+  virtual Result<StepReport> run(const StepInput& input) = 0;
 
   /// Logits of batch.logit_rows, [rows, V], valid until the next run.
   virtual TensorView<const float, 2> logits() const = 0;
@@ -49,7 +58,7 @@ class ForwardStep {
   const ExecOptions& options() const { return options_; }
 
  protected:
-  explicit ForwardStep(const ExecOptions& options) : options_(options) {}
+  explicit StepExecutor(const ExecOptions& options) : options_(options) {}
   /// What every step refuses. Errors: invalid_argument.
   static Status check(const ModelGeometry& geometry, const ExecOptions& options, const sched::Batch& batch,
                       std::span<SequenceKv* const> sequences);

@@ -1,0 +1,40 @@
+// What the step loop may do at most, and what it reports.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "runtime/engine/queue_ticket.h"
+
+namespace thermocline {
+
+struct LoopOptions {
+  QueueCaps queue;
+  /// A step that decodes for somebody takes this long at most: chunks of prompts beside it are cut to fit.
+  std::chrono::milliseconds step_budget{250};
+  int64_t default_max_tokens = -1;               // of answers that do not say; -1: what the context holds
+  int64_t max_answer_tokens = -1;                // no answer gets more; -1: what the context holds
+  std::chrono::milliseconds stream_stall{5000};  // a client that takes nothing for this long is cancelled
+  std::chrono::milliseconds watchdog{300'000};   // without progress of a step: its requests fail, health turns red
+  size_t stream_capacity = 256;                  // events a choice
+};
+
+struct EngineHealth {
+  enum class State { ready, draining, failed, stopped } state = State::ready;
+  std::string reason;  // of failed
+  bool ok() const { return state == State::ready; }
+};
+
+/// Of the step loop, since its start. Counters only grow.
+struct EngineStats {
+  int64_t running = 0, waiting = 0, waiting_tokens = 0,
+          waiting_bytes = 0;                        // now; waiting: taken tickets, prepared or not
+  int64_t kv_tokens_used = 0, kv_tokens_total = 0;  // now, in whole pages
+  int64_t steps = 0, prompt_tokens = 0, answer_tokens = 0, preemptions = 0;
+  int64_t finished = 0, cancelled = 0, failed = 0;  // choices
+  double step_seconds = 0, last_step_seconds = 0;
+  double longest_decode_step_seconds = 0;  // of steps that decoded for somebody
+};
+
+}  // namespace thermocline

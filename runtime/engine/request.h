@@ -1,0 +1,76 @@
+// Request: one question to the engine as data, and RequestHandle: what its client keeps. The step loop decides every
+// step what is done for whom (docs/serving.md).
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/queue_ticket.h"
+#include "runtime/engine/sampling/sampler.h"
+#include "runtime/engine/token_stream.h"
+
+namespace thermocline {
+
+class KeptSequence;
+
+struct Request {
+  using Clock = std::chrono::steady_clock;
+
+  std::vector<int32_t> prompt;  // ids inside the vocabulary
+  SamplingParams sampling;      // choice i draws with seed + i
+  int64_t max_tokens = -1;      // of the answer; 0: none (prompt logprobs); -1: LoopOptions::default_max_tokens
+  int64_t min_tokens = 0;       // EOS and stop tokens cannot be chosen before
+
+  std::vector<std::string> stop;        // the answer ends before any of these
+  bool include_stop = false;            // ... or behind it
+  std::vector<int32_t> stop_token_ids;  // the answer ends with any of these; they give no text
+  bool ignore_eos = false;
+  bool skip_special_tokens = true;     // special tokens of the answer give no text; EOS never does
+  std::vector<int32_t> shown_special;  // ... but these do: markup that is parsed later
+
+  int choices = 1;               // answers to the same prompt
+  int top_logprobs = -1;         // of every token of the answer; -1: no logprobs, 0: of the chosen token alone
+  int prompt_top_logprobs = -1;  // the same of every prompt token but the first
+
+  std::string id;    // for logs and errors
+  std::string key;   // whom the fair queue counts it to; "": everyone without a key
+  int priority = 0;  // higher goes first; waiting raises it (sched::FairQueue)
+  Clock::time_point deadline = Clock::time_point::max();  // it ends with ErrorCode::deadline then
+  QueueTicket ticket;  // its place in the queue's caps, where that was taken before the prompt was made
+
+  /// A conversation on one sequence: rows of a prompt that begins with what it holds are not computed again, and it
+  /// holds what this request leaves. For one request at a time, with one choice; nullptr: none.
+  std::shared_ptr<KeptSequence> kept;
+};
+
+enum class RequestPhase { waiting, prefill, decode, finished };
+
+/// A submitted request, shared by its client and the step loop. Any thread.
+class RequestHandle {
+ public:
+  RequestHandle(int choices, size_t capacity) : stream_(choices, capacity) {}
+
+  /// It ends within one step, with FinishReason::cancelled. Idempotent.
+  void cancel();
+  bool cancelled() const { return cancel_.load(std::memory_order_relaxed); }
+
+  TokenStream& stream() { return stream_; }
+  RequestPhase phase() const { return phase_.load(std::memory_order_relaxed); }
+  /// Prompt tokens computed so far, of the choice that was stepped last; falls after a preemption.
+  int64_t prefilled_tokens() const { return prefilled_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class StepLoop;
+  friend class Engine;
+  TokenStream stream_;
+  std::atomic<bool> cancel_{false};
+  std::atomic<RequestPhase> phase_{RequestPhase::waiting};
+  std::atomic<int64_t> prefilled_{0};
+  std::weak_ptr<class Inbox> inbox_;  // woken by a cancel
+};
+
+}  // namespace thermocline

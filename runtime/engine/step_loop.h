@@ -1,0 +1,115 @@
+// StepLoop: the thread that owns all requests and decides every step what is computed for whom.
+//
+//   inbox -> planner -> preempt, admit -> step -> sample on the pool -> text, stops -> token streams -> finish, release
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/engine/inbox.h"
+#include "runtime/engine/loop_options.h"
+#include "runtime/engine/running_request.h"
+#include "runtime/engine/watchdog.h"
+#include "runtime/exec/step_executor.h"
+#include "runtime/hw/worker_pool.h"
+#include "runtime/text/tokenizer.h"
+#include "scheduler/batch/fair_queue.h"
+#include "scheduler/batch/step_planner.h"
+#include "scheduler/cost/step_cost.h"
+
+namespace thermocline {
+
+class StepLoop {
+ public:
+  /// What the loop steps; all of it outlives the loop and is touched by nobody else meanwhile.
+  struct Machine {
+    StepExecutor& step;
+    KvCache& kv;
+    WorkerPool& pool;
+    const ModelGeometry& geometry;
+    const Tokenizer& tokenizer;
+  };
+  /// Measures the cost of two steps, then starts the thread. Errors: those of a step.
+  static Result<std::unique_ptr<StepLoop>> start(const Machine& machine, const LoopOptions& options);
+  /// Ends everything at once.
+  ~StepLoop();
+
+  // Any thread; as in Engine.
+  Result<QueueTicket> ticket(const QueueCounters::Amount& amount);
+  Result<std::shared_ptr<RequestHandle>> submit(Request request);
+  void drain(std::chrono::steady_clock::time_point deadline);
+  EngineHealth health() const;
+  EngineStats stats() const;
+  std::shared_ptr<KeptSequence> keep_sequence() { return std::make_shared<KeptSequence>(inbox_); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  using Running = std::unique_ptr<RunningRequest>;
+  struct Row;       // a row of logits and whose it is
+  class BatchStop;  // asks whether anybody wants the batch that runs
+
+  StepLoop(const Machine& machine, const LoopOptions& options);
+  Status calibrate();
+  Status check(const Request& request) const;
+  int64_t most_tokens(const Request& request) const;
+
+  void run();
+  void turn();
+  void take_mail();
+  void accept(Inbox::Mail::Submitted submitted);
+  void drop_unwanted(Clock::time_point now);
+  bool unwanted(RunningRequest& r, Clock::time_point now);
+  sched::StepPlan plan(Clock::time_point now);
+  void preempt(uint64_t id);
+  Status admit(uint64_t id);
+  void step(const sched::StepPlan& plan);
+  void sample(const std::vector<Row>& rows);
+  void deliver(Row row);
+  void release(Running r);
+  void retire_ended();
+  void tell_ended();
+  void unstick();
+  void fail_all(const Error& error);
+  void fail_running(const Error& error);
+  void wait(Clock::time_point now);
+  void bark();
+  void publish_stats();
+  sched::KvPages pages() const;
+  RunningRequest* running(uint64_t id);
+  int64_t total_kv_tokens() const;
+
+  const Machine m_;
+  const LoopOptions options_;
+  const sched::StepPlanner planner_;
+  const std::shared_ptr<QueueCounters> counters_;
+  const std::shared_ptr<Inbox> inbox_;
+
+  // Step thread.
+  sched::FairQueue queue_;
+  sched::StepCost cost_;
+  std::vector<Running> running_;                   // oldest first
+  std::unordered_map<uint64_t, Running> waiting_;  // those in queue_
+  std::vector<SamplingScratch> scratch_;           // one a worker
+  std::vector<Running> ended_;                     // they have given back everything; their clients do not know yet
+  uint64_t next_id_ = 1;
+  EngineStats counted_;
+
+  // Shared.
+  mutable std::mutex mutex_;
+  EngineStats stats_;  // published
+  EngineHealth health_;
+  bool stuck_ = false;                                // health is red for a step that may end yet
+  std::vector<std::weak_ptr<RequestHandle>> active_;  // for the watchdog
+  std::atomic<bool> stop_{false};
+  std::atomic<Clock::rep> drain_deadline_{INT64_MAX};
+  std::atomic<bool> draining_{false};
+
+  Watchdog watchdog_;
+  std::thread thread_;
+};
+
+}  // namespace thermocline

@@ -1,0 +1,55 @@
+// The APIs of one model: which path is whose, and what is refused before it costs anything.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "runtime/server/access_log.h"
+#include "runtime/server/api/served_model.h"
+#include "runtime/server/http/handler.h"
+#include "runtime/server/prep_pool.h"
+
+namespace thermocline::server {
+
+class Api : public Handler {
+ public:
+  struct Options {
+    uint64_t max_body_bytes = 32 << 20;
+    int prep_threads = 0;  // PrepPool
+  };
+  /// Before a model is there it answers /health and refuses the rest, each with how far loading is.
+  Api(const Options& options, AccessLog& log) : options_(options), log_(log), prep_(options.prep_threads) {}
+  /// Waits for what is being prepared.
+  ~Api() override { prep_.wait(); }
+
+  /// Any thread: the share of the weights that is loaded.
+  void loading(double share) { loaded_ = share; }
+  /// Any thread, once: `model`, whose engine was started, is served from now on. It outlives the Api's exchanges.
+  void serve(const ServedModel& model) { model_.store(&model, std::memory_order_release); }
+  /// Any thread: no new work from now on.
+  void drain() { draining_ = true; }
+
+  std::optional<Reply> check(const HttpHead& head) override;
+  uint64_t body_limit(const HttpHead& head) const override;
+  std::variant<Reply, std::shared_ptr<Exchange>> handle(HttpRequest request) override;
+
+ private:
+  std::optional<Reply> refusal(const HttpHead& head) const;
+  std::variant<Reply, std::shared_ptr<Exchange>> route(HttpRequest request);
+  Reply logged(const HttpHead& head, Reply reply);
+  Reply health() const;
+  Reply models(const std::string& path) const;
+  Status ready() const;
+  const ServedModel* model() const { return model_.load(std::memory_order_acquire); }
+
+  const Options options_;
+  AccessLog& log_;
+  std::atomic<const ServedModel*> model_{nullptr};
+  std::atomic<double> loaded_{0};
+  std::atomic<bool> draining_{false};
+  PrepPool prep_;
+};
+
+}  // namespace thermocline::server

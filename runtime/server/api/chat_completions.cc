@@ -1,0 +1,220 @@
+#include "runtime/server/api/chat_completions.h"
+
+#include "runtime/server/api/logprobs.h"
+#include "runtime/server/wire/ids.h"
+#include "runtime/server/wire/request_fields.h"
+
+namespace thermocline::server {
+namespace {
+
+constexpr size_t kMostMessages = 8192, kMostTools = 512;
+
+}  // namespace
+
+Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
+  if (!model_.constants) return model_.constants.error();
+  TC_RETURN_IF_ERROR(read_common(body, "chatcmpl-"));
+  const Fields fields(body);
+  std::vector<Request> requests;
+  TC_ASSIGN(Request request, read_generation_fields(fields, model_.defaults, model_.vocab_size, arrived_));
+  if (request.max_tokens == 0) return field_error("max_tokens", "should be at least 1");
+  TC_RETURN_IF_ERROR(read_logprobs(body, request));
+  TC_ASSIGN(const Json messages, read_messages(body));
+  TC_ASSIGN(const ChatOptions options, read_options(body));
+  TC_ASSIGN(const RenderedPrompt prompt, render_generation_prompt(*model_.constants, messages, options));
+  TC_RETURN_IF_ERROR(model_.check_bytes(prompt.text.size(), "messages"));
+  TC_RETURN_IF_ERROR(wanted());
+  TC_ASSIGN(request.prompt, model_.tokenizer.encode(prompt.text, prompt.literal));
+  // Special tokens are hidden, but for the two that CompletionStream reads as markup and shows nobody.
+  for (const std::string& token : {model_.constants->thinking_end, model_.constants->dsml_token})
+    if (const auto id = model_.tokenizer.id_of(token)) request.shown_special.push_back(*id);
+  for (int i = 0; i < request.choices; ++i)
+    choices_.push_back({CompletionStream(*model_.constants, prompt.in_reasoning, tools_)});
+  requests.push_back(std::move(request));
+  return requests;
+}
+
+Status ChatGeneration::read_logprobs(const Json& body, Request& request) const {
+  const Fields fields(body);
+  TC_ASSIGN(const bool logprobs, fields.boolean("logprobs", false));
+  TC_ASSIGN(const int64_t top, fields.integer("top_logprobs", logprobs ? 0 : -1, 0, 20));
+  if (!logprobs && top > 0) return field_error("top_logprobs", "needs logprobs: true");
+  if (logprobs) request.top_logprobs = static_cast<int>(top);
+  return {};
+}
+
+// With tools and response format where the encoding wants them: on the system message.
+Result<Json> ChatGeneration::read_messages(const Json& body) {
+  const Json* const given = Fields(body).find("messages");
+  if (!given) return field_error("messages", "is missing");
+  if (!given->is_array() || given->empty() || given->size() > kMostMessages)
+    return field_error("messages", "should be a list of 1 to " + std::to_string(kMostMessages) + " messages");
+  Json messages = *given;
+  TC_RETURN_IF_ERROR(read_tools(body, messages));
+  if (const Json* format = Fields(body).find("response_format")) {
+    if (!format->is_object()) return field_error("response_format", "should be an object");
+    TC_ASSIGN(const std::string type, Fields(*format, "response_format.").text("type", ""));
+    if (type == "json_object" || type == "json_schema")
+      return not_offered("response_format", "of type " + type + " is not offered yet: answers are not constrained");
+    if (type != "text") return field_error("response_format.type", "should be text, not '" + type.substr(0, 60) + "'");
+  }
+  return messages;
+}
+
+Status ChatGeneration::read_tools(const Json& body, Json& messages) {
+  const Fields fields(body);
+  const Json* const tools = fields.find("tools");
+  if (tools && (!tools->is_array() || tools->size() > kMostTools))
+    return field_error("tools", "should be a list of at most " + std::to_string(kMostTools) + " tools");
+  std::string choice = "auto";
+  if (const Json* given = fields.find("tool_choice")) {
+    if (given->is_object() || *given == "required")
+      return not_offered("tool_choice", "that forces a call is not offered yet; auto and none are");
+    if (*given != "auto" && *given != "none") return field_error("tool_choice", "should be auto or none");
+    choice = given->get<std::string>();
+  }
+  if (!tools || tools->empty() || choice == "none") return {};
+  if (!messages[0].is_object() || !messages[0].contains("role") || messages[0]["role"] != "system")
+    messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
+  messages[0]["tools"] = *tools;
+  tools_ = tool_properties(*tools);
+  return {};
+}
+
+Result<ChatOptions> ChatGeneration::read_options(const Json& body) const {
+  const Fields fields(body);
+  ChatOptions options;
+  options.thinking = model_.think;
+  TC_ASSIGN(std::string effort, fields.text("reasoning_effort", ""));
+  if (!effort.empty()) options.thinking = effort != "none" && effort != "minimal";
+  if (effort == "none" || effort == "minimal") effort = "";
+  if (effort == "medium") effort = "high";
+  if (effort == "xhigh") effort = "max";
+  options.reasoning_effort = effort;
+  if (const Json* thinking = fields.find("thinking")) {
+    if (!thinking->is_object()) return field_error("thinking", "should be an object with a type");
+    TC_ASSIGN(const std::string type, Fields(*thinking, "thinking.").text("type", "enabled"));
+    if (type != "enabled" && type != "disabled")
+      return field_error("thinking.type", "should be enabled or disabled, not '" + type.substr(0, 60) + "'");
+    options.thinking = type == "enabled";
+  }
+  if (const Json* kwargs = fields.find("chat_template_kwargs")) {
+    if (!kwargs->is_object()) return field_error("chat_template_kwargs", "should be an object");
+    for (const char* name : {"thinking", "enable_thinking"}) {
+      TC_ASSIGN(options.thinking, Fields(*kwargs, "chat_template_kwargs.").boolean(name, options.thinking));
+    }
+  }
+  TC_ASSIGN(options.continue_final_message, fields.boolean("continue_final_message", false));
+  TC_ASSIGN(const bool add, fields.boolean("add_generation_prompt", !options.continue_final_message));
+  if (add == options.continue_final_message)
+    return field_error("add_generation_prompt", "and continue_final_message exclude each other, and one is needed");
+  return options;
+}
+
+// --- network thread ---
+
+void ChatGeneration::on_event(size_t, const TokenEvent& event, std::string& out) {
+  Choice& choice = choices_[static_cast<size_t>(event.choice)];
+  if (event.logprobs) {
+    logprobs_ = true;
+    choice.logprobs.push_back(chat_logprob(model_.tokenizer, *event.logprobs));
+  }
+  const bool reasoned = choice.stream.in_reasoning();
+  const std::vector<CompletionStream::Event> events = choice.stream.push(event.text);
+  // The token that closes the reasoning is none of it.
+  if (event.kind == TokenEvent::Kind::token && reasoned && choice.stream.in_reasoning()) ++usage_.reasoning;
+  tell(event.choice, events, out);
+  if (event.kind == TokenEvent::Kind::finish) finish(event.choice, event, out);
+}
+
+void ChatGeneration::tell(int index, const std::vector<CompletionStream::Event>& events, std::string& out) {
+  using Kind = CompletionStream::Event::Kind;
+  Choice& choice = choices_[static_cast<size_t>(index)];
+  for (const auto& event : events) {
+    Json delta = Json::object();
+    if (!choice.began) delta["role"] = "assistant";
+    choice.began = true;
+    switch (event.kind) {
+      case Kind::reasoning:
+        choice.reasoning += event.text;
+        delta["reasoning_content"] = event.text;
+        break;
+      case Kind::content:
+        choice.content += event.text;
+        delta["content"] = event.text;
+        break;
+      case Kind::tool_name: {
+        const Json call = {
+            {"id", random_id("call_")}, {"type", "function"}, {"function", {{"name", event.text}, {"arguments", ""}}}};
+        choice.calls.push_back(call);
+        Json first = {{"index", event.index}};
+        first.update(call);
+        delta["tool_calls"] = Json::array({first});
+        break;
+      }
+      case Kind::tool_arguments:
+        choice.calls[static_cast<size_t>(event.index)]["function"]["arguments"].get_ref<std::string&>() += event.text;
+        delta["tool_calls"] = Json::array({Json{{"index", event.index}, {"function", {{"arguments", event.text}}}}});
+        break;
+    }
+    if (streams_) out += chunk(index, std::move(delta), nullptr);
+  }
+}
+
+// Log-probabilities go with the next chunk that is told: tokens may have no text of their own.
+std::string ChatGeneration::chunk(int index, Json delta, Json reason) {
+  Choice& choice = choices_[static_cast<size_t>(index)];
+  Json json = head("chat.completion.chunk");
+  Json logprobs;
+  if (logprobs_) logprobs = {{"content", std::exchange(choice.logprobs, Json::array())}};
+  json["choices"] = Json::array({Json{{"index", index},
+                                      {"delta", std::move(delta)},
+                                      {"logprobs", std::move(logprobs)},
+                                      {"finish_reason", std::move(reason)}}});
+  if (continuous_usage_) json["usage"] = usage_.json();
+  return event_of(json);
+}
+
+void ChatGeneration::finish(int index, const TokenEvent& event, std::string& out) {
+  Choice& choice = choices_[static_cast<size_t>(index)];
+  tell(index, choice.stream.finish(event.reason != FinishReason::stop), out);
+  choice.finish =
+      event.reason == FinishReason::stop && !choice.calls.empty() ? "tool_calls" : finish_name(event.reason);
+  if (entry_.finish.empty() || entry_.finish == "stop") entry_.finish = choice.finish;
+  if (!streams_) return;
+  Json last = Json::object();
+  if (!choice.began) last = {{"role", "assistant"}, {"content", ""}};  // an answer without a word
+  choice.began = true;
+  out += chunk(index, std::move(last), choice.finish);
+}
+
+std::string ChatGeneration::last_events() {
+  if (!include_usage_) return "";
+  Json last = head("chat.completion.chunk");
+  last["choices"] = Json::array();
+  last["usage"] = usage_.json();
+  return event_of(last);
+}
+
+Json ChatGeneration::reply_body() {
+  Json body = head("chat.completion");
+  Json choices = Json::array();
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    Choice& c = choices_[i];
+    Json message = {{"role", "assistant"},
+                    {"content", c.calls.empty() || !c.content.empty() ? Json(c.content) : Json()}};
+    if (!c.reasoning.empty()) message["reasoning_content"] = c.reasoning;
+    if (!c.calls.empty()) message["tool_calls"] = c.calls;
+    Json logprobs;
+    if (logprobs_) logprobs = {{"content", c.logprobs}};
+    choices.push_back({{"index", i},
+                       {"message", std::move(message)},
+                       {"logprobs", std::move(logprobs)},
+                       {"finish_reason", c.finish}});
+  }
+  body["choices"] = std::move(choices);
+  body["usage"] = usage_.json();
+  return body;
+}
+
+}  // namespace thermocline::server

@@ -1,0 +1,48 @@
+// POST /v1/chat/completions: messages to a prompt, tokens to messages with reasoning and tool calls.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "runtime/server/api/generation.h"
+#include "runtime/text/chat_encoding.h"
+#include "runtime/text/completion_parser.h"
+
+namespace thermocline::server {
+
+class ChatGeneration : public Generation {
+ public:
+  using Generation::Generation;
+  Result<std::vector<Request>> read(const Json& body) override;
+
+ protected:
+  void on_event(size_t prompt, const TokenEvent& event, std::string& out) override;
+  std::string last_events() override;
+  Json reply_body() override;
+  const char* prompt_field() const override { return "messages"; }
+
+ private:
+  /// A choice's message as it grows.
+  struct Choice {
+    CompletionStream stream;
+    std::string reasoning = {}, content = {};
+    Json calls = Json::array();
+    Json logprobs = Json::array();  // not yet told in a stream; all of them for a reply
+    bool began = false;             // the role was told
+    std::string finish = {};
+  };
+
+  Result<Json> read_messages(const Json& body);
+  Status read_tools(const Json& body, Json& messages);
+  Result<ChatOptions> read_options(const Json& body) const;
+  Status read_logprobs(const Json& body, Request& request) const;
+  void tell(int index, const std::vector<CompletionStream::Event>& events, std::string& out);
+  std::string chunk(int index, Json delta, Json reason);
+  void finish(int index, const TokenEvent& event, std::string& out);
+
+  ToolProperties tools_;
+  std::vector<Choice> choices_;
+  bool logprobs_ = false;
+};
+
+}  // namespace thermocline::server

@@ -1,0 +1,236 @@
+#include "runtime/server/api/generation.h"
+
+#include "runtime/base/log.h"
+#include "runtime/server/wire/ids.h"
+#include "runtime/server/wire/request_fields.h"
+
+namespace thermocline::server {
+namespace {
+
+constexpr size_t kLongestName = 256;
+
+}  // namespace
+
+Json Usage::json() const {
+  return {{"prompt_tokens", prompt},
+          {"completion_tokens", completion},
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", cached}}},
+          {"completion_tokens_details", {{"reasoning_tokens", reasoning}}}};
+}
+
+std::string event_of(const Json& json) { return "data: " + dump_json(json) + "\n\n"; }
+
+const char* finish_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::cancelled:
+      return "cancelled";
+    case FinishReason::error:
+      return "error";
+  }
+  return "";
+}
+
+// What the body really takes is settled by submit().
+Status Generation::admit(const std::shared_ptr<Generation>& g) {
+  TC_ASSIGN(g->ticket_, g->model_.backend->ticket(g->model_.estimate(g->http_.body.size())));
+  return {};
+}
+
+// --- prep pool ---
+
+Status Generation::wanted() const {
+  if (cancelled_) return Error{ErrorCode::cancelled, "the client has gone"};
+  return {};
+}
+
+void Generation::prepare() {
+  const auto self = shared_from_this();
+  try {
+    if (Status status = wanted(); !status.ok()) return refuse(error_reply(status.error()));
+    // Token ids of every prompt that fits are let through: 16 prompts of a whole context.
+    const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(model_.max_context)};
+    Result<Json> body = parse_bounded_json(http_.body, limits);
+    std::string().swap(http_.body);
+    if (!body)
+      return refuse(error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message));
+    if (!body->is_object()) return refuse(error_reply(field_error("body", "should be a JSON object")));
+    Result<std::vector<Request>> requests = read(*body);
+    *body = nullptr;
+    if (!requests) return refuse(error_reply(requests.error()));
+    if (Status status = wanted(); !status.ok()) return refuse(error_reply(status.error()));
+    int64_t prompt_tokens = 0;
+    for (const Request& request : *requests) prompt_tokens += static_cast<int64_t>(request.prompt.size());
+    Result<std::vector<std::shared_ptr<RequestHandle>>> handles = submit(std::move(*requests));
+    if (!handles) return refuse(error_reply(handles.error()));
+    for (const auto& handle : *handles)
+      handle->stream().on_ready([weak = weak_from_this()] {
+        if (const auto generation = weak.lock()) generation->ready();
+      });
+    {
+      const std::lock_guard lock(mutex_);
+      handles_ = std::move(*handles);
+      prompt_tokens_ = prompt_tokens;
+    }
+    if (cancelled_) cancel();
+    ready();
+  } catch (const std::exception& exception) {
+    spdlog::error("request {}: {}", http_.head.request_id, exception.what());
+    refuse(error_reply({ErrorCode::internal, "the request could not be read"}));
+  }
+}
+
+void Generation::refuse(Reply reply) {
+  ticket_.release();
+  {
+    const std::lock_guard lock(mutex_);
+    refusal_ = std::move(reply);
+  }
+  ready();
+}
+
+// All or none: prompts of one body that find no place take the others with them.
+Result<std::vector<std::shared_ptr<RequestHandle>>> Generation::submit(std::vector<Request> requests) {
+  std::vector<std::shared_ptr<RequestHandle>> handles;
+  for (Request& request : requests) {
+    if (ticket_.held()) request.ticket = std::move(ticket_);
+    request.id = http_.head.request_id;
+    request.key = entry_.key;
+    auto handle = model_.backend->submit(std::move(request));
+    if (!handle) {
+      for (const auto& other : handles) other->cancel();
+      Error error = std::move(handle).error();
+      if (error.field == "prompt") error.field = prompt_field();
+      return error;
+    }
+    handles.push_back(std::move(*handle));
+  }
+  return handles;
+}
+
+Status Generation::read_common(const Json& body, const char* id_prefix) {
+  const Fields fields(body);
+  id_ = random_id(id_prefix);
+  created_ =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  TC_ASSIGN(model_name_, fields.text("model", model_.name));
+  // Every chunk repeats it.
+  if (model_name_.size() > kLongestName)
+    return field_error("model", "should have at most " + std::to_string(kLongestName) + " bytes");
+  TC_ASSIGN(const bool stream, fields.boolean("stream", false));
+  if (const Json* options = fields.find("stream_options")) {
+    if (!options->is_object()) return field_error("stream_options", "should be an object");
+    const Fields stream_options(*options, "stream_options.");
+    TC_ASSIGN(include_usage_, stream_options.boolean("include_usage", false));
+    TC_ASSIGN(continuous_usage_, stream_options.boolean("continuous_usage_stats", false));
+  }
+  streams_ = stream;
+  return {};
+}
+
+Json Generation::head(const char* object) const {
+  return {{"id", id_},
+          {"object", object},
+          {"created", created_},
+          {"model", model_name_},
+          {"system_fingerprint", "thermocline-" TC_VERSION}};
+}
+
+// --- network thread ---
+
+Exchange::Output Generation::take() {
+  Output out;
+  if (over_) return out;
+  std::vector<std::shared_ptr<RequestHandle>> handles;
+  std::optional<Reply> refusal;
+  {
+    const std::lock_guard lock(mutex_);
+    refusal = std::exchange(refusal_, std::nullopt);
+    handles = handles_;
+    usage_.prompt = prompt_tokens_;
+  }
+  if (refusal) return end_with(std::move(*refusal));
+  bool finished = !handles.empty();
+  for (size_t i = 0; i < handles.size(); ++i) {
+    TokenStream& stream = handles[i]->stream();
+    for (const TokenEvent& event : stream.take()) {
+      count(event);
+      if (event.kind == TokenEvent::Kind::finish) {
+        if (event.reason == FinishReason::error) return fail(event.error, out.bytes);
+        if (event.reason == FinishReason::cancelled)
+          return fail({ErrorCode::cancelled, "the answer was given up, as nobody took it"}, out.bytes);
+      }
+      on_event(i, event, out.bytes);
+    }
+    finished = finished && stream.finished();
+  }
+  if (finished) {
+    over_ = out.finished = true;
+    if (streams_)
+      out.bytes += last_events() + kDone;
+    else
+      out.reply = Reply{200, dump_json(reply_body())};
+  }
+  bytes_sent_ = bytes_sent_ || !out.bytes.empty();
+  return out;
+}
+
+void Generation::count(const TokenEvent& event) {
+  if (event.kind == TokenEvent::Kind::token) ++usage_.completion;
+  if (event.kind != TokenEvent::Kind::finish) return;
+  if (event.choice == 0) usage_.cached += event.stats.cached_tokens;
+  entry_.queue_seconds = std::max(entry_.queue_seconds, event.stats.queue_seconds);
+  entry_.prefill_seconds = std::max(entry_.prefill_seconds, event.stats.prefill_seconds);
+  entry_.decode_seconds = std::max(entry_.decode_seconds, event.stats.decode_seconds);
+}
+
+// `before`: of a stream, what was not sent yet.
+Exchange::Output Generation::fail(const Error& error, const std::string& before) {
+  cancel();
+  entry_.finish = error.code == ErrorCode::cancelled ? "cancelled" : "error";
+  Output out = end_with(error_reply(error));
+  if (!out.reply) out.bytes.insert(0, before);
+  return out;
+}
+
+// An error as a reply where nothing was sent, else as an event and the stream's end.
+Exchange::Output Generation::end_with(Reply reply) {
+  over_ = true;
+  entry_.answered(reply);
+  Output out;
+  out.finished = true;
+  if (bytes_sent_)
+    out.bytes = "data: " + reply.body + "\n\n" + kDone;
+  else
+    out.reply = std::move(reply);
+  return out;
+}
+
+void Generation::cancel() {
+  cancelled_ = true;
+  const std::lock_guard lock(mutex_);
+  for (const auto& handle : handles_) handle->cancel();
+}
+
+Exchange::Output Generation::abort(const Error& error) {
+  if (over_) return {};
+  return fail(error, "");
+}
+
+void Generation::closed(bool complete, int status) {
+  if (!complete) cancel();
+  entry_.status = status;
+  entry_.complete = complete;
+  entry_.prompt_tokens = usage_.prompt;
+  entry_.cached_tokens = usage_.cached;
+  entry_.completion_tokens = usage_.completion;
+  if (!complete && entry_.finish.empty()) entry_.finish = "cancelled";
+  entry_.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - arrived_).count();
+  log_.write(entry_);
+}
+
+}  // namespace thermocline::server

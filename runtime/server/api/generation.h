@@ -1,0 +1,101 @@
+// Generation: a request of either completion endpoint on its way: read in the prep pool, run by the engine, told to the
+// client as an event stream or as one reply. The endpoints say how it is read and what its answer looks like.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/server/access_log.h"
+#include "runtime/server/api/served_model.h"
+#include "runtime/server/http/handler.h"
+
+namespace thermocline::server {
+
+/// Counts over the choices of a reply.
+struct Usage {
+  int64_t prompt = 0, cached = 0, completion = 0, reasoning = 0;
+  Json json() const;
+};
+
+/// One server-sent event.
+std::string event_of(const Json& json);
+constexpr const char* kDone = "data: [DONE]\n\n";
+const char* finish_name(FinishReason reason);
+
+class Generation : public Exchange, public std::enable_shared_from_this<Generation> {
+ public:
+  /// Takes the request's place in the queue. Errors: overloaded, unavailable.
+  static Status admit(const std::shared_ptr<Generation>& generation);
+
+  Generation(const ServedModel& model, HttpRequest http, AccessLog& log)
+      : model_(model), entry_(http.head), http_(std::move(http)), log_(log) {}
+
+  /// Prep pool: reads the body, hands the requests to the engine. Never throws.
+  void prepare();
+
+  // Exchange, network thread.
+  Output take() override;
+  bool streams() const override { return streams_; }
+  std::string keep_alive() const override {
+    bytes_sent_ = true;  // the status line is out: errors are events from now on
+    return Exchange::keep_alive();
+  }
+  void cancel() override;
+  Output abort(const Error& error) override;
+  void closed(bool complete, int status) override;
+
+  /// Prep thread: the engine's requests, from the body; each has Request::choices choices.
+  /// Errors: those of the client's fields, and of the checkpoint's templates.
+  virtual Result<std::vector<Request>> read(const Json& body) = 0;
+
+ protected:
+  /// Network thread: an event of choice event.choice of prompt `prompt`; what a stream says of it is appended to `out`.
+  virtual void on_event(size_t prompt, const TokenEvent& event, std::string& out) = 0;
+  /// Network thread: every choice has ended well: the rest of a stream but its [DONE], or the reply's body.
+  virtual std::string last_events() = 0;
+  virtual Json reply_body() = 0;
+  /// The field a prompt comes from.
+  virtual const char* prompt_field() const = 0;
+
+  /// The fields both endpoints share: stream, stream_options, model, choices.
+  Status read_common(const Json& body, const char* id_prefix);
+  Json head(const char* object) const;
+  /// Prep thread, between the stages of read(): whether anybody still wants what they make.
+  Status wanted() const;
+
+  const ServedModel& model_;
+  const std::chrono::steady_clock::time_point arrived_ = std::chrono::steady_clock::now();
+  bool include_usage_ = false, continuous_usage_ = false;
+  std::atomic<bool> streams_{false};
+  Usage usage_;  // so far; network thread
+  std::string id_, model_name_;
+  int64_t created_ = 0;
+  AccessEntry entry_;
+
+ private:
+  Result<std::vector<std::shared_ptr<RequestHandle>>> submit(std::vector<Request> requests);
+  void refuse(Reply reply);
+  void count(const TokenEvent& event);
+  Output fail(const Error& error, const std::string& before);
+  Output end_with(Reply reply);
+
+  HttpRequest http_;
+  AccessLog& log_;
+  QueueTicket ticket_;
+
+  std::mutex mutex_;  // what prep hands to the network
+  std::optional<Reply> refusal_;
+  int64_t prompt_tokens_ = 0;
+  std::vector<std::shared_ptr<RequestHandle>> handles_;
+  std::atomic<bool> cancelled_{false};
+
+  // Network thread.
+  mutable bool bytes_sent_ = false;
+  bool over_ = false;
+};
+
+}  // namespace thermocline::server

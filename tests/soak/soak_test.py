@@ -1,0 +1,126 @@
+"""Hundreds of requests at once on the demo model, with random lengths, priorities, cancels and disconnects: every answer
+is the one it has alone, nobody starves, and in the end nothing is left. TC_SOAK_SECONDS says how long (default: the smoke
+of a test run)."""
+import asyncio
+import os
+import random
+import time
+
+import openai
+import pytest
+
+SECONDS = float(os.environ.get("TC_SOAK_SECONDS", "20"))
+QUESTIONS = ["What is the capital of Norway?", "Tell me a story about a fox.", "What is 3 + 4?", "What is the opposite of hot?",
+             "What is a thermocline?", "Tell me a story about a bear and a bird.", "What is the capital of Peru?", "Who are you?"]
+
+
+def catalogue():
+    """Requests of every kind, as arguments of chat.completions.create."""
+    requests = []
+    for i, question in enumerate(QUESTIONS * 3):
+        r = {"model": "demo", "messages": [{"role": "user", "content": question}], "max_tokens": 6 + 5 * (i % 9)}
+        if i >= len(QUESTIONS):
+            r |= {"temperature": 0.9, "seed": 100 + i, "top_p": 0.95}
+        else:
+            r |= {"temperature": 0}
+        extra = {"priority": i % 3}
+        if i % 5 == 4:
+            r |= {"logprobs": True, "top_logprobs": 2}
+        if i % 7 == 6:
+            extra["thinking"] = {"type": "enabled"}
+        if i % 11 == 10:
+            r |= {"n": 2}
+        requests.append(r | {"extra_body": extra})
+    return requests
+
+
+def text_of(choice):
+    message = choice.message if hasattr(choice, "message") else choice.delta
+    return ((message.model_extra or {}).get("reasoning_content") or "") + "|" + (message.content or "")
+
+
+async def plain(client, request):
+    answer = await client.chat.completions.create(**request)
+    return [(text_of(c), c.finish_reason) for c in answer.choices]
+
+
+async def streamed(client, request, leave_after=None):
+    """The answer from its events; after `leave_after` of them the client goes away, and None comes back."""
+    n = request.get("n", 1)
+    reasoning, content, reasons = [""] * n, [""] * n, [None] * n
+    count = 0
+    stream = await client.chat.completions.create(**request, stream=True)
+    async for chunk in stream:
+        count += 1
+        if leave_after is not None and count > leave_after:
+            await stream.close()
+            return None
+        for choice in chunk.choices:
+            reasoning[choice.index] += (choice.delta.model_extra or {}).get("reasoning_content") or ""
+            content[choice.index] += choice.delta.content or ""
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    return [(f"{r}|{c}", reason) for r, c, reason in zip(reasoning, content, reasons)]
+
+
+def resident_mib(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+
+async def soak(server, clients, seconds):
+    rng = random.Random(1)
+    requests = catalogue()
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        alone = [await plain(client, r) for r in requests]
+        before = resident_mib(server.process.pid)
+        end = time.monotonic() + seconds
+        done = [0] * clients
+        left = 0
+
+        async def one(index, seed):
+            nonlocal left
+            mine = random.Random(seed)
+            while time.monotonic() < end:
+                i = mine.randrange(len(requests))
+                kind = mine.random()
+                if kind < 0.2:
+                    if await streamed(client, requests[i], mine.randrange(8)) is None:
+                        left += 1
+                elif kind < 0.3:  # a plain request whose client goes away
+                    task = asyncio.ensure_future(plain(client, requests[i]))
+                    await asyncio.sleep(mine.random() * 0.05)
+                    task.cancel()
+                    left += 1
+                elif kind < 0.7:
+                    assert await streamed(client, requests[i]) == alone[i], (i, requests[i])
+                else:
+                    assert await plain(client, requests[i]) == alone[i], (i, requests[i])
+                done[index] += 1
+
+        await asyncio.gather(*(one(i, rng.random()) for i in range(clients)))
+    return {"requests": sum(done), "fewest": min(done), "left": left, "grew_mib": resident_mib(server.process.pid) - before}
+
+
+def rests(server):
+    """What /health says once nobody asks any more."""
+    for _ in range(600):
+        status, _, body = server.request("GET", "/health")
+        if status == 200 and body["running"] == 0 and body["waiting"] == 0:
+            return body
+        time.sleep(0.1)
+    raise AssertionError(f"requests are left: {body}")
+
+
+@pytest.mark.parametrize("flags, clients", [
+    (["--device", "none", "--max-num-seqs", "16", "--max-model-len", "1024"], 32),
+    (["--device", "none", "--max-num-seqs", "6", "--max-model-len", "512", "--kv-tokens", "1024", "--step-budget-ms", "20"], 24),
+    (["--device", "simt", "--experts-on-gpu", "60", "--max-num-seqs", "4", "--max-model-len", "256"], 6),
+], ids=["cpu", "cpu-short-of-pages", "simt"])
+def test_answers_are_those_of_a_quiet_server(start_server, flags, clients):
+    server = start_server(*flags, "--max-queue", "512")
+    result = asyncio.run(soak(server, clients, SECONDS))
+    print(result)
+    assert result["fewest"] > 0, "somebody starved"
+    assert rests(server)["kv_tokens_used"] == 0
+    assert result["grew_mib"] < 64, result
+    server.stop()
