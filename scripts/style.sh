@@ -6,7 +6,7 @@
 # One version: another formats differently and finds other things.
 FORMAT=clang-format-14
 TIDY=clang-tidy-14
-TIDY_FOLDERS="runtime/base runtime/hw runtime/io runtime/kv runtime/engine runtime/server scheduler"
+TIDY_FOLDERS="runtime/io runtime/engine runtime/server scheduler"
 if [ "${1:-}" = --all ]; then TIDY_FOLDERS="runtime scheduler kernels_cpu"; fi
 
 say "style: $FORMAT over every source"

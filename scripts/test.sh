@@ -12,7 +12,6 @@ case "${1:-}" in
   *) echo "usage: scripts/test.sh [--all]" >&2 && exit 2 ;;
 esac
 CMAKE_OPTIONS="-DTC_TESTS=ON"
-if [ -n "$all" ]; then export TC_SOAK_SECONDS=${TC_SOAK_SECONDS:-60}; fi  # a minute for each of three servers
 STAGES=build/stages.tsv
 mkdir -p build && : >"$STAGES"
 

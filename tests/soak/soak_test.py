@@ -14,11 +14,11 @@ QUESTIONS = ["What is the capital of Norway?", "Tell me a story about a fox.", "
              "What is a thermocline?", "Tell me a story about a bear and a bird.", "What is the capital of Peru?", "Who are you?"]
 
 
-def catalogue():
-    """Requests of every kind, as arguments of chat.completions.create."""
+def catalogue(most):
+    """Requests of every kind, as arguments of chat.completions.create, with answers of at most `most` tokens."""
     requests = []
     for i, question in enumerate(QUESTIONS * 3):
-        r = {"model": "demo", "messages": [{"role": "user", "content": question}], "max_tokens": 6 + 5 * (i % 9)}
+        r = {"model": "demo", "messages": [{"role": "user", "content": question}], "max_tokens": min(most, 6 + 5 * (i % 9))}
         if i >= len(QUESTIONS):
             r |= {"temperature": 0.9, "seed": 100 + i, "top_p": 0.95}
         else:
@@ -67,9 +67,8 @@ def resident_mib(pid):
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
 
-async def soak(server, clients, seconds):
+async def soak(server, clients, seconds, requests):
     rng = random.Random(1)
-    requests = catalogue()
     async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=600) as client:
         alone = [await plain(client, r) for r in requests]
         before = resident_mib(server.process.pid)
@@ -111,14 +110,14 @@ def rests(server):
     raise AssertionError(f"requests are left: {body}")
 
 
-@pytest.mark.parametrize("flags, clients", [
-    (["--device", "none", "--max-num-seqs", "16", "--max-model-len", "1024"], 32),
-    (["--device", "none", "--max-num-seqs", "6", "--max-model-len", "512", "--kv-tokens", "1024", "--step-budget-ms", "20"], 24),
-    (["--device", "simt", "--experts-on-gpu", "60", "--max-num-seqs", "4", "--max-model-len", "256"], 6),
+@pytest.mark.parametrize("flags, clients, requests", [
+    (["--device", "none", "--max-num-seqs", "16", "--max-model-len", "1024"], 32, catalogue(50)),
+    (["--device", "none", "--max-num-seqs", "6", "--max-model-len", "512", "--kv-tokens", "1024", "--step-budget-ms", "20"], 24, catalogue(50)),
+    (["--device", "simt", "--experts-on-gpu", "60", "--max-num-seqs", "4", "--max-model-len", "256"], 4, catalogue(4)[5:21:5]),  # interpreted: a token takes a third of a second
 ], ids=["cpu", "cpu-short-of-pages", "simt"])
-def test_answers_are_those_of_a_quiet_server(start_server, flags, clients):
+def test_answers_are_those_of_a_quiet_server(start_server, flags, clients, requests):
     server = start_server(*flags, "--max-queue", "512")
-    result = asyncio.run(soak(server, clients, SECONDS))
+    result = asyncio.run(soak(server, clients, SECONDS, requests))
     print(result)
     assert result["fewest"] > 0, "somebody starved"
     assert rests(server)["kv_tokens_used"] == 0
