@@ -216,13 +216,21 @@ void StepLoop::bark() {
   const Error error{ErrorCode::internal, "no progress in " + std::to_string(options_.watchdog.count()) +
                                              " ms: the step that runs was given up (--watchdog-seconds)"};
   spdlog::error("{}", error.message);
-  std::vector<std::shared_ptr<RequestHandle>> handles;
   {
     const std::lock_guard lock(mutex_);
     if (health_.state == EngineHealth::State::ready || health_.state == EngineHealth::State::draining) {
       health_ = {EngineHealth::State::failed, error.message};
       stuck_ = true;
     }
+  }
+  end_active(error);
+}
+
+// Whoever has a handle hears of it, wherever its request is; the loop drops what was cancelled.
+void StepLoop::end_active(const Error& error) {
+  std::vector<std::shared_ptr<RequestHandle>> handles;
+  {
+    const std::lock_guard lock(mutex_);
     for (const auto& weak : active_)
       if (auto handle = weak.lock()) handles.push_back(std::move(handle));
   }
@@ -241,8 +249,8 @@ void StepLoop::run() {
     } catch (const std::exception& exception) {
       const Error error{ErrorCode::internal, std::string("the step loop failed: ") + exception.what()};
       spdlog::error("{}", error.message);
-      fail_running(error);
-      tell_ended();
+      watchdog_.end();
+      end_active(error);
     }
   }
   take_mail();
@@ -277,6 +285,19 @@ void StepLoop::take_mail() {
   for (Inbox::Mail::Submitted& submitted : mail.requests) accept(std::move(submitted));
 }
 
+sched::WaitingRequest StepLoop::waiting_of(const RunningRequest& r) {
+  sched::WaitingRequest waiting;
+  waiting.id = r.id();
+  waiting.key = r.request().key;
+  waiting.priority = r.request().priority;
+  waiting.tokens = r.remaining();
+  waiting.length = r.stored();
+  waiting.pages = r.kv ? static_cast<int64_t>(r.kv->compressed_pages().size()) : 0;
+  waiting.all_logits = r.wants_all_logits();
+  waiting.arrived_ns = nanoseconds(r.submitted().at);
+  return waiting;
+}
+
 // Every choice waits by itself.
 void StepLoop::accept(Inbox::Mail::Submitted submitted) {
   const auto shared = std::make_shared<SubmittedRequest>(
@@ -295,16 +316,7 @@ void StepLoop::accept(Inbox::Mail::Submitted submitted) {
       kept->ids_.clear();
       r->cached_tokens = r->stored();
     }
-    sched::WaitingRequest waiting;
-    waiting.id = r->id();
-    waiting.key = request.key;
-    waiting.priority = request.priority;
-    waiting.tokens = r->remaining();
-    waiting.length = r->stored();
-    waiting.pages = r->kv ? static_cast<int64_t>(r->kv->compressed_pages().size()) : 0;
-    waiting.all_logits = r->wants_all_logits();
-    waiting.arrived_ns = nanoseconds(shared->at);
-    queue_.push(std::move(waiting));
+    queue_.push(waiting_of(*r));
     waiting_.emplace(r->id(), std::move(r));
   }
 }
@@ -385,14 +397,7 @@ void StepLoop::preempt(uint64_t id) {
   ++r->preemptions;
   ++counted_.preemptions;
   r->handle().phase_ = RequestPhase::waiting;
-  sched::WaitingRequest waiting;
-  waiting.id = id;
-  waiting.key = r->request().key;
-  waiting.priority = r->request().priority;
-  waiting.tokens = r->remaining();
-  waiting.all_logits = r->wants_all_logits();
-  waiting.arrived_ns = nanoseconds(r->submitted().at);
-  queue_.push_preempted(std::move(waiting));
+  queue_.push_preempted(waiting_of(*r));
   waiting_.emplace(id, std::move(r));
 }
 
@@ -545,13 +550,9 @@ void StepLoop::tell_ended() {
   ended_.clear();
 }
 
-void StepLoop::fail_running(const Error& error) {
+void StepLoop::fail_all(const Error& error) {
   for (const Running& r : running_) r->fail(error);
   retire_ended();
-}
-
-void StepLoop::fail_all(const Error& error) {
-  fail_running(error);
   for (auto& [id, r] : waiting_) {
     queue_.remove(id);
     r->fail(error);

@@ -61,6 +61,7 @@ class StepLoop {
   void turn();
   void take_mail();
   void accept(Inbox::Mail::Submitted submitted);
+  static sched::WaitingRequest waiting_of(const RunningRequest& r);
   void drop_unwanted(Clock::time_point now);
   bool unwanted(RunningRequest& r, Clock::time_point now);
   sched::StepPlan plan(Clock::time_point now);
@@ -74,9 +75,9 @@ class StepLoop {
   void tell_ended();
   void unstick();
   void fail_all(const Error& error);
-  void fail_running(const Error& error);
   void wait(Clock::time_point now);
   void bark();
+  void end_active(const Error& error);
   void publish_stats();
   sched::KvPages pages() const;
   RunningRequest* running(uint64_t id);

@@ -468,6 +468,20 @@ TEST(StepLoop, AHangingStepFailsItsRequestsAndHealthIsRedUntilItEnds) {
   EXPECT_EQ(test::ask(*served.engine, served.request(kQuestions[0])).text, "The capital of Norway is Oslo.");
 }
 
+TEST(StepLoop, AnExceptionOnTheStepThreadEndsWhatIsThereAndTheLoopGoesOn) {
+  Served served({.sequences = 1});
+  served.engine->step().set_observer([](int, TensorView<const float, 3>) { throw std::runtime_error("planted"); });
+  const auto running = served.submit(served.request(kQuestions[0])),
+             waiting = served.submit(served.request(kQuestions[1]));
+  const Answer first = test::collect(*running)[0];
+  EXPECT_EQ(first.error.code, ErrorCode::internal);
+  EXPECT_NE(first.error.message.find("planted"), std::string::npos);
+  EXPECT_EQ(test::collect(*waiting)[0].reason, FinishReason::error);
+  EXPECT_EQ(served.settled(2).kv_tokens_used, 0);
+  served.engine->step().set_observer(nullptr);
+  EXPECT_EQ(test::ask(*served.engine, served.request(kQuestions[0])).text, "The capital of Norway is Oslo.");
+}
+
 TEST(StepLoop, ADrainLetsAnswersEndAndFailsThemAfterItsDeadline) {
   {
     Served served;
