@@ -37,7 +37,7 @@ struct Need {
 };
 
 /// One line of the table.
-struct Row {
+struct KernelRow {
   std::string name;
   double target = 0;  // of the share; `at_most`: the share must not exceed it
   bool at_most = false;
@@ -57,18 +57,18 @@ class Bench {
 
   const cpu::CpuContext& cpu() const { return cpu_; }
   Peaks& peaks() { return peaks_; }
-  std::vector<Row>& rows() { return rows_; }
+  std::vector<KernelRow>& rows() { return rows_; }
 
   /// A row that has nothing to measure.
   void skip(const char* name) {
-    Row row{name};
+    KernelRow row{name};
     row.skipped = "needs --model (synth --like v4-flash --layers 3)";
     rows_.push_back(std::move(row));
   }
 
   /// Measures `run`, which returns what it needed, by Google Benchmark. compute_target: the share asked for where
   /// multiplications are the bound and not bytes.
-  void measure(Row row, const std::function<Need()>& run, double compute_target = 0) {
+  void measure(KernelRow row, const std::function<Need()>& run, double compute_target = 0) {
     fmt::print(stderr, "measuring: {}\n", row.name);
     const WorkerPool::StepScope scope(cpu_.pool);
     benchmark::RegisterBenchmark(row.name.c_str(),
@@ -108,7 +108,7 @@ class Bench {
   }
 
  private:
-  static void record(Row& row, const Need& need, const Peaks& now, double seconds, double compute_target) {
+  static void record(KernelRow& row, const Need& need, const Peaks& now, double seconds, double compute_target) {
     const double bound = need.bound_seconds(now);
     row.shares.push_back(bound / seconds);
     if (bound == need.bytes / now.read_bandwidth) {
@@ -128,7 +128,7 @@ class Bench {
   PeakMeter meter_;
   const int repetitions_;
   Peaks peaks_;
-  std::vector<Row> rows_;
+  std::vector<KernelRow> rows_;
 };
 
 // --- weights and activations of the true shapes, random codes ---
@@ -192,7 +192,7 @@ class MoeBench {
   }
 
   /// Runs layers of `tokens` tokens, each with its own top_k experts drawn uniformly.
-  Status measure(Bench& bench, Row row, int64_t tokens, Activation activation, double compute_target) {
+  Status measure(Bench& bench, KernelRow row, int64_t tokens, Activation activation, double compute_target) {
     const cpu::CpuContext& c = bench.cpu();
     const int top_k = g_.n_activated_experts;
     TC_ASSIGN(cpu::GemmInput x, cpu::GemmInput::allocate(tokens, g_.dim));
@@ -396,7 +396,7 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
     other.push_back(1 - reading / seconds_since(start));
     return need;
   });
-  Row rest{"step, decode: what reads no weights", 0.08, true, "%", "of the step"};
+  KernelRow rest{"step, decode: what reads no weights", 0.08, true, "%", "of the step"};
   rest.shares = other;
   for (const double share : other) rest.values.push_back(100 * share);
   bench.rows().push_back(std::move(rest));
@@ -411,7 +411,7 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
 
 Status bench_loading(Bench& bench, const std::string& folder) {
   for (const bool warm : {false, true}) {
-    Row row{std::string("load, page cache ") + (warm ? "warm" : "cold"), 0.70, false, "GB/s", "plain read"};
+    KernelRow row{std::string("load, page cache ") + (warm ? "warm" : "cold"), 0.70, false, "GB/s", "plain read"};
     fmt::print(stderr, "measuring: {}\n", row.name);
     TC_ASSIGN(const LoadComparison result, compare_loading(folder, warm, bench.cpu().pool.size()));
     row.skipped = result.skipped;
@@ -435,7 +435,7 @@ void print_table(const MachineInfo& machine, Bench& bench) {
   fmt::print("| {:<50} | {:>16} | {:<11} | {:>6} | {:>7} | {:<4} |\n", "bench", "value", "bound", "share", "target",
              "");
   fmt::print("| {:-<50} | {:->15}: | {:-<11} | {:->5}: | {:->6}: | {:-<4} |\n", "", "", "", "", "", "");
-  for (const Row& row : bench.rows()) {
+  for (const KernelRow& row : bench.rows()) {
     if (!row.measured()) {
       fmt::print("| {:<50} | {:>16} | {:<11} | {:>6} | {:>7} | skip |   {}\n", row.name, "-", row.bound, "-", "-",
                  row.skipped);
@@ -449,7 +449,7 @@ void print_table(const MachineInfo& machine, Bench& bench) {
 
 Status write_json(const MachineInfo& machine, Bench& bench, const KernelsOptions& o) {
   Json results = Json::array();
-  for (const Row& row : bench.rows()) {
+  for (const KernelRow& row : bench.rows()) {
     Json line = {{"name", row.name}, {"target", row.target}, {"at_most", row.at_most}, {"bound", row.bound}};
     if (row.measured()) {
       line["value"] = median(row.values);
@@ -513,7 +513,7 @@ Result<int> bench_kernels(const KernelsOptions& o) {
   if (o.json_path != "-") print_table(machine, bench);
   if (!o.json_path.empty()) TC_RETURN_IF_ERROR(write_json(machine, bench, o));
   bool missed = false;
-  for (const Row& row : bench.rows()) missed |= row.measured() && !row.pass();
+  for (const KernelRow& row : bench.rows()) missed |= row.measured() && !row.pass();
   return o.check && missed ? 1 : 0;
 }
 

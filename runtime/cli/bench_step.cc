@@ -23,7 +23,7 @@ struct BenchOptions {
   std::string json_path;
 };
 
-struct Row {
+struct StepRow {
   const char* kind;
   int64_t tokens = 0;                // of each sequence
   int64_t batch = 1;                 // sequences of a step
@@ -50,7 +50,7 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocab) {
 }
 
 // One token of every sequence a step, each of them with a text of its own.
-Result<Sample> decode_together(Engine& engine, const Row& row) {
+Result<Sample> decode_together(Engine& engine, const StepRow& row) {
   const int64_t vocab = engine.geometry().vocab_size;
   const std::vector<int32_t> ids = random_ids((row.tokens + 1) * row.batch, vocab);
   std::vector<std::unique_ptr<SequenceKv>> sequences;
@@ -76,7 +76,7 @@ Result<Sample> decode_together(Engine& engine, const Row& row) {
   return sample;
 }
 
-Result<Sample> run_once(Engine& engine, const Row& row) {
+Result<Sample> run_once(Engine& engine, const StepRow& row) {
   if (row.batch > 1) return decode_together(engine, row);
   const bool prefill = std::string_view(row.kind) == "prefill";
   const std::vector<int32_t> ids = random_ids(row.tokens + 1, engine.geometry().vocab_size);
@@ -96,7 +96,7 @@ Result<Sample> run_once(Engine& engine, const Row& row) {
 }
 
 // Multiplications of weights: every token's, but the vocabulary only where logits are made, once a chunk.
-double macs_of(const Engine& engine, const Row& row) {
+double macs_of(const Engine& engine, const StepRow& row) {
   const ModelGeometry& g = engine.geometry();
   const double head = static_cast<double>(g.vocab_size * g.dim), tokens = static_cast<double>(row.tokens),
                chunk = std::string_view(row.kind) == "prefill" ? static_cast<double>(engine.options().max_chunk) : 1;
@@ -105,7 +105,7 @@ double macs_of(const Engine& engine, const Row& row) {
 }
 
 // Every repetition measures the peaks again first, and is judged by those: both see the same neighbours.
-Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row, Peaks& peaks) {
+Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow& row, Peaks& peaks) {
   TC_RETURN_IF_ERROR(run_once(engine, row));  // warm-up: page faults, caches
   std::vector<double> bounds;
   for (int repetition = 0; repetition < o.repetitions; ++repetition) {
@@ -125,13 +125,15 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, Row& row
   return {};
 }
 
-double tokens_per_second(const Row& row) { return static_cast<double>(row.tokens * row.batch) / median(row.seconds); }
+double tokens_per_second(const StepRow& row) {
+  return static_cast<double>(row.tokens * row.batch) / median(row.seconds);
+}
 
 double share_of(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
 }
 
-void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
+void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRow>& rows, const Peaks& peaks) {
   for (const std::string& line : engine.weights().placement) fmt::print("{}\n", line);
   fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
              machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
@@ -139,7 +141,7 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& 
       "| {:<9} | {:<9} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<9} | {:-<11}: | {:-<13}: | {:-<11}: | "
       "{:-<13}: |\n",
       "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
-  for (const Row& row : rows)
+  for (const StepRow& row : rows)
     fmt::print("| {:<9} | {:<9} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
                kNumericsNames[static_cast<int>(engine.options().numerics)],
                (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
@@ -160,9 +162,9 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<Row>& 
   }
 }
 
-Status write_json(Engine& engine, const BenchOptions& o, const std::vector<Row>& rows, const Peaks& peaks) {
+Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepRow>& rows, const Peaks& peaks) {
   Json results = Json::array();
-  for (const Row& row : rows)
+  for (const StepRow& row : rows)
     results.push_back({{"kind", row.kind},
                        {"tokens", row.tokens},
                        {"batch", row.batch},
@@ -207,8 +209,8 @@ Result<int64_t> check(const BenchOptions& o) {
   return longest;
 }
 
-Result<std::vector<Row>> rows_of(const BenchOptions& o, int64_t max_context) {
-  std::vector<Row> rows;
+Result<std::vector<StepRow>> rows_of(const BenchOptions& o, int64_t max_context) {
+  std::vector<StepRow> rows;
   for (const auto& [kind, lengths] : {std::pair("prefill", &o.prefill), std::pair("decode", &o.decode)})
     for (const int64_t tokens : *lengths) {
       if (tokens >= max_context)  // a decode row has a token before it
@@ -229,10 +231,10 @@ Status bench_step(const BenchOptions& o) {
   options.max_sequences = static_cast<int>(*std::max_element(o.batch.begin(), o.batch.end()));
   if (options.max_sequences > 1 && options.max_context == 0) options.max_context = longest + 1;
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
-  TC_ASSIGN(std::vector<Row> rows, rows_of(o, engine->max_context()));
+  TC_ASSIGN(std::vector<StepRow> rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
   Peaks peaks;
-  for (Row& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));
+  for (StepRow& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));
   if (o.json_path != "-") print_table(*engine, o, rows, peaks);
   return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks);
 }

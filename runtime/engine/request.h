@@ -60,8 +60,6 @@ class RequestHandle {
 
   TokenStream& stream() { return stream_; }
   RequestPhase phase() const { return phase_.load(std::memory_order_relaxed); }
-  /// Prompt tokens computed so far, of the choice that was stepped last; falls after a preemption.
-  int64_t prefilled_tokens() const { return prefilled_.load(std::memory_order_relaxed); }
 
  private:
   friend class StepLoop;
@@ -69,7 +67,6 @@ class RequestHandle {
   TokenStream stream_;
   std::atomic<bool> cancel_{false};
   std::atomic<RequestPhase> phase_{RequestPhase::waiting};
-  std::atomic<int64_t> prefilled_{0};
   std::weak_ptr<class Inbox> inbox_;  // woken by a cancel
 };
 

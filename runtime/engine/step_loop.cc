@@ -463,7 +463,6 @@ void StepLoop::step(const sched::StepPlan& plan) {
     return;
   }
   counted_.prompt_tokens += batch.size() - decodes;
-  for (RunningRequest* const r : owners) r->handle().prefilled_ = std::min(r->stored(), r->prompt_tokens());
   const std::chrono::duration<double> took = Clock::now() - start;
   cost_.observe(batch.size(), took.count() * 1e9);
   ++counted_.steps;

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "runtime/base/log.h"
+#include "runtime/hw/topology.h"
 
 namespace thermocline::server {
 namespace {
@@ -22,8 +23,11 @@ void run_caught(const std::function<void()>& task) {
   }
 }
 
+// A quarter of what the process may use, as the steps need the rest.
 int threads_of(int threads) {
-  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 4);
+  if (threads > 0) return threads;
+  const Result<Topology> machine = read_topology();
+  return std::max(1, machine ? machine->default_threads() / 4 : 1);
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ TEST_P(Greedy, ContinuationsAreTheRecordedOnes) {
   EXPECT_GT(count, 5);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, Greedy, ::testing::ValuesIn(test::isas()),
+INSTANTIATE_TEST_SUITE_P(Isa, Greedy, ::testing::ValuesIn(test::model_isas()),
                          [](const auto& test) { return test::isa_test_name(test.param); });
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Hundreds of requests at once on the demo model, with random lengths, priorities, cancels and disconnects: every answer
-is the one it has alone, nobody starves, and in the end nothing is left. TC_SOAK_SECONDS says how long (default: the smoke
-of a test run)."""
+is the one it has alone, nobody starves, and in the end nothing is left. TC_SOAK_SECONDS says how long each (default: the
+smoke of a test run; 60 in CI, 600 for the tests with the mark long)."""
 import asyncio
 import os
 import random
@@ -67,7 +67,8 @@ def resident_mib(pid):
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
 
-async def soak(server, clients, seconds, requests):
+async def soak(server, clients, seconds, requests, streaming=False):
+    """`clients` at once for `seconds`. With streaming everybody streams and one in five leaves; else all kinds are mixed."""
     rng = random.Random(1)
     async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=600) as client:
         alone = [await plain(client, r) for r in requests]
@@ -82,6 +83,8 @@ async def soak(server, clients, seconds, requests):
             while time.monotonic() < end:
                 i = mine.randrange(len(requests))
                 kind = mine.random()
+                if streaming and kind >= 0.2:
+                    kind = 0.3
                 if kind < 0.2:
                     if await streamed(client, requests[i], mine.randrange(8)) is None:
                         left += 1
@@ -110,6 +113,14 @@ def rests(server):
     raise AssertionError(f"requests are left: {body}")
 
 
+def check(server, result):
+    print(result)
+    assert result["fewest"] > 0, "somebody starved"
+    assert rests(server)["kv_tokens_used"] == 0
+    assert result["grew_mib"] < 64, result
+    server.stop()
+
+
 @pytest.mark.parametrize("flags, clients, requests", [
     (["--device", "none", "--max-num-seqs", "16", "--max-model-len", "1024"], 32, catalogue(50)),
     (["--device", "none", "--max-num-seqs", "6", "--max-model-len", "512", "--kv-tokens", "1024", "--step-budget-ms", "20"], 24, catalogue(50)),
@@ -117,9 +128,10 @@ def rests(server):
 ], ids=["cpu", "cpu-short-of-pages", "simt"])
 def test_answers_are_those_of_a_quiet_server(start_server, flags, clients, requests):
     server = start_server(*flags, "--max-queue", "512")
-    result = asyncio.run(soak(server, clients, SECONDS, requests))
-    print(result)
-    assert result["fewest"] > 0, "somebody starved"
-    assert rests(server)["kv_tokens_used"] == 0
-    assert result["grew_mib"] < 64, result
-    server.stop()
+    check(server, asyncio.run(soak(server, clients, SECONDS, requests)))
+
+
+@pytest.mark.long
+def test_two_hundred_streams_of_which_one_in_five_leaves(start_server):
+    server = start_server("--device", "none", "--max-num-seqs", "64", "--max-model-len", "512", "--max-queue", "512")
+    check(server, asyncio.run(soak(server, 200, SECONDS, catalogue(50), streaming=True)))

@@ -50,6 +50,17 @@ inline std::vector<Isa> isas() {
   return list;
 }
 
+/// Those that whole models run on: all of them, but in sanitizer builds, ten times slower, only the best. Every kernel
+/// runs there by itself on each.
+inline std::vector<Isa> model_isas() {
+  std::vector<Isa> list = isas();
+#ifdef TC_SANITIZED
+  std::erase(list, Isa::amx_emulated);
+  list = {list.back()};
+#endif
+  return list;
+}
+
 /// isa_name without what a test name cannot hold.
 inline std::string isa_test_name(Isa isa) {
   std::string name(isa_name(isa));

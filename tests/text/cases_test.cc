@@ -6,22 +6,12 @@
 #include "runtime/text/completion_parser.h"
 #include "runtime/text/detokenizer.h"
 #include "runtime/text/utf8.h"
-#include "tests/support/fixtures.h"
+#include "tests/support/demo_text.h"
 
 namespace thermocline {
 namespace {
 
 using Kind = CompletionStream::Event::Kind;
-
-const Tokenizer& demo_tokenizer() {
-  static const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::load(test::demo_model()).value();
-  return *tokenizer;
-}
-
-const ProseConstants& constants() {
-  static const ProseConstants prose = read_prose_constants(test::demo_model()).value();
-  return prose;
-}
 
 std::vector<Json> lines_of(const char* name) {
   return test::read_jsonl(test::source_dir() / "tests" / "data" / "text" / name);
@@ -81,7 +71,7 @@ struct Answer {
 // Reads a text in pieces of the lengths that `next` gives.
 template <class Next>
 Answer stream(std::string_view text, bool thinking, const ToolProperties& tools, bool truncated, Next next) {
-  CompletionStream stream(constants(), thinking, tools);
+  CompletionStream stream(test::demo_prose(), thinking, tools);
   Answer answer;
   for (size_t at = 0; at < text.size();) {
     const std::string_view piece = text.substr(at, next());
@@ -97,7 +87,7 @@ Answer whole(std::string_view text, bool thinking, const ToolProperties& tools, 
   return stream(text, thinking, tools, truncated, [&] { return text.size(); });
 }
 
-bool is_cut(const std::string& text) { return text.find(constants().eos) == std::string::npos; }
+bool is_cut(const std::string& text) { return text.find(test::demo_prose().eos) == std::string::npos; }
 
 TEST(CompletionCases, AreReadAsDecided) {
   for (const Json& line : cases("parse")) {
@@ -188,7 +178,7 @@ TEST(CompletionStream, ToolsWithoutPropertiesAreNotKnown) {
 TEST(ChatCases, RenderAsThePublishedEncoderDoes) {
   for (const Json& line : cases("render")) {
     SCOPED_TRACE(line["id"].get<std::string>());
-    const Result<RenderedPrompt> prompt = render_chat(constants(), line["messages"], options_of(line));
+    const Result<RenderedPrompt> prompt = render_chat(test::demo_prose(), line["messages"], options_of(line));
     ASSERT_TRUE(prompt) << prompt.error().message;
     EXPECT_EQ(prompt->text, line["text"].get<std::string>());
   }
@@ -197,7 +187,8 @@ TEST(ChatCases, RenderAsThePublishedEncoderDoes) {
 TEST(ChatCases, GenerationPromptsAreAsDecided) {
   for (const Json& line : cases("generate")) {
     SCOPED_TRACE(dump_json(line));
-    const Result<RenderedPrompt> prompt = render_generation_prompt(constants(), line["messages"], options_of(line));
+    const Result<RenderedPrompt> prompt =
+        render_generation_prompt(test::demo_prose(), line["messages"], options_of(line));
     if (line.contains("field")) {
       ASSERT_FALSE(prompt) << prompt->text;
       EXPECT_EQ(prompt.error().code, ErrorCode::invalid_argument);
@@ -215,14 +206,15 @@ TEST(ChatCases, GenerationPromptsAreAsDecided) {
 TEST(ChatCases, OnlyTheTemplateWritesSpecialTokens) {
   for (const Json& line : cases("special")) {
     SCOPED_TRACE(dump_json(line));
-    const Result<RenderedPrompt> prompt = render_generation_prompt(constants(), line["messages"], options_of(line));
+    const Result<RenderedPrompt> prompt =
+        render_generation_prompt(test::demo_prose(), line["messages"], options_of(line));
     ASSERT_TRUE(prompt) << prompt.error().message;
-    const std::vector<int32_t> ids = demo_tokenizer().encode(prompt->text, prompt->literal).value();
+    const std::vector<int32_t> ids = test::demo_tokenizer().encode(prompt->text, prompt->literal).value();
     std::vector<std::string> special;
     for (const int32_t id : ids)
-      if (demo_tokenizer().is_special(id)) special.emplace_back(demo_tokenizer().token_bytes(id));
+      if (test::demo_tokenizer().is_special(id)) special.emplace_back(test::demo_tokenizer().token_bytes(id));
     EXPECT_EQ(special, line["tokens"].get<std::vector<std::string>>());
-    EXPECT_EQ(detokenize(demo_tokenizer(), ids).value(), prompt->text);
+    EXPECT_EQ(detokenize(test::demo_tokenizer(), ids).value(), prompt->text);
   }
 }
 
@@ -232,10 +224,10 @@ TEST(ChatEncoding, RecordedPromptsThatCanBeAnsweredAreTheSameForGeneration) {
   for (const Json& line : lines_of("chat_encoding.jsonl")) {
     ChatOptions options = options_of(line);
     if (line["reasoning_effort"].is_string()) options.reasoning_effort = line["reasoning_effort"].get<std::string>();
-    const RenderedPrompt recorded = render_chat(constants(), line["messages"], options).value();
-    EXPECT_EQ(demo_tokenizer().encode(recorded.text, recorded.literal).value(),
-              demo_tokenizer().encode(recorded.text).value());
-    const Result<RenderedPrompt> prompt = render_generation_prompt(constants(), line["messages"], options);
+    const RenderedPrompt recorded = render_chat(test::demo_prose(), line["messages"], options).value();
+    EXPECT_EQ(test::demo_tokenizer().encode(recorded.text, recorded.literal).value(),
+              test::demo_tokenizer().encode(recorded.text).value());
+    const Result<RenderedPrompt> prompt = render_generation_prompt(test::demo_prose(), line["messages"], options);
     const Json& last = line["messages"].back();
     if (!prompt) {
       const bool has_image = dump_json(line["messages"]).find(R"("type":"image")") != std::string::npos;
@@ -251,7 +243,7 @@ TEST(ChatEncoding, RecordedPromptsThatCanBeAnsweredAreTheSameForGeneration) {
     const std::string marker = "<｜Assistant｜>";
     for (const char c : recorded.text) {
       while (!rest.empty() && rest.starts_with(marker) && c != '<') rest.remove_prefix(marker.size());
-      for (const std::string& tag : {constants().thinking_start, constants().thinking_end})
+      for (const std::string& tag : {test::demo_prose().thinking_start, test::demo_prose().thinking_end})
         if (rest.starts_with(tag) && c != '<') rest.remove_prefix(tag.size());
       ASSERT_TRUE(rest.starts_with(c)) << prompt->text << "\n" << recorded.text;
       rest.remove_prefix(1);
@@ -277,9 +269,9 @@ TEST(ChatEncoding, IllFormedBytesOfAnyRoleEncode) {
       const Json messages = Json::array({message, {{"role", "user"}, {"content", text}}});
       ChatOptions options;
       options.thinking = true;
-      const Result<RenderedPrompt> prompt = render_generation_prompt(constants(), messages, options);
+      const Result<RenderedPrompt> prompt = render_generation_prompt(test::demo_prose(), messages, options);
       EXPECT_TRUE(prompt) << prompt.error().message;
-      return demo_tokenizer().encode(prompt->text, prompt->literal).value();
+      return test::demo_tokenizer().encode(prompt->text, prompt->literal).value();
     };
     EXPECT_EQ(prompt_of(bad), prompt_of(good));
   }
@@ -293,11 +285,11 @@ TEST(Tokenizer, AnyBytesWithAnySpansEncodeAsTheirWellFormedText) {
     for (int i = 0; i < 12; ++i) text += parts[random() % std::size(parts)];
     std::vector<TextSpan> spans;
     for (size_t i = random() % 4; i > 0; --i) spans.push_back({random() % (text.size() + 9), random() % 60});
-    const std::vector<int32_t> ids = demo_tokenizer().encode(text, spans).value();
-    EXPECT_EQ(detokenize(demo_tokenizer(), ids).value(), to_valid_utf8(text));
+    const std::vector<int32_t> ids = test::demo_tokenizer().encode(text, spans).value();
+    EXPECT_EQ(detokenize(test::demo_tokenizer(), ids).value(), to_valid_utf8(text));
     const TextSpan all[] = {{0, text.size()}};
-    const std::vector<int32_t> literal = demo_tokenizer().encode(text, all).value();
-    for (const int32_t id : literal) EXPECT_FALSE(demo_tokenizer().is_special(id));
+    const std::vector<int32_t> literal = test::demo_tokenizer().encode(text, all).value();
+    for (const int32_t id : literal) EXPECT_FALSE(test::demo_tokenizer().is_special(id));
   }
 }
 

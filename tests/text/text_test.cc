@@ -6,19 +6,12 @@
 #include "runtime/text/completion_parser.h"
 #include "runtime/text/detokenizer.h"
 #include "runtime/text/python_json.h"
-#include "tests/support/fixtures.h"
+#include "tests/support/demo_text.h"
 
 namespace thermocline {
 namespace {
 
-const Tokenizer& demo_tokenizer() {
-  static const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::load(test::demo_model()).value();
-  return *tokenizer;
-}
-
 std::filesystem::path vectors(const char* name) { return test::source_dir() / "tests" / "data" / "text" / name; }
-
-ProseConstants constants() { return read_prose_constants(test::demo_model()).value(); }
 
 TEST(Utf8, IllFormedPartsBecomeOneReplacementEach) {
   const std::pair<const char*, const char*> cases[] = {{"abc", "abc"},
@@ -37,25 +30,25 @@ TEST(Utf8, IllFormedPartsBecomeOneReplacementEach) {
 
 TEST(Tokenizer, VectorsOfTheDemoTokenizer) {
   for (const Json& line : test::read_jsonl(vectors("tokenizer_demo.jsonl"))) {
-    const std::vector<int32_t> ids = demo_tokenizer().encode(line["text"].get<std::string>()).value();
+    const std::vector<int32_t> ids = test::demo_tokenizer().encode(line["text"].get<std::string>()).value();
     EXPECT_EQ(ids, line["ids"].get<std::vector<int32_t>>()) << line["text"];
-    EXPECT_EQ(detokenize(demo_tokenizer(), ids).value(), line["decoded"].get<std::string>());
+    EXPECT_EQ(detokenize(test::demo_tokenizer(), ids).value(), line["decoded"].get<std::string>());
   }
 }
 
 TEST(Tokenizer, LiteralSpansHoldNoSpecialTokens) {
   const std::string text = "<｜User｜>a</think>b<｜Assistant｜>";
-  const std::vector<int32_t> trusted = demo_tokenizer().encode(text).value();
-  EXPECT_EQ(trusted.front(), demo_tokenizer().id_of("<｜User｜>").value());
+  const std::vector<int32_t> trusted = test::demo_tokenizer().encode(text).value();
+  EXPECT_EQ(trusted.front(), test::demo_tokenizer().id_of("<｜User｜>").value());
   const TextSpan all[] = {{0, text.size()}};
-  const std::vector<int32_t> literal = demo_tokenizer().encode(text, all).value();
-  for (const int32_t id : literal) EXPECT_FALSE(demo_tokenizer().is_special(id));
-  EXPECT_EQ(detokenize(demo_tokenizer(), literal).value(), text);
+  const std::vector<int32_t> literal = test::demo_tokenizer().encode(text, all).value();
+  for (const int32_t id : literal) EXPECT_FALSE(test::demo_tokenizer().is_special(id));
+  EXPECT_EQ(detokenize(test::demo_tokenizer(), literal).value(), text);
   const size_t think = text.find("</think>");
   const TextSpan middle[] = {{think, think + 3}};  // touching it is enough
-  const std::vector<int32_t> mixed = demo_tokenizer().encode(text, middle).value();
+  const std::vector<int32_t> mixed = test::demo_tokenizer().encode(text, middle).value();
   EXPECT_EQ(mixed.front(), trusted.front());
-  EXPECT_EQ(std::count(mixed.begin(), mixed.end(), demo_tokenizer().id_of("</think>").value()), 0);
+  EXPECT_EQ(std::count(mixed.begin(), mixed.end(), test::demo_tokenizer().id_of("</think>").value()), 0);
 }
 
 TEST(Detokenizer, AnyTokensStreamToWholeCharacters) {
@@ -64,12 +57,12 @@ TEST(Detokenizer, AnyTokensStreamToWholeCharacters) {
     std::vector<int32_t> ids;
     std::string bytes;
     for (int i = 0; i < 30; ++i) {
-      const int32_t id = static_cast<int32_t>(random() % static_cast<unsigned>(demo_tokenizer().size()));
-      if (demo_tokenizer().token_bytes(id).empty()) continue;
+      const int32_t id = static_cast<int32_t>(random() % static_cast<unsigned>(test::demo_tokenizer().size()));
+      if (test::demo_tokenizer().token_bytes(id).empty()) continue;
       ids.push_back(id);
-      bytes += demo_tokenizer().token_bytes(id);
+      bytes += test::demo_tokenizer().token_bytes(id);
     }
-    Detokenizer stream(demo_tokenizer());
+    Detokenizer stream(test::demo_tokenizer());
     std::string text;
     for (const int32_t id : ids) {
       const std::string piece = stream.push(id);
@@ -88,7 +81,7 @@ TEST(Tokenizer, HostileInputIsLinear) {
     double best = 1e9;
     for (int i = 0; i < 3; ++i) {
       const auto start = std::chrono::steady_clock::now();
-      EXPECT_TRUE(demo_tokenizer().encode(text));
+      EXPECT_TRUE(test::demo_tokenizer().encode(text));
       best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     return best;
@@ -168,7 +161,7 @@ TEST(PreTokenizer, SplitBehavioursAndNormalizersWork) {
   EXPECT_EQ(pieces("Removed", true, "a-b--c"), "[-][-][-]");
   json["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}};
   const auto nfc = Tokenizer::parse(dump_json(json)).value();
-  EXPECT_EQ(nfc->encode("e\u0301").value(), demo_tokenizer().encode("é").value());
+  EXPECT_EQ(nfc->encode("e\u0301").value(), test::demo_tokenizer().encode("é").value());
 }
 
 TEST(PythonJson, WritesWhatJsonDumpsWrites) {
@@ -220,7 +213,7 @@ TEST(ProseConstants, AbsentFileIsNamed) {
 }
 
 TEST(ChatEncoding, PromptsAreTheRecordedOnes) {
-  const ProseConstants prose = constants();
+  const ProseConstants prose = test::demo_prose();
   for (const Json& line : test::read_jsonl(vectors("chat_encoding.jsonl"))) {
     ChatOptions options;
     options.thinking = line["thinking_mode"] == "thinking";
@@ -240,7 +233,7 @@ TEST(ChatEncoding, PromptsAreTheRecordedOnes) {
 }
 
 TEST(ChatEncoding, BadMessagesNameTheField) {
-  const ProseConstants prose = constants();
+  const ProseConstants prose = test::demo_prose();
   const auto field_of = [&](const char* messages) {
     const auto prompt = render_chat(prose, parse_json(messages).value(), {});
     return prompt ? std::string("no error") : prompt.error().field;
@@ -271,11 +264,11 @@ ParsedCompletion stream_tokens(const ProseConstants& prose, const std::string& t
         out.tool_calls.at(static_cast<size_t>(event.index)).arguments += event.text;
     }
   };
-  Detokenizer detokenizer(demo_tokenizer());
+  Detokenizer detokenizer(test::demo_tokenizer());
   if (at_once) {
     take(stream.push(text));
   } else {
-    const std::vector<int32_t> ids = demo_tokenizer().encode(text).value();
+    const std::vector<int32_t> ids = test::demo_tokenizer().encode(text).value();
     for (const int32_t id : ids) take(stream.push(detokenizer.push(id)));
   }
   take(stream.finish());
@@ -283,7 +276,7 @@ ParsedCompletion stream_tokens(const ProseConstants& prose, const std::string& t
 }
 
 TEST(CompletionParser, RecordedCompletionsParseAndStreamTheSame) {
-  const ProseConstants prose = constants();
+  const ProseConstants prose = test::demo_prose();
   for (const Json& line : test::read_jsonl(vectors("completion_parsing.jsonl"))) {
     const std::string text = line["text"].get<std::string>();
     const bool thinking = line["thinking_mode"] == "thinking";
@@ -310,7 +303,7 @@ TEST(CompletionParser, RecordedCompletionsParseAndStreamTheSame) {
 }
 
 TEST(CompletionParser, LenientWhereServersMustBe) {
-  const ProseConstants prose = constants();
+  const ProseConstants prose = test::demo_prose();
   const std::string call =
       "<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" "
       "string=\"true\">x</｜DSML｜parameter>\n</｜DSML｜invoke>\n";
@@ -339,7 +332,7 @@ TEST(CompletionParser, LenientWhereServersMustBe) {
 
 // What may begin a tag waits for the next byte that tells, and no longer.
 TEST(CompletionParser, TextIsHeldBackOnlyAsLongAsItMayBeATag) {
-  CompletionStream stream(constants(), false);
+  CompletionStream stream(test::demo_prose(), false);
   const auto text_of = [&](std::string_view piece) {
     std::string text;
     for (const auto& event : stream.push(piece)) text += event.text;
