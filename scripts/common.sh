@@ -39,11 +39,12 @@ make_venv() {
   cp tests/requirements.txt "$stamp"
 }
 
-# build PRESET TARGET... with cmake options in CMAKE_OPTIONS.
+# build PRESET TARGET... with cmake options in CMAKE_OPTIONS. A unity build: all of it is built a third faster, one changed
+# file slower, so `cmake --preset release` by hand is none.
 build() {
   local preset=$1
   shift
   say "build: preset $preset, targets: $*"
-  cmake --preset "$preset" ${CMAKE_OPTIONS:-} --log-level=NOTICE
+  cmake --preset "$preset" -DCMAKE_UNITY_BUILD=ON ${CMAKE_OPTIONS:-} --log-level=NOTICE
   cmake --build --preset "$preset" --target "$@"
 }

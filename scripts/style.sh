@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # clang-format over every source, then clang-tidy (.clang-tidy says what for) over what meets outside bytes or other
-# threads, with the compile commands of build/release. --all: clang-tidy over every source, a quarter of an hour.
+# threads, with compile commands of its own: build/style, where nothing is built. --all: clang-tidy over every source, a
+# quarter of an hour.
 . "$(dirname "$0")/common.sh"
 
 # One version: another formats differently and finds other things.
@@ -14,8 +15,8 @@ find bench kernels_cpu kernels_gpu runtime scheduler tests -regex '.*\.\(cc\|h\|
   xargs -0 $FORMAT --dry-run -Werror
 
 say "style: $TIDY over $TIDY_FOLDERS"
-if [ ! -f build/release/compile_commands.json ]; then cmake --preset release --log-level=NOTICE; fi
+cmake --preset release -B build/style -DTC_CUDA=OFF --log-level=NOTICE
 # One source a process. GCC's own warning flags mean nothing to it; "N warnings generated" says nothing.
 find $TIDY_FOLDERS -name '*.cc' -print0 |
-  xargs -0 -n 1 -P "$(nproc)" $TIDY --quiet --extra-arg=-Wno-unknown-warning-option -p build/release \
+  xargs -0 -n 1 -P "$(nproc)" $TIDY --quiet --extra-arg=-Wno-unknown-warning-option -p build/style \
     2> >(grep -Ev '^[0-9]+ warnings? (generated|treated)|^Suppressed|^Use -header-filter' >&2)
