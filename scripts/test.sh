@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds in release and passes every test of it: about ten minutes on 2 cores.
+# Installs what is missing, builds in release and passes every test of it: about twelve minutes on 2 cores.
 #   --all   what CI runs: the tests under ASan + UBSan too, those with threads under TSan, style, the report on compiled
 #           GPU kernels, and a soak of three minutes. About 45 minutes on 2 cores; more than TC_TEST_MINUTES (55) is a
 #           failure, or up to half as much again where a fixed piece of work takes as much longer (test_times.py).
