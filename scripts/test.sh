@@ -36,6 +36,7 @@ run_tests() {
 test_preset() {
   note_speed
   stage "build $1" build "$1" all
+  note_speed
   stage "test $1" run_tests "$1"
 }
 
