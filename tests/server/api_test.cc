@@ -11,7 +11,7 @@
 
 #include "runtime/server/keys.h"
 #include "runtime/server/wire/ids.h"
-#include "tests/support/fixtures.h"
+#include "tests/support/demo_text.h"
 
 namespace thermocline::server {
 namespace {
@@ -200,12 +200,7 @@ class Client {
   bool finished_ = false;
 };
 
-const Tokenizer& tokenizer() {
-  static const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::load(test::demo_model()).value();
-  return *tokenizer;
-}
-
-int32_t bos() { return *tokenizer().id_of("<｜begin▁of▁sentence｜>"); }
+int32_t bos() { return *test::demo_tokenizer().id_of("<｜begin▁of▁sentence｜>"); }
 
 HttpHead head_of(const std::string& method, const std::string& target, const std::string& body = "") {
   HttpHead head;
@@ -272,11 +267,11 @@ class ApiTest : public testing::Test {
   FakeBackend backend;
   std::unique_ptr<AccessLog> log = AccessLog::open((folder.path() / "access.jsonl").string()).value();
   ServedModel model{.backend = &backend,
-                    .vocab_size = tokenizer().size(),
+                    .vocab_size = test::demo_tokenizer().size(),
                     .max_context = 1024,
                     .bos_token_id = bos(),
-                    .tokenizer = tokenizer(),
-                    .constants = read_prose_constants(test::demo_model()),
+                    .tokenizer = test::demo_tokenizer(),
+                    .constants = test::demo_prose(),
                     .name = "org/demo"};
   std::unique_ptr<Api> api = std::make_unique<Api>(Api::Options{.max_body_bytes = 32 << 20, .prep_threads = 1}, *log);
 };
@@ -606,7 +601,8 @@ TEST_F(ApiTest, BodiesAreLimitedByTheContext) {
 TEST(Api, AnswersWhileItLoads) {
   const std::unique_ptr<AccessLog> log = AccessLog::open("").value();
   FakeBackend backend;
-  const ServedModel model{.backend = &backend, .tokenizer = tokenizer(), .constants = ProseConstants(), .name = "m"};
+  const ServedModel model{
+      .backend = &backend, .tokenizer = test::demo_tokenizer(), .constants = ProseConstants(), .name = "m"};
   Api api({}, *log);
   api.loading(0.42);
   const auto health = [&] { return std::get<Reply>(api.handle({head_of("GET", "/health"), ""})); };
@@ -703,7 +699,7 @@ TEST_F(ApiTest, PromptsOfAllShapes) {
 
 std::string text_of(const Request& request) {
   std::string text;
-  for (const int32_t id : request.prompt) text += tokenizer().token_bytes(id);
+  for (const int32_t id : request.prompt) text += test::demo_tokenizer().token_bytes(id);
   return text;
 }
 
@@ -840,7 +836,8 @@ TEST_F(ApiTest, CallsAndReasoning) {
   EXPECT_EQ(parse_json(calls[1].at("function").at("arguments").get<std::string>()).value(), Json({{"city", "Oslo ø"}}));
   // What the parser reads as markup is let through, other special tokens are not.
   const std::set<int32_t> shown(last().shown_special.begin(), last().shown_special.end());
-  EXPECT_EQ(shown, (std::set<int32_t>{*tokenizer().id_of("</think>"), *tokenizer().id_of("｜DSML｜")}));
+  EXPECT_EQ(shown,
+            (std::set<int32_t>{*test::demo_tokenizer().id_of("</think>"), *test::demo_tokenizer().id_of("｜DSML｜")}));
 }
 
 // Cut anywhere, an answer never ends in half a call, nor in markup, nor in another reason than its length.
@@ -896,13 +893,14 @@ SampledToken sampled(int32_t id, float logprob, std::vector<TokenLogprob> top = 
 
 TEST_F(ApiTest, ChatLogprobs) {
   const int32_t half = [] {  // a token that is part of a character
-    for (int32_t id = 0; id < tokenizer().size(); ++id)
-      if (tokenizer().token_bytes(id).size() == 1 && static_cast<unsigned char>(tokenizer().token_bytes(id)[0]) >= 0x80)
+    for (int32_t id = 0; id < test::demo_tokenizer().size(); ++id)
+      if (test::demo_tokenizer().token_bytes(id).size() == 1 &&
+          static_cast<unsigned char>(test::demo_tokenizer().token_bytes(id)[0]) >= 0x80)
         return id;
     return -1;
   }();
   ASSERT_GE(half, 0);
-  const int32_t a = tokenizer().encode("a").value()[0], b = tokenizer().encode("b").value()[0];
+  const int32_t a = test::demo_tokenizer().encode("a").value()[0], b = test::demo_tokenizer().encode("b").value()[0];
   backend.script = [&](const Request& request, RequestHandle& handle) {
     EXPECT_EQ(request.top_logprobs, 2);
     put_token(handle, 0, a, "", sampled(a, -0.5f, {{a, -0.5f}, {b, -1.25f}}));  // its text is held back
@@ -920,7 +918,8 @@ TEST_F(ApiTest, ChatLogprobs) {
   EXPECT_EQ(content[0].at("top_logprobs")[0].at("logprob"), content[0].at("logprob"));
   EXPECT_EQ(content[0].at("top_logprobs")[1].at("token"), "b");
   EXPECT_TRUE(content[1].at("logprob").is_null()) << "JSON has no infinity";
-  EXPECT_EQ(content[2].at("bytes"), Json::array({static_cast<unsigned char>(tokenizer().token_bytes(half)[0])}));
+  EXPECT_EQ(content[2].at("bytes"),
+            Json::array({static_cast<unsigned char>(test::demo_tokenizer().token_bytes(half)[0])}));
   EXPECT_EQ(content[2].at("token"), "\xef\xbf\xbd");
   Json told = Json::array();
   for (const Json& event : streamed(kChat, fields).events())
@@ -946,12 +945,12 @@ void scored(const Request& request, RequestHandle& handle) {
     for (size_t t = 1; t < length; ++t) event.prompt_logprobs.push_back(token(request.prompt[t], t));
     handle.stream().push(std::move(event));
   };
-  const std::vector<int32_t> answer = tokenizer().encode(" Oslo.").value();
+  const std::vector<int32_t> answer = test::demo_tokenizer().encode(" Oslo.").value();
   // The choice that scores the prompt is the last, as it needs more of the step.
   for (int choice = request.choices - 1; choice >= 0; --choice) {
     if (choice == 0 && request.prompt_top_logprobs >= 0) prompt();
     for (size_t t = 0; t < std::min<size_t>(answer.size(), static_cast<size_t>(request.max_tokens)); ++t)
-      put_token(handle, choice, answer[t], std::string(tokenizer().token_bytes(answer[t])),
+      put_token(handle, choice, answer[t], std::string(test::demo_tokenizer().token_bytes(answer[t])),
                 request.top_logprobs < 0 ? std::optional<SampledToken>() : token(answer[t], length + t));
     put_end(handle, choice, FinishReason::length);
   }
@@ -961,7 +960,7 @@ void scored(const Request& request, RequestHandle& handle) {
 // with the largest of its table.
 TEST_F(ApiTest, EchoScoresThePrompt) {
   backend.script = scored;
-  const std::vector<int32_t> ids = tokenizer().encode("The capital of Norway is").value();
+  const std::vector<int32_t> ids = test::demo_tokenizer().encode("The capital of Norway is").value();
   for (const int64_t max_tokens : {0, 1, 2}) {
     const Answer answer =
         post(kText, {{"prompt", ids}, {"echo", true}, {"logprobs", 1}, {"max_tokens", max_tokens}, {"temperature", 0}});

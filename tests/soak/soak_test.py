@@ -10,6 +10,9 @@ import openai
 import pytest
 
 SECONDS = float(os.environ.get("TC_SOAK_SECONDS", "20"))
+# What a client does, and how often.
+MIXED = {"streamed": 0.4, "plain": 0.3, "streamed and left": 0.2, "plain and left": 0.1}
+STREAMS = {"streamed": 0.8, "streamed and left": 0.2}
 QUESTIONS = ["What is the capital of Norway?", "Tell me a story about a fox.", "What is 3 + 4?", "What is the opposite of hot?",
              "What is a thermocline?", "Tell me a story about a bear and a bird.", "What is the capital of Peru?", "Who are you?"]
 
@@ -67,13 +70,13 @@ def resident_mib(pid):
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
 
-async def soak(server, clients, seconds, requests, streaming=False):
-    """`clients` at once for `seconds`. With streaming everybody streams and one in five leaves; else all kinds are mixed."""
+async def soak(server, clients, requests, kinds):
+    """`clients` at once for SECONDS, each with one request of these kinds after the other."""
     rng = random.Random(1)
     async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=600) as client:
         alone = [await plain(client, r) for r in requests]
         before = resident_mib(server.process.pid)
-        end = time.monotonic() + seconds
+        end = time.monotonic() + SECONDS
         done = [0] * clients
         left = 0
 
@@ -82,18 +85,16 @@ async def soak(server, clients, seconds, requests, streaming=False):
             mine = random.Random(seed)
             while time.monotonic() < end:
                 i = mine.randrange(len(requests))
-                kind = mine.random()
-                if streaming and kind >= 0.2:
-                    kind = 0.3
-                if kind < 0.2:
+                kind = mine.choices(list(kinds), kinds.values())[0]
+                if kind == "streamed and left":
                     if await streamed(client, requests[i], mine.randrange(8)) is None:
                         left += 1
-                elif kind < 0.3:  # a plain request whose client goes away
+                elif kind == "plain and left":
                     task = asyncio.ensure_future(plain(client, requests[i]))
                     await asyncio.sleep(mine.random() * 0.05)
                     task.cancel()
                     left += 1
-                elif kind < 0.7:
+                elif kind == "streamed":
                     assert await streamed(client, requests[i]) == alone[i], (i, requests[i])
                 else:
                     assert await plain(client, requests[i]) == alone[i], (i, requests[i])
@@ -128,10 +129,10 @@ def check(server, result):
 ], ids=["cpu", "cpu-short-of-pages", "simt"])
 def test_answers_are_those_of_a_quiet_server(start_server, flags, clients, requests):
     server = start_server(*flags, "--max-queue", "512")
-    check(server, asyncio.run(soak(server, clients, SECONDS, requests)))
+    check(server, asyncio.run(soak(server, clients, requests, MIXED)))
 
 
 @pytest.mark.long
 def test_two_hundred_streams_of_which_one_in_five_leaves(start_server):
     server = start_server("--device", "none", "--max-num-seqs", "64", "--max-model-len", "512", "--max-queue", "512")
-    check(server, asyncio.run(soak(server, 200, SECONDS, catalogue(50), streaming=True)))
+    check(server, asyncio.run(soak(server, 200, catalogue(50), STREAMS)))
