@@ -76,7 +76,8 @@ void gemm_m(const RowGroup& w, const uint32_t* x, float* y) {
         for (int token = 0; token < M; ++token) even[token] = odd[token] = _mm512_setzero_ps();
 #pragma GCC unroll 16
         for (int line = 0; line < Lines::kLines; ++line) {
-          _mm_prefetch(reinterpret_cast<const char*>(bytes + line * 64 + kPrefetchBytes), _MM_HINT_T0);
+          // Into L2: in L1 the lines ahead would push out x, which is read again for every row group.
+          _mm_prefetch(reinterpret_cast<const char*>(bytes + line * 64 + kPrefetchBytes), _MM_HINT_T1);
           __m512i v[Lines::kVectors];
           lines.decode(bytes + line * 64, v);
 #pragma GCC unroll 4
