@@ -1,4 +1,4 @@
-// Rows of a sequence through its block tables, as bytes. Layouts: runtime/kv/kv_cache.h.
+// Rows of a sequence through its block tables, as bytes. Layouts: runtime/kv/kv_layout.h.
 #pragma once
 
 #include "kernels_gpu/device/simt.cuh"
@@ -6,15 +6,15 @@
 
 namespace thermocline::gpu::dev {
 
-inline constexpr int kPageTokens = 256;
+inline constexpr int kWindowPageTokens = 16;
 
 TC_DEVICE DeviceView<uint8_t, 1> raw_row(const StepTables& step, const LayerPages& pages, const TokenInfo& token,
                                          int64_t pos) {
   const SequenceInfo sequence = step.sequences(token.sequence);
   const int64_t page =
-      static_cast<int32_t>(step.pages(sequence.window_table + pos / kPageTokens - sequence.first_window_page));
+      static_cast<int32_t>(step.pages(sequence.window_table + pos / kWindowPageTokens - sequence.first_window_page));
   return {(pages.window.pointer + page * pages.window_page_bytes + pages.window_offset +
-           pos % kPageTokens * pages.row_bytes),
+           pos % kWindowPageTokens * pages.row_bytes),
           {pages.row_bytes}};
 }
 

@@ -12,7 +12,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/io/file.h"
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/kv_store.h"
 
 namespace thermocline::cli {
 namespace {
@@ -237,15 +237,17 @@ class GpuBench {
   }
 
   Status attention(int64_t tokens) {
-    const int64_t rows = s_.window + s_.topk, row_bytes = fp8_row_bytes(s_.head_dim, 64), pages = (rows + 255) / 256;
+    const int64_t rows = s_.window + s_.topk, row_bytes = fp8_row_bytes(s_.head_dim, 64),
+                  pages = (rows + kWindowPageTokens - 1) / kWindowPageTokens,
+                  page_bytes = kWindowPageTokens * row_bytes;
     gpu::AttendMergeArgs merge;
     gpu::AttendArgs& attend = merge.attend;
     // As if every row were of the window: the same loads as chosen compressed rows.
     TC_ASSIGN(attend.step, tables(tokens, rows - 1, pages));
-    TC_ASSIGN(uint8_t* const pool, array<uint8_t>(pages * 256 * row_bytes));
+    TC_ASSIGN(uint8_t* const pool, array<uint8_t>(pages * page_bytes));
     TC_ASSIGN(bf16* const q, array<bf16>(tokens * s_.heads * s_.head_dim));
-    attend.pages.window = {pool, {pages * 256 * row_bytes}};
-    attend.pages.window_page_bytes = 256 * row_bytes;
+    attend.pages.window = {pool, {pages * page_bytes}};
+    attend.pages.window_page_bytes = page_bytes;
     attend.pages.row_bytes = row_bytes;
     attend.q = {q, {tokens, s_.heads, s_.head_dim}};
     attend.splits = (rows + gpu::kAttentionSplit - 1) / gpu::kAttentionSplit;

@@ -58,7 +58,6 @@ class Session {
     options.cancel = &g_cancel;
     TC_ASSIGN(session->engine_, Engine::open(options));
     TC_RETURN_IF_ERROR(session->engine_->start(*session->tokenizer_));
-    session->sequence_ = session->engine_->keep_sequence();
     return session;
   }
 
@@ -152,7 +151,6 @@ class Session {
     g_cancel = false;
     Request request = copy_of(o.request);
     request.prompt = prompt;
-    request.kept = sequence_;
     TC_ASSIGN(const std::shared_ptr<RequestHandle> handle, engine_->submit(std::move(request)));
     transcript_ = prompt;
     Status status;
@@ -188,7 +186,6 @@ class Session {
   std::unique_ptr<Tokenizer> tokenizer_;
   ProseConstants constants_;
   std::unique_ptr<Engine> engine_;
-  std::shared_ptr<KeptSequence> sequence_;
   std::vector<int32_t> transcript_;  // of the turns so far, each with its EOS
   Json messages_ = Json::array();
   Totals totals_;

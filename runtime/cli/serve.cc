@@ -20,6 +20,8 @@ struct ServeOptions {
   server::Api::Options api;
   LoopOptions loop;
   int64_t max_num_seqs = 16, max_num_batched_tokens = 512, kv_tokens = 0;
+  int64_t prefix_cache_memory = 0;
+  bool no_prefix_cache = false;
   int64_t step_budget_ms = 250, watchdog_seconds = 300, drain_seconds = 30;
   std::string served_name, access_log;
   bool think = false, quiet = false;
@@ -54,6 +56,7 @@ class Service {
     options.max_chunk = o_.max_num_batched_tokens;
     options.max_logit_rows = std::min<int64_t>(o_.max_num_batched_tokens, 64);  // of prompts that are scored
     options.kv_tokens = o_.kv_tokens;
+    options.prefix_cache_bytes = o_.no_prefix_cache ? 0 : o_.prefix_cache_memory > 0 ? o_.prefix_cache_memory : -1;
     options.cancel = &stopping_;
     options.progress = [this](double share) { api_.loading(share); };
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
@@ -150,6 +153,15 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("--max-num-seqs,--parallel", o->max_num_seqs, "Sequences that run together");
   add("--max-num-batched-tokens", o->max_num_batched_tokens, "Tokens of one step");
   add("--kv-tokens", o->kv_tokens, "Tokens the KV cache holds, of all sequences together; 0: what memory allows");
+  command
+      ->add_option(
+          "--prefix-cache-memory", o->prefix_cache_memory,
+          "Host memory for checkpoints of prompts, from which later ones that begin alike go on, such as 2GiB; "
+          "0: by the size of the KV cache")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_str("0");
+  command->add_flag("--no-prefix-cache,--no-enable-prefix-caching", o->no_prefix_cache,
+                    "Every prompt is computed whole");
   add("--step-budget-ms", o->step_budget_ms, "Longest step while somebody's answer grows, in milliseconds");
   add("--max-queue", o->loop.queue.requests, "Requests that wait at most; more get 429");
   add("--max-queue-tokens", o->loop.queue.tokens, "Prompt tokens that wait at most");

@@ -76,10 +76,11 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
             plan_engine_memory(o, engine->geometry_, loader, cpu, exec, devices, free_memory()));
   spdlog::debug("memory\n{}", memory.plan.to_string());
   o.kv_tokens = memory.kv.max_tokens;
+  o.prefix_cache_bytes = memory.prefix_cache_bytes;
 
   TC_ASSIGN(engine->weights_, loader.load());
   const HostMemoryLedger ledger;
-  TC_ASSIGN(engine->kv_, KvCache::create(engine->geometry_, memory.kv));
+  TC_ASSIGN(engine->kv_, KvStore::create(engine->geometry_, memory.kv));
   if (devices.empty()) {
     TC_ASSIGN(engine->step_, DeepseekV4Step::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec));
   } else {
@@ -87,6 +88,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
               DeepseekV4GpuStep::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec, o.gpu,
                                         *engine->kv_, std::move(devices)));
     engine->gpu_step_ = step.get();
+    engine->kv_->attach(*step);
     if (!o.quiet)
       for (const std::string& line : step->describe()) spdlog::info("{}", line);
     engine->step_ = std::move(step);
@@ -101,7 +103,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
 
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
-  TC_ASSIGN(loop_, StepLoop::start({*step_, *kv_, *pool_, geometry_, tokenizer}, options));
+  TC_ASSIGN(loop_, StepLoop::start({*step_, *kv_, *pool_, geometry_, tokenizer, options_.prefix_cache_bytes}, options));
   return {};
 }
 

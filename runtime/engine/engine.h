@@ -31,6 +31,9 @@ struct EngineOptions {
   /// Tokens the KV cache holds, of all sequences together; at least max_context. 0: max_context for each of
   /// max_sequences, or as many as fit the free memory, of a device half of it: the rest is for experts.
   int64_t kv_tokens = 0;
+  /// Host memory for checkpoints of prefixes (PrefixCache), their KV pages not among them; 0: none are kept, -1: by the
+  /// size of the cache and what is free.
+  int64_t prefix_cache_bytes = -1;
   bool mtp = false;
   bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
   bool direct_io = false;         // read the checkpoint past the page cache
@@ -69,8 +72,6 @@ class Engine {
   void drain(std::chrono::steady_clock::time_point deadline) { loop().drain(deadline); }
   EngineHealth health() const { return loop().health(); }
   EngineStats stats() const { return loop().stats(); }
-  /// A conversation's sequence (Request::kept).
-  std::shared_ptr<KeptSequence> keep_sequence() { return loop().keep_sequence(); }
 
   /// The steps as calls, where no loop was started.
   StepDriver& driver() {
@@ -104,7 +105,7 @@ class Engine {
   cpu::KernelTable table_;
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<deepseek_v4::Weights> weights_;
-  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<KvStore> kv_;
   std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
   std::unique_ptr<StepDriver> driver_;

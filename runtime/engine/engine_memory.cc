@@ -23,6 +23,7 @@ class Planner {
   int64_t most_tokens(int64_t wanted) const;
 
  private:
+  int64_t checkpoint_bytes(const EngineMemory& m) const;
   bool fits(int64_t kv_tokens, const sched::MemoryPlan& least) const;
 
   const EngineOptions& o_;
@@ -48,15 +49,26 @@ EngineMemory Planner::plan(int64_t kv_tokens) const {
   m.plan.add(kHost, "weights", weights_.arena_bytes());
   m.plan.add(kHost, "weights on their way", weights_.buffer_bytes());
   if (devices_.empty()) {
-    m.plan.add(kHost, "KV pages", KvCache::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-tokens");
+    m.plan.add(kHost, "KV pages", KvStore::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-tokens");
     m.plan.add(kHost, "step buffers", StepBuffers::bytes(g_, exec_, cpu_.pool.size()),
                "lower --max-num-batched-tokens");
   } else {
     const HostMemoryMeasure no_memory;
-    const std::unique_ptr<KvCache> numbers = std::move(KvCache::create(g_, m.kv)).value();
+    const std::unique_ptr<KvStore> numbers = std::move(KvStore::create(g_, m.kv)).value();
     DeepseekV4GpuStep::plan_memory(m.plan, g_, weights_.shapes(), cpu_, o_.numerics, exec_, o_.gpu, *numbers, devices_);
   }
+  m.prefix_cache_bytes = o_.prefix_cache_bytes >= 0 ? o_.prefix_cache_bytes : checkpoint_bytes(m);
+  m.plan.add(kHost, "prefix checkpoints", static_cast<uint64_t>(m.prefix_cache_bytes), "lower --prefix-cache-memory");
   return m;
+}
+
+// A quarter of the pages, or a few dozen checkpoints where those are small; an eighth of what is left at most.
+int64_t Planner::checkpoint_bytes(const EngineMemory& m) const {
+  const KvLayout layout(g_, m.kv);
+  const int64_t pages = pages_of(m.kv.max_tokens, kPageTokens) * layout.compressed_page_bytes();
+  const int64_t one = pages_of(g_.window_size, kWindowPageTokens) * layout.window_page_bytes() + layout.ring_bytes();
+  const uint64_t room = m.plan.room(kHost) / 8;
+  return static_cast<int64_t>(std::min<uint64_t>(room, static_cast<uint64_t>(std::max(pages / 4, 32 * one))));
 }
 
 // Of a device, what a KV cache of one context leaves is shared with the experts, half and half.

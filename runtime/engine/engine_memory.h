@@ -12,6 +12,7 @@ namespace thermocline {
 
 struct EngineMemory {
   KvOptions kv;
+  int64_t prefix_cache_bytes = 0;
   sched::MemoryPlan plan;
 };
 

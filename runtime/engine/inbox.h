@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "runtime/engine/request.h"
-#include "runtime/kv/kv_cache.h"
 
 namespace thermocline {
 
@@ -21,14 +20,10 @@ class Inbox {
       std::chrono::steady_clock::time_point at;
     };
     std::vector<Submitted> requests;
-    std::vector<std::unique_ptr<SequenceKv>> released;  // sequences that nobody keeps any more
   };
 
   void submit(Mail::Submitted submitted) {
     put([&] { mail_.requests.push_back(std::move(submitted)); });
-  }
-  void release(std::unique_ptr<SequenceKv> kv) {
-    put([&] { mail_.released.push_back(std::move(kv)); });
   }
   /// Something else has changed: a cancel, a drain.
   void wake() {
@@ -61,26 +56,6 @@ class Inbox {
   std::condition_variable wake_;
   Mail mail_;
   bool news_ = false;
-};
-
-/// A conversation's sequence between its requests (Request::kept). Made by Engine::keep_sequence(); goes before it.
-class KeptSequence {
- public:
-  explicit KeptSequence(std::shared_ptr<Inbox> inbox) : inbox_(std::move(inbox)) {}
-  KeptSequence(const KeptSequence&) = delete;
-  KeptSequence& operator=(const KeptSequence&) = delete;
-  ~KeptSequence() {
-    if (kv_) inbox_->release(std::move(kv_));
-  }
-
-  /// The tokens whose rows it holds. While no request has it.
-  const std::vector<int32_t>& ids() const { return ids_; }
-
- private:
-  friend class StepLoop;
-  const std::shared_ptr<Inbox> inbox_;
-  std::unique_ptr<SequenceKv> kv_;
-  std::vector<int32_t> ids_;
 };
 
 }  // namespace thermocline

@@ -11,7 +11,7 @@
 
 #include "runtime/engine/request.h"
 #include "runtime/engine/stop_matcher.h"
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/prefix_cache.h"
 #include "runtime/text/detokenizer.h"
 
 namespace thermocline {
@@ -21,7 +21,8 @@ struct SubmittedRequest {
   Request request;
   std::shared_ptr<RequestHandle> handle;
   std::chrono::steady_clock::time_point at;
-  int choices_waiting = 0;  // the ticket goes back with the last one
+  int choices_waiting = 0;            // the ticket goes back with the last one
+  std::vector<uint64_t> behind = {};  // choices that wait until the first one's prompt is computed
 };
 
 class RunningRequest {
@@ -71,9 +72,10 @@ class RunningRequest {
 
   // Owned by the loop.
   std::unique_ptr<SequenceKv> kv;
+  PrefixKeys prefix_keys;
   Sampler sampler;
   int preemptions = 0;
-  int64_t cached_tokens = 0;  // of the prompt, that its kept sequence held
+  int64_t cached_tokens = 0;  // of the prompt, from the prefix cache when it was first admitted
   Clock::time_point admitted{}, first_token{}, last_token{}, blocked_since{};
 
  private:

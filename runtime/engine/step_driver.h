@@ -13,10 +13,11 @@ namespace thermocline {
 
 class StepDriver {
  public:
-  StepDriver(StepExecutor& step, KvCache& kv) : step_(step), kv_(kv) {}
+  StepDriver(StepExecutor& step, KvStore& kv) : step_(step), kv_(kv) {}
 
   /// Errors: out_of_memory.
   Result<std::unique_ptr<SequenceKv>> new_sequence() { return kv_.new_sequence(); }
+  KvStore& kv() { return kv_; }
   /// Feeds tokens to a sequence in chunks and leaves the logits of the last one in logits().
   /// Errors: cancelled when `cancel` turned true (tokens of finished chunks stay), and those of StepExecutor::run.
   Status prefill(SequenceKv& sequence, std::span<const int32_t> ids, const std::atomic<bool>* cancel = nullptr);
@@ -29,7 +30,7 @@ class StepDriver {
 
  private:
   StepExecutor& step_;
-  KvCache& kv_;
+  KvStore& kv_;
 };
 
 }  // namespace thermocline

@@ -17,7 +17,7 @@ Error field_error(const char* field, const std::string& text) {
 
 Error unavailable(const std::string& text) { return {ErrorCode::unavailable, text}; }
 
-sched::PlannerLimits limits_of(const StepExecutor& step, const KvCache& kv, const LoopOptions& options) {
+sched::PlannerLimits limits_of(const StepExecutor& step, const KvStore& kv, const LoopOptions& options) {
   sched::PlannerLimits limits;
   limits.max_num_seqs = kv.options().max_sequences;
   limits.max_num_batched_tokens = step.options().max_tokens;
@@ -25,6 +25,8 @@ sched::PlannerLimits limits_of(const StepExecutor& step, const KvCache& kv, cons
   limits.budget_ns = std::chrono::duration<double, std::nano>(options.step_budget).count();
   return limits;
 }
+
+constexpr int64_t kCheckpointTokens = 4 * kPageTokens;  // of long prompts, for others that begin alike
 
 int64_t nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
@@ -64,6 +66,7 @@ StepLoop::StepLoop(const Machine& machine, const LoopOptions& options)
       planner_(limits_of(machine.step, machine.kv, options)),
       counters_(std::make_shared<QueueCounters>(options.queue)),
       inbox_(std::make_shared<Inbox>()),
+      cache_(machine.kv, {.bytes = machine.prefix_cache_bytes, .model = {}}),
       scratch_(static_cast<size_t>(machine.pool.size()), SamplingScratch(machine.geometry.vocab_size)),
       watchdog_(options.watchdog, [this] { bark(); }) {}
 
@@ -147,7 +150,6 @@ Status StepLoop::check(const Request& request) const {
     return field_error(request.min_tokens < 0 ? "min_tokens" : "max_tokens", "should not be negative");
   for (const std::string& stop : request.stop)
     if (stop.empty()) return field_error("stop", "a stop string should not be empty");
-  if (request.kept && request.choices != 1) return field_error("n", "a kept sequence takes one choice");
   const int64_t prompt = static_cast<int64_t>(request.prompt.size()), answer = request.max_tokens == 0 ? 0 : 1,
                 context = m_.step.options().max_context;
   if (prompt + answer <= std::min(context, total_kv_tokens())) return {};
@@ -281,24 +283,40 @@ void StepLoop::turn() {
 
 void StepLoop::take_mail() {
   Inbox::Mail mail = inbox_->take();
-  mail.released.clear();
   for (Inbox::Mail::Submitted& submitted : mail.requests) accept(std::move(submitted));
 }
 
-sched::WaitingRequest StepLoop::waiting_of(const RunningRequest& r) {
+// Its length is what the prefix cache holds of it now; what it holds when it is admitted counts.
+sched::WaitingRequest StepLoop::waiting_of(RunningRequest& r) const {
   sched::WaitingRequest waiting;
   waiting.id = r.id();
   waiting.key = r.request().key;
   waiting.priority = r.request().priority;
-  waiting.tokens = r.remaining();
-  waiting.length = r.stored();
-  waiting.pages = r.kv ? static_cast<int64_t>(r.kv->compressed_pages().size()) : 0;
+  waiting.length = cache_.find(r.prefix_keys, resumable(r));
+  waiting.tokens = r.remaining() - waiting.length;
   waiting.all_logits = r.wants_all_logits();
   waiting.arrived_ns = nanoseconds(r.submitted().at);
   return waiting;
 }
 
-// Every choice waits by itself.
+// What of its tokens a kept prefix may stand for: one at least is fed, for its logits; all where all logits are wanted.
+std::span<const int32_t> StepLoop::resumable(const RunningRequest& r) const {
+  return std::span(r.ids()).first(r.wants_all_logits() ? 0 : r.ids().size() - 1);
+}
+
+void StepLoop::enqueue(Running r) {
+  queue_.push(waiting_of(*r));
+  waiting_.emplace(r->id(), std::move(r));
+}
+
+// The other choices, once the first one has left them its prompt, or one of them has ended; those that end right now
+// have left their place already.
+void StepLoop::enqueue_behind(SubmittedRequest& submitted) {
+  for (const uint64_t id : std::exchange(submitted.behind, {}))
+    if (const auto r = waiting_.find(id); r != waiting_.end() && r->second) queue_.push(waiting_of(*r->second));
+}
+
+// Every choice waits by itself; where its prompt can be kept, the first computes it for all.
 void StepLoop::accept(Inbox::Mail::Submitted submitted) {
   const auto shared = std::make_shared<SubmittedRequest>(
       SubmittedRequest{std::move(submitted.request), std::move(submitted.handle), submitted.at, 0});
@@ -307,16 +325,12 @@ void StepLoop::accept(Inbox::Mail::Submitted submitted) {
   for (int choice = 0; choice < request.choices; ++choice) {
     auto r = std::make_unique<RunningRequest>(next_id_++, shared, choice, m_.tokenizer, m_.geometry.eos_token_id,
                                               most_tokens(request));
-    if (KeptSequence* const kept = request.kept.get()) {
-      // Its rows count where the prompt begins with all of them, and one more token is there to be fed.
-      const bool begins = kept->ids_.size() < request.prompt.size() && request.prompt_top_logprobs < 0 &&
-                          std::equal(kept->ids_.begin(), kept->ids_.end(), request.prompt.begin());
-      if (begins) r->kv = std::move(kept->kv_);
-      kept->kv_.reset();
-      kept->ids_.clear();
-      r->cached_tokens = r->stored();
+    r->prefix_keys = cache_.keys(request.key + '\0' + request.cache_salt);
+    if (choice == 0 || !cache_.enabled()) {
+      enqueue(std::move(r));
+      continue;
     }
-    queue_.push(waiting_of(*r));
+    shared->behind.push_back(r->id());
     waiting_.emplace(r->id(), std::move(r));
   }
 }
@@ -355,7 +369,7 @@ sched::KvPages StepLoop::pages() const {
     pages.page_tokens = 0;
   else
     pages.page_tokens = kPageTokens;
-  pages.free = m_.kv.free_compressed_pages();
+  pages.free = m_.kv.available_pages();
   pages.total = m_.kv.compressed_pages();
   return pages;
 }
@@ -369,7 +383,7 @@ sched::StepPlan StepLoop::plan(Clock::time_point now) {
     s.remaining = r->remaining();
     s.decoding = r->decoding();
     s.all_logits = r->wants_all_logits();
-    s.pages = static_cast<int64_t>(r->kv->compressed_pages().size());
+    s.pages = r->kv->own_pages();
     s.blocked = !r->handle().stream().room(2 * static_cast<size_t>(r->request().choices));
     if (!s.blocked)
       r->blocked_since = {};
@@ -386,14 +400,15 @@ RunningRequest* StepLoop::running(uint64_t id) {
   return nullptr;
 }
 
-// Its rows go, its tokens stay: they are computed again, to the same bits, when there is room.
+// Its rows stay with the prefix cache, or go when others need the room; its tokens stay, and what is missing is
+// computed again, to the same bits.
 void StepLoop::preempt(uint64_t id) {
   const auto it = std::find_if(running_.begin(), running_.end(), [&](const Running& r) { return r->id() == id; });
   TC_CHECK(it != running_.end());
   Running r = std::move(*it);
   running_.erase(it);
+  keep_prefix(*r, r->stored());
   r->kv.reset();
-  r->cached_tokens = 0;
   ++r->preemptions;
   ++counted_.preemptions;
   r->handle().phase_ = RequestPhase::waiting;
@@ -401,19 +416,37 @@ void StepLoop::preempt(uint64_t id) {
   waiting_.emplace(id, std::move(r));
 }
 
-// Errors: out_of_memory, where idle kept sequences hold what the plan counted on.
+// Errors: out_of_memory; internal (a device fault).
 Status StepLoop::admit(uint64_t id) {
   RunningRequest& r = *waiting_.at(id);
+  TC_ASSIGN(r.kv, cache_.resume(r.prefix_keys, resumable(r), nanoseconds(Clock::now())));
   if (!r.kv) {
     TC_ASSIGN(r.kv, m_.kv.new_sequence());
   }
   if (r.admitted == Clock::time_point()) {
     r.admitted = Clock::now();
+    r.cached_tokens = r.stored();
     if (--r.submitted().choices_waiting == 0) r.submitted().request.ticket.release();
   }
   r.handle().phase_ = RequestPhase::prefill;
   running_.push_back(std::move(waiting_.extract(id).mapped()));
   return {};
+}
+
+// What it feeds of its part: no more than it has left, as the cache may hold more than when it was planned for, and a
+// prompt stops where a checkpoint is due.
+int64_t StepLoop::part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const {
+  int64_t tokens = std::min(part.tokens, r.remaining());
+  if (cache_.enabled() && r.stored() < r.prompt_tokens())
+    tokens = std::min(tokens, kCheckpointTokens - r.stored() % kCheckpointTokens);
+  return tokens;
+}
+
+// The cache is a service to later requests: a fault of the device shows in the step that meets it.
+void StepLoop::keep_prefix(RunningRequest& r, int64_t length) {
+  if (!r.kv || length < std::max<int64_t>(1, r.kv->rollback_floor())) return;
+  const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()));
+  if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
 }
 
 void StepLoop::step(const sched::StepPlan& plan) {
@@ -428,14 +461,14 @@ void StepLoop::step(const sched::StepPlan& plan) {
     if (!r) continue;  // its admission failed
     const int64_t first = r->stored();
     const int32_t first_token = static_cast<int32_t>(batch.size());
-    batch.add(static_cast<int>(sequences.size()), first, r->ids().data() + first, part.tokens);
+    const int64_t tokens = part_tokens(*r, part);
+    batch.add(static_cast<int>(sequences.size()), first, r->ids().data() + first, tokens);
     sequences.push_back(r->kv.get());
     owners.push_back(r);
     stop.add(*r);
     decodes += r->decoding();
-    using Logits = sched::StepPlan::Part::Logits;
-    for (int64_t i = part.logits == Logits::all ? 0 : part.tokens - 1; i < part.tokens && part.logits != Logits::none;
-         ++i) {
+    const bool all = part.logits == sched::StepPlan::Part::Logits::all;
+    for (int64_t i = all ? 0 : tokens - 1; i < tokens && (all || tokens == r->remaining()); ++i) {
       const int64_t position = first + i;
       const bool prompt = position + 1 < static_cast<int64_t>(r->ids().size());
       rows.push_back({r, static_cast<int64_t>(batch.logit_rows.size()), position, prompt});
@@ -461,6 +494,15 @@ void StepLoop::step(const sched::StepPlan& plan) {
     const std::lock_guard lock(mutex_);
     if (report.error().code == ErrorCode::internal) health_ = {EngineHealth::State::failed, report.error().message};
     return;
+  }
+  for (RunningRequest* const r : owners) {
+    // The same prompt again needs its last token's logits; a longer one loses that token.
+    if (r->stored() == r->prompt_tokens()) {
+      keep_prefix(*r, r->prompt_tokens() - 1);
+      enqueue_behind(r->submitted());
+    } else if (r->stored() < r->prompt_tokens() && r->stored() % kCheckpointTokens == 0) {
+      keep_prefix(*r, r->stored());
+    }
   }
   counted_.prompt_tokens += batch.size() - decodes;
   const std::chrono::duration<double> took = Clock::now() - start;
@@ -522,11 +564,9 @@ void StepLoop::deliver(Row row) {
 void StepLoop::release(Running r) {
   if (r->admitted == Clock::time_point() && --r->submitted().choices_waiting == 0)
     r->submitted().request.ticket.release();
-  if (KeptSequence* const kept = r->request().kept.get(); kept && r->kv) {
-    kept->ids_.assign(r->ids().begin(), r->ids().begin() + r->stored());
-    kept->kv_ = std::move(r->kv);
-  }
+  if (r->reason() != FinishReason::error) keep_prefix(*r, r->stored());
   r->kv.reset();
+  enqueue_behind(r->submitted());
   r->handle().phase_ = RequestPhase::finished;
   const FinishReason reason = r->reason();
   ++(reason == FinishReason::cancelled ? counted_.cancelled
@@ -550,6 +590,7 @@ void StepLoop::tell_ended() {
 }
 
 void StepLoop::fail_all(const Error& error) {
+  for (const auto& [id, r] : waiting_) r->submitted().behind.clear();
   for (const Running& r : running_) r->fail(error);
   retire_ended();
   for (auto& [id, r] : waiting_) {
@@ -576,6 +617,7 @@ void StepLoop::publish_stats() {
   counted_.running = static_cast<int64_t>(running_.size());
   counted_.kv_tokens_total = p.total * p.page_tokens;
   counted_.kv_tokens_used = (p.total - p.free) * p.page_tokens;
+  counted_.prefix_cache = cache_.stats();
   const std::lock_guard lock(mutex_);
   stats_ = counted_;
 }

@@ -28,10 +28,11 @@ class StepLoop {
   /// What the loop steps; all of it outlives the loop and is touched by nobody else meanwhile.
   struct Machine {
     StepExecutor& step;
-    KvCache& kv;
+    KvStore& kv;
     WorkerPool& pool;
     const ModelGeometry& geometry;
     const Tokenizer& tokenizer;
+    int64_t prefix_cache_bytes = 0;
   };
   /// Measures the cost of two steps, then starts the thread. Errors: those of a step.
   static Result<std::unique_ptr<StepLoop>> start(const Machine& machine, const LoopOptions& options);
@@ -44,7 +45,6 @@ class StepLoop {
   void drain(std::chrono::steady_clock::time_point deadline);
   EngineHealth health() const;
   EngineStats stats() const;
-  std::shared_ptr<KeptSequence> keep_sequence() { return std::make_shared<KeptSequence>(inbox_); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -61,12 +61,17 @@ class StepLoop {
   void turn();
   void take_mail();
   void accept(Inbox::Mail::Submitted submitted);
-  static sched::WaitingRequest waiting_of(const RunningRequest& r);
+  void enqueue(Running r);
+  void enqueue_behind(SubmittedRequest& submitted);
+  sched::WaitingRequest waiting_of(RunningRequest& r) const;
   void drop_unwanted(Clock::time_point now);
   bool unwanted(RunningRequest& r, Clock::time_point now);
   sched::StepPlan plan(Clock::time_point now);
   void preempt(uint64_t id);
   Status admit(uint64_t id);
+  std::span<const int32_t> resumable(const RunningRequest& r) const;
+  int64_t part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const;
+  void keep_prefix(RunningRequest& r, int64_t length);
   void step(const sched::StepPlan& plan);
   void sample(const std::vector<Row>& rows);
   void deliver(Row row);
@@ -90,6 +95,7 @@ class StepLoop {
   const std::shared_ptr<Inbox> inbox_;
 
   // Step thread.
+  PrefixCache cache_;  // goes after every sequence
   sched::FairQueue queue_;
   sched::StepCost cost_;
   std::vector<Running> running_;                   // oldest first

@@ -133,7 +133,7 @@ Status DeepseekV4GpuStep::allocate_host_side(int64_t m) {
 
 void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry& g, const deepseek_v4::Weights& shapes,
                                     cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options,
-                                    const GpuOptions& gpu, const KvCache& kv,
+                                    const GpuOptions& gpu, const KvStore& kv,
                                     const std::vector<std::unique_ptr<gpu::Device>>& devices) {
   constexpr int kHost = sched::MemoryPlan::kHost;
   const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-tokens";
@@ -168,7 +168,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
 
 Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
     const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu, Numerics numerics,
-    const ExecOptions& options, const GpuOptions& gpu, const KvCache& kv,
+    const ExecOptions& options, const GpuOptions& gpu, const KvStore& kv,
     std::vector<std::unique_ptr<gpu::Device>> devices) {
   TC_RETURN_IF_ERROR(supported(geometry, weights, numerics, options));
   std::unique_ptr<DeepseekV4GpuStep> step(new DeepseekV4GpuStep(geometry, weights, cpu, numerics, options, gpu));
@@ -242,6 +242,35 @@ std::vector<std::string> DeepseekV4GpuStep::describe() const {
         costs_.crossover() > 0 ? fmt::format("copying pays from {} tokens", costs_.crossover())
                                : "copying never pays"));
   return lines;
+}
+
+Status DeepseekV4GpuStep::read(KvPool pool, int32_t page, std::byte* to) {
+  for (const auto& part : parts_) {
+    const std::span<std::byte> piece = part->kv_page(pool, page);
+    part->stream().copy(to, piece.data(), piece.size(), gpu::CopyKind::d2h);
+    TC_RETURN_IF_ERROR(part->stream().synchronize());
+    to += piece.size();
+  }
+  return {};
+}
+
+Status DeepseekV4GpuStep::write(KvPool pool, int32_t page, const std::byte* from) {
+  for (const auto& part : parts_) {
+    const std::span<std::byte> piece = part->kv_page(pool, page);
+    part->stream().copy(piece.data(), from, piece.size(), gpu::CopyKind::h2d);
+    TC_RETURN_IF_ERROR(part->stream().synchronize());
+    from += piece.size();
+  }
+  return {};
+}
+
+Status DeepseekV4GpuStep::copy(KvPool pool, int32_t from, int32_t to) {
+  for (const auto& part : parts_) {
+    const std::span<std::byte> source = part->kv_page(pool, from), target = part->kv_page(pool, to);
+    part->stream().copy(target.data(), source.data(), source.size(), gpu::CopyKind::d2d);
+    TC_RETURN_IF_ERROR(part->stream().status());
+  }
+  return {};
 }
 
 void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,

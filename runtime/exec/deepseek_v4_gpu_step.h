@@ -34,7 +34,7 @@ struct GpuOptions {
   bool graphs = true;  // capture decode steps
 };
 
-class DeepseekV4GpuStep : public StepExecutor {
+class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
  public:
   /// Steps of at most this many tokens are padded to a bucket and captured as a graph.
   static constexpr int64_t kDecodeTokens = 16;
@@ -44,20 +44,25 @@ class DeepseekV4GpuStep : public StepExecutor {
   static Result<std::unique_ptr<DeepseekV4GpuStep>> create(const ModelGeometry& geometry,
                                                            const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                                            Numerics numerics, const ExecOptions& options,
-                                                           const GpuOptions& gpu, const KvCache& kv,
+                                                           const GpuOptions& gpu, const KvStore& kv,
                                                            std::vector<std::unique_ptr<gpu::Device>> devices);
 
   /// Adds what create() will take of the host and of each device at least, and of each device what it has. Before the
   /// weights are loaded: `shapes` are WeightLoader::shapes(), and of the cache the numbers count.
   static void plan_memory(sched::MemoryPlan& plan, const ModelGeometry& geometry, const deepseek_v4::Weights& shapes,
                           cpu::CpuContext cpu, Numerics numerics, const ExecOptions& options, const GpuOptions& gpu,
-                          const KvCache& kv, const std::vector<std::unique_ptr<gpu::Device>>& devices);
+                          const KvStore& kv, const std::vector<std::unique_ptr<gpu::Device>>& devices);
 
   /// Whether devices can run this; else unsupported, saying what they cannot. The weights may be shapes only.
   static Status supported(const ModelGeometry& g, const deepseek_v4::Weights& weights, Numerics numerics,
                           const ExecOptions& options);
 
   Result<StepReport> run(const StepInput& input) override;
+
+  // KvMemory: a page is one piece on every device. Between steps.
+  Status read(KvPool pool, int32_t page, std::byte* to) override;
+  Status write(KvPool pool, int32_t page, const std::byte* from) override;
+  Status copy(KvPool pool, int32_t from, int32_t to) override;
   TensorView<const float, 2> logits() const override;
   TensorView<const float, 2> mtp_logits() const override;
   int64_t logit_row_count() const override { return logit_rows_; }

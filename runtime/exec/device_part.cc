@@ -132,7 +132,7 @@ void DevicePart::carve_host(HostMail& mail, const ModelGeometry& g, const PartOp
           place.template operator()<int32_t>(kMaxWaves * g.n_routed_experts)};
 }
 
-KvLayout DevicePart::layout_of(const ModelGeometry& g, const KvCache& kv, const PartOptions& o) {
+KvLayout DevicePart::layout_of(const ModelGeometry& g, const KvStore& kv, const PartOptions& o) {
   const bool last = o.last_layer == g.n_layers;
   return KvLayout(g, kv.options(), o.first_layer, last ? g.n_layers + (o.mtp ? g.n_mtp_layers : 0) : o.last_layer);
 }
@@ -146,7 +146,7 @@ std::vector<const deepseek_v4::LayerWeights*> DevicePart::layers_of(const ModelG
   return layers;
 }
 
-DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvCache& kv,
+DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvStore& kv,
                                     const PartOptions& o) {
   const KvLayout layout = layout_of(g, kv, o);
   const std::vector<const deepseek_v4::LayerWeights*> layers = layers_of(g, weights, o);
@@ -154,7 +154,7 @@ DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::W
   s.dense = DeviceWeights::bytes(g, weights, o.first_layer, o.last_layer, o.mtp);
   s.window_pages = kv.window_pages() * layout.window_page_bytes();
   s.compressed_pages = kv.compressed_pages() * layout.compressed_page_bytes();
-  s.rings = kv.options().max_sequences * layout.ring_floats() * 4;
+  s.rings = kv.options().max_sequences * layout.ring_bytes();
   Carver device(nullptr), host(nullptr);
   Buffers buffers{};
   HostMail mail{};
@@ -163,7 +163,9 @@ DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::W
   s.activations = device.bytes();
   s.host_memory = host.bytes();
   s.sequence_capacity = kv.options().max_sequences;
-  s.page_capacity = s.sequence_capacity * ((o.max_context + o.max_tokens + g.window_size) / kPageTokens * 2 + 8);
+  // Of a sequence in a step: its compressed pages, and what its window reaches with the step's tokens.
+  const int64_t window = o.max_tokens + g.window_size + kv.options().rollback_tokens;
+  s.page_capacity = s.sequence_capacity * (o.max_context / kPageTokens + window / kWindowPageTokens + 4);
   const int64_t angles = (2 + static_cast<int64_t>(ratios_of(g).size())) * o.max_tokens * g.rope_head_dim / 2 * 4;
   s.tables = s.host_tables = align256(4) + align256(o.max_tokens * static_cast<int64_t>(sizeof(gpu::TokenInfo))) +
                              align256(s.sequence_capacity * static_cast<int64_t>(sizeof(gpu::SequenceInfo))) +
@@ -178,7 +180,7 @@ DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::W
 }
 
 Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,
-                                                       const deepseek_v4::Weights& weights, const KvCache& kv,
+                                                       const deepseek_v4::Weights& weights, const KvStore& kv,
                                                        const PartOptions& options) {
   std::unique_ptr<DevicePart> part(new DevicePart(g, options, layout_of(g, kv, options)));
   DevicePart& p = *part;
@@ -282,6 +284,16 @@ DevicePart::Tables DevicePart::host_tables(const StepShape& shape) {
 void DevicePart::begin(const StepShape& shape) {
   shape_ = shape;
   stream_->copy(tables_.data(), host_tables_.data(), table_bytes_, CopyKind::h2d);
+}
+
+std::span<std::byte> DevicePart::kv_page(KvPool pool, int32_t page) {
+  const int64_t bytes = pool == KvPool::window       ? layout_.window_page_bytes()
+                        : pool == KvPool::compressed ? layout_.compressed_page_bytes()
+                                                     : layout_.ring_bytes();
+  gpu::DeviceBuffer& buffer = pool == KvPool::window       ? window_pages_
+                              : pool == KvPool::compressed ? compressed_pages_
+                                                           : rings_;
+  return {static_cast<std::byte*>(buffer.data()) + page * bytes, static_cast<size_t>(bytes)};
 }
 
 gpu::LayerPages DevicePart::pages(int index) const {

@@ -8,7 +8,7 @@
 
 #include "runtime/exec/device_weights.h"
 #include "runtime/exec/slot_pool.h"
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/kv_store.h"
 
 namespace thermocline {
 
@@ -44,12 +44,12 @@ class DevicePart {
     static constexpr int64_t kSlack = 1 << 16;
   };
   /// `weights` may be shapes only (WeightLoader::shapes); of the cache the numbers count.
-  static Sizes sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvCache& kv,
+  static Sizes sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvStore& kv,
                      const PartOptions& options);
 
   /// Errors: out_of_memory, with what takes how much.
   static Result<std::unique_ptr<DevicePart>> create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,
-                                                    const deepseek_v4::Weights& weights, const KvCache& kv,
+                                                    const deepseek_v4::Weights& weights, const KvStore& kv,
                                                     const PartOptions& options);
 
   ~DevicePart() {
@@ -79,6 +79,8 @@ class DevicePart {
   Tables host_tables(const StepShape& shape);
   int64_t page_capacity() const { return page_capacity_; }
   const std::vector<int>& ratios() const { return ratios_; }
+  /// This device's piece of a KV page.
+  std::span<std::byte> kv_page(KvPool pool, int32_t page);
 
   // --- kernels, in order ---
   void begin(const StepShape& shape);  // copies the tables
@@ -142,7 +144,7 @@ class DevicePart {
   static void carve(Buffers& b, const ModelGeometry& g, const PartOptions& o, Place&& place);
   template <class Place>
   static void carve_host(HostMail& mail, const ModelGeometry& g, const PartOptions& o, Place&& place);
-  static KvLayout layout_of(const ModelGeometry& g, const KvCache& kv, const PartOptions& o);
+  static KvLayout layout_of(const ModelGeometry& g, const KvStore& kv, const PartOptions& o);
   static std::vector<const deepseek_v4::LayerWeights*> layers_of(const ModelGeometry& g,
                                                                  const deepseek_v4::Weights& weights,
                                                                  const PartOptions& o);

@@ -12,7 +12,7 @@
 #include "runtime/exec/step_buffers.h"
 #include "runtime/exec/step_report.h"
 #include "runtime/exec/stop_token.h"
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/kv_store.h"
 #include "scheduler/batch/batch.h"
 
 namespace thermocline {

@@ -28,7 +28,10 @@ def test_chat_plain_and_streamed_agree(server):
     chunks = list(server.client.chat.completions.create(model="demo", messages=ASK, temperature=0, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant" and len({c.id for c in chunks}) == 1
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop" and chunks[-1].usage == plain.usage
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    usage = chunks[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (plain.usage.prompt_tokens, plain.usage.completion_tokens)
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1, "the same prompt was just computed"
     limited = server.client.chat.completions.create(model="demo", messages=ASK, temperature=0, max_tokens=2)
     assert limited.choices[0].finish_reason == "length" and limited.usage.completion_tokens == 2
     stopped = server.client.chat.completions.create(model="demo", messages=ASK, temperature=0, stop=["Norway"])

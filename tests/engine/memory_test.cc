@@ -36,18 +36,28 @@ TEST(EngineMemory, ThePlanIsWhatIsTaken) {
   Known known(3);
   const EngineMemory memory = known.plan(64 * kGiB).value();
   const HostMemoryLedger ledger;
-  const auto kv = KvCache::create(known.g, memory.kv).value();
-  EXPECT_EQ(ledger.bytes(), KvCache::bytes(known.g, memory.kv));
+  const auto kv = KvStore::create(known.g, memory.kv).value();
+  EXPECT_EQ(ledger.bytes(), KvStore::bytes(known.g, memory.kv));
   const uint64_t pages = ledger.bytes();
   EXPECT_GT(pages, 0u);
   const StepBuffers buffers = StepBuffers::allocate(known.g, known.exec, known.pool.size()).value();
   EXPECT_EQ(ledger.bytes() - pages, StepBuffers::bytes(known.g, known.exec, known.pool.size()));
   const uint64_t weights = known.loader.arena_bytes() + known.loader.buffer_bytes();
-  EXPECT_EQ(memory.plan.planned_bytes(kHost), ledger.bytes() + weights + (128 << 20));
+  const uint64_t fixed = ledger.bytes() + weights + (128 << 20);
+  EXPECT_GT(memory.prefix_cache_bytes, 0);
+  EXPECT_EQ(memory.plan.planned_bytes(kHost), fixed + static_cast<uint64_t>(memory.prefix_cache_bytes));
+  // Checkpoints take what is left over, and never what others need.
+  known.options.kv_tokens = memory.kv.max_tokens;
+  EXPECT_EQ(known.plan(fixed + 800).value().prefix_cache_bytes, 100);
+  EXPECT_EQ(known.plan(fixed).value().prefix_cache_bytes, 0);
+  known.options.prefix_cache_bytes = 1 << 20;
+  EXPECT_FALSE(known.plan(fixed + (1 << 20) - 1)) << "asked for, it is not lowered";
+  EXPECT_EQ(known.plan(fixed + (1 << 20)).value().prefix_cache_bytes, 1 << 20);
 }
 
 TEST(EngineMemory, TheCacheShrinksToWhatFitsButNotBelowOneContext) {
   Known known(64);
+  known.options.prefix_cache_bytes = 0;
   const EngineMemory all = known.plan(64 * kGiB).value();
   EXPECT_EQ(all.kv.max_tokens, 64 * 1024);
   known.options.kv_tokens = 1024;
@@ -82,7 +92,7 @@ TEST(EngineMemory, TheCacheShrinksToWhatFitsButNotBelowOneContext) {
 TEST(EngineMemory, WindowPagesSufficeForEveryStep) {
   Known known(5);
   const EngineMemory memory = known.plan(64 * kGiB).value();
-  const auto cache = KvCache::create(known.g, memory.kv).value();
+  const auto cache = KvStore::create(known.g, memory.kv).value();
   std::vector<std::unique_ptr<SequenceKv>> sequences;
   for (int i = 0; i < 5; ++i) sequences.push_back(cache->new_sequence().value());
   std::mt19937 random(3);

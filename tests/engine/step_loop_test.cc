@@ -16,23 +16,12 @@ const char* const kQuestions[] = {"What is the capital of Norway?", "Tell me a s
 
 /// An engine on the demo model with its loop running.
 struct Served {
-  explicit Served(test::ModelSetup setup = {}, LoopOptions options = {}, std::string device = "none") {
+  explicit Served(test::ModelSetup setup = {}, LoopOptions options = {}) {
     setup.folder = test::demo_model();
     tokenizer = Tokenizer::load(setup.folder).value();
-    engine = device == "none" ? test::open_engine(setup) : open_on(device, setup);
+    engine = test::open_engine(setup);
     const Status started = engine->start(*tokenizer, options);
     TC_CHECK(started.ok(), started.ok() ? "" : started.error().message);
-  }
-  static std::unique_ptr<Engine> open_on(const std::string& device, const test::ModelSetup& setup) {
-    EngineOptions o;
-    o.model = setup.folder;
-    o.device = device;
-    o.gpu.experts = 60;
-    o.max_context = setup.context;
-    o.max_chunk = setup.chunk;
-    o.max_sequences = setup.sequences;
-    o.quiet = true;
-    return Engine::open(o).value();
   }
   Request request(const std::string& question, int64_t max_tokens = 24) const {
     return test::request_of(*tokenizer, chat_prompt(question), max_tokens);
@@ -150,7 +139,7 @@ TEST(StepLoop, EveryAnswerIsTheOneItHasAlone) {
 
 #ifndef TC_SANITIZED  // minutes; gpu_step_test has batches of the interpreted device there
 TEST(StepLoop, EveryAnswerIsTheOneItHasAloneOnADevice) {
-  Served served({.chunk = 32, .sequences = 3, .context = 256}, {}, "simt");
+  Served served({.chunk = 32, .sequences = 3, .context = 256, .device = "simt"});
   expect_batch_equals_solo(served, 3, 4);
 }
 #endif
@@ -352,16 +341,13 @@ TEST(StepLoop, TheQueueIsBoundedBeforeAPromptIsMade) {
 }
 
 TEST(StepLoop, ACancelEndsAStepBetweenItsLayersAndTheSequenceGoesOn) {
-  Served served({.chunk = 512, .sequences = 2});
-  const std::shared_ptr<KeptSequence> kept = served.engine->keep_sequence();
+  Served served({.chunk = 512, .sequences = 2, .prefix_cache_bytes = 64 << 20});
   Request first = served.request(kQuestions[0]);
-  const std::vector<int32_t> prompt = first.prompt;
-  first.kept = kept;
+  std::vector<int32_t> held = first.prompt;
   const Answer expected = test::ask(*served.engine, std::move(first));
-  ASSERT_EQ(kept->ids().size(), prompt.size() + expected.ids.size() - 1);
+  held.insert(held.end(), expected.ids.begin(), expected.ids.end() - 1);
 
   // The next turn is stopped after its first layer; nothing of it is stored, and a third goes on from the first.
-  const std::vector<int32_t> held = kept->ids();
   const auto next_turn = [&] {
     Request r = served.request(kQuestions[2]);
     std::vector<int32_t> ids = held;
@@ -379,7 +365,6 @@ TEST(StepLoop, ACancelEndsAStepBetweenItsLayersAndTheSequenceGoesOn) {
     if (layer == 0) running.load()->cancel();
   });
   Request second = next_turn();
-  second.kept = kept;
   const auto handle = served.submit(std::move(second));
   running = handle.get();
   const Answer cancelled = test::collect(*handle)[0];
@@ -388,9 +373,10 @@ TEST(StepLoop, ACancelEndsAStepBetweenItsLayersAndTheSequenceGoesOn) {
   served.engine->step().set_observer(nullptr);
 
   Request third = next_turn();
-  third.kept = kept;
   const Answer warm = test::ask(*served.engine, std::move(third));
-  const Answer cold = test::ask(*served.engine, next_turn());
+  Request salted = next_turn();
+  salted.cache_salt = "another's";
+  const Answer cold = test::ask(*served.engine, std::move(salted));
   EXPECT_EQ(warm.ids, cold.ids);
   EXPECT_EQ(warm.stats.cached_tokens, static_cast<int64_t>(held.size()));
   EXPECT_EQ(cold.stats.cached_tokens, 0);

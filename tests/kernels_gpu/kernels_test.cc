@@ -5,7 +5,7 @@
 
 #include "kernels_cpu/indexer.h"
 #include "kernels_cpu/ref/ops.h"
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/kv_store.h"
 #include "tests/support/devices.h"
 #include "tests/support/packed.h"
 
@@ -614,8 +614,11 @@ TEST_F(Kernels, AttentionMatchesTheReferenceAndDoesNotDependOnItsCompany) {
     const std::vector<float> q = rounded(tokens * heads * width, 0.3f), sinks = test::random_floats(random_, heads);
     gpu::AttendMergeArgs args;
     gpu::AttendArgs& attend = args.attend;
-    attend.step = step(infos, {{0, 0, 0, 1}}, {0, 0}, 1, kRope / 2, cos, sin);
+    std::vector<int32_t> pages(256 / kWindowPageTokens + 1);  // of the window, in order, then of compressed rows
+    std::iota(pages.begin(), pages.end() - 1, 0);
+    attend.step = step(infos, {{0, 0, 0, static_cast<int32_t>(pages.size()) - 1}}, pages, 1, kRope / 2, cos, sin);
     attend.pages.window = {up(window_pool), {256 * row_bytes}};
+    attend.pages.window_page_bytes = kWindowPageTokens * row_bytes;
     attend.pages.compressed = {up(compressed_pool), {kRows * row_bytes}};
     attend.pages.row_bytes = row_bytes;
     attend.pages.rows_per_page = kRows;

@@ -13,7 +13,7 @@ TEST_F(ApiTest, FieldsReachTheEngine) {
   ask_with(head, R"({"prompt":[3,4],"temperature":0.5,"top_p":0.9,"top_k":7,"min_p":0.1,"repetition_penalty":1.1,
     "presence_penalty":0.2,"frequency_penalty":0.3,"seed":-1,"logit_bias":{"5":-100,"6":2.5},"max_tokens":9,"min_tokens":2,
     "stop":["x","yy"],"include_stop_str_in_output":true,"stop_token_ids":[8],"ignore_eos":true,"skip_special_tokens":false,
-    "n":2,"logprobs":3,"priority":4,"timeout":1000})");
+    "n":2,"logprobs":3,"priority":4,"cache_salt":"s","timeout":1000})");
   const Request& r = last();
   EXPECT_EQ(r.prompt, (std::vector<int32_t>{3, 4}));
   EXPECT_FLOAT_EQ(r.sampling.temperature, 0.5f);
@@ -37,6 +37,7 @@ TEST_F(ApiTest, FieldsReachTheEngine) {
   EXPECT_EQ(r.top_logprobs, 3);
   EXPECT_EQ(r.prompt_top_logprobs, -1);
   EXPECT_EQ(r.priority, 4);
+  EXPECT_EQ(r.cache_salt, "s");
   EXPECT_GE(r.deadline, before + std::chrono::seconds(999));
   EXPECT_LE(r.deadline, Request::Clock::now() + std::chrono::seconds(1000));
   EXPECT_EQ(r.id, "req-1");
@@ -51,6 +52,9 @@ TEST_F(ApiTest, DefaultsAreThoseOfTheEndpoints) {
   EXPECT_EQ(last().deadline, Request::Clock::time_point::max());
   post(kText, {{"prompt", "<｜begin▁of▁sentence｜>In"}});
   EXPECT_EQ(std::count(last().prompt.begin(), last().prompt.end(), bos()), 1);
+  post(kText, {{"prompt", "In the beginning"}, {"add_special_tokens", false}});
+  EXPECT_EQ(last().prompt, test::demo_tokenizer().encode("In the beginning").value());
+  EXPECT_EQ(post(kText, {{"prompt", ""}, {"add_special_tokens", false}}).status, 400);
   chat({});
   EXPECT_EQ(last().max_tokens, -1) << "left to LoopOptions::default_max_tokens";
   chat({{"max_tokens", 5}, {"max_completion_tokens", 7}});

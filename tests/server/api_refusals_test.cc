@@ -62,6 +62,8 @@ TEST_F(ApiTest, MalformedChatsNameTheField) {
       {{{"presence_penalty", 9}}, "presence_penalty"},
       {{{"frequency_penalty", -9}}, "frequency_penalty"},
       {{{"priority", 1000}}, "priority"},
+      {{{"cache_salt", 7}}, "cache_salt"},
+      {{{"cache_salt", std::string(300, 'x')}}, "cache_salt"},
       {{{"timeout", 0}}, "timeout"},
       {{{"timeout", "soon"}}, "timeout"},
       {{{"tools", 5}}, "tools"},

@@ -18,6 +18,8 @@ struct ModelSetup {
   bool int8 = false;
   int64_t context = 1024;
   int64_t kv_tokens = 0;
+  int64_t prefix_cache_bytes = 0;  // off, so that what is asked twice is computed twice
+  std::string device = "none";
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -31,6 +33,9 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.max_chunk = options.max_logit_rows = setup.chunk;
   options.max_sequences = setup.sequences;
   options.kv_tokens = setup.kv_tokens;
+  options.prefix_cache_bytes = setup.prefix_cache_bytes;
+  options.device = setup.device;
+  if (setup.device != "none") options.gpu.experts = 60;
   options.mtp = setup.mtp;
   options.int8_activations = setup.int8;
   options.quiet = true;

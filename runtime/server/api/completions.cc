@@ -46,6 +46,7 @@ Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
     request.ignore_eos = common.ignore_eos;
     request.skip_special_tokens = common.skip_special_tokens;
     request.priority = common.priority;
+    request.cache_salt = common.cache_salt;
     request.deadline = common.deadline;
     request.choices = best_of_;
     request.prompt = prompt.ids;
@@ -57,9 +58,11 @@ Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
   return requests;
 }
 
-// A string, a list of strings, token ids, or a list of such lists. Text gets a BOS in front unless it has one.
+// A string, a list of strings, token ids, or a list of such lists. Text gets a BOS in front unless it has one, or is
+// not to get one.
 Result<std::vector<CompletionGeneration::Prompt>> CompletionGeneration::read_prompts(const Json& body) const {
   const Json* const given = Fields(body).find("prompt");
+  TC_ASSIGN(const bool add_bos, Fields(body).boolean("add_special_tokens", true));
   if (!given) return field_error("prompt", "is missing");
   const bool one = given->is_string() || (given->is_array() && !given->empty() && (*given)[0].is_number());
   const size_t count = one ? 1 : given->is_array() ? given->size() : 0;
@@ -75,7 +78,8 @@ Result<std::vector<CompletionGeneration::Prompt>> CompletionGeneration::read_pro
     if (const std::string* const text = source.get_ptr<const std::string*>()) {
       TC_RETURN_IF_ERROR(model_.check_bytes(text->size(), where));
       TC_ASSIGN(prompt.ids, model_.tokenizer.encode(*text));
-      if (prompt.ids.empty() || prompt.ids[0] != model_.bos_token_id)
+      if (prompt.ids.empty() && !add_bos) return field_error(where, "should not be empty");
+      if (prompt.ids.empty() || (add_bos && prompt.ids[0] != model_.bos_token_id))
         prompt.ids.insert(prompt.ids.begin(), model_.bos_token_id);
     } else if (source.is_array()) {
       for (const Json& id : source) {

@@ -150,6 +150,8 @@ Result<Request> read_generation_fields(const Fields& fields, const SamplingParam
   request.choices = static_cast<int>(choices);
   TC_ASSIGN(const int64_t priority, fields.integer("priority", 0, -100, 100));
   request.priority = static_cast<int>(priority);
+  TC_ASSIGN(request.cache_salt, fields.text("cache_salt", ""));
+  if (request.cache_salt.size() > 256) return field_error("cache_salt", "should be at most 256 bytes");
   if (fields.find("timeout")) {
     TC_ASSIGN(const double seconds, fields.number("timeout", 0));
     if (seconds <= 0 || seconds > 1e6) return field_error("timeout", "should be a number of seconds, more than 0");

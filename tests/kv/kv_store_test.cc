@@ -1,4 +1,4 @@
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/kv_store.h"
 
 #include <set>
 
@@ -10,10 +10,10 @@ namespace {
 
 ModelGeometry demo() { return deepseek_v4::read_config(test::demo_model()).value(); }
 
-TEST(KvCache, NoRowHasTwoOwners) {
+TEST(KvStore, NoRowHasTwoOwners) {
   const ModelGeometry g = demo();
   auto cache =
-      KvCache::create(g, {.bf16_rows = true, .max_tokens = 2048, .max_sequences = 2, .max_chunk = 256}).value();
+      KvStore::create(g, {.bf16_rows = true, .max_tokens = 2048, .max_sequences = 2, .max_chunk = 512}).value();
   auto a = cache->new_sequence().value(), b = cache->new_sequence().value();
   std::set<const std::byte*> rows;
   size_t count = 0;
@@ -31,9 +31,9 @@ TEST(KvCache, NoRowHasTwoOwners) {
   EXPECT_EQ(rows.size(), count);
 }
 
-TEST(KvCache, WindowPagesComeBackAndCompressedOnesStay) {
+TEST(KvStore, WindowPagesComeBackAndCompressedOnesStay) {
   const ModelGeometry g = demo();
-  auto cache = KvCache::create(g, {.max_tokens = 4096, .max_sequences = 1, .max_chunk = 128}).value();
+  auto cache = KvStore::create(g, {.max_tokens = 4096, .max_sequences = 1, .max_chunk = 128}).value();
   auto kv = cache->new_sequence().value();
   const std::byte* first_row = nullptr;
   for (int step = 0; step < 32; ++step) {  // 4096 tokens through a window of three pages or so
@@ -49,8 +49,8 @@ TEST(KvCache, WindowPagesComeBackAndCompressedOnesStay) {
   EXPECT_NE(kv->compressed_row(2, 1023), nullptr);
 }
 
-TEST(KvCache, SequencesAreLimitedAndComeBack) {
-  auto cache = KvCache::create(demo(), {.max_tokens = 512, .max_sequences = 2, .max_chunk = 512}).value();
+TEST(KvStore, SequencesAreLimitedAndComeBack) {
+  auto cache = KvStore::create(demo(), {.max_tokens = 512, .max_sequences = 2, .max_chunk = 512}).value();
   auto a = cache->new_sequence().value(), b = cache->new_sequence().value();
   EXPECT_NE(a->ring_slot(2, 0), b->ring_slot(2, 0));
   const auto third = cache->new_sequence();
@@ -60,9 +60,9 @@ TEST(KvCache, SequencesAreLimitedAndComeBack) {
   EXPECT_TRUE(cache->new_sequence());
 }
 
-TEST(KvCache, ASequenceGivesItsPagesBack) {
+TEST(KvStore, ASequenceGivesItsPagesBack) {
   const ModelGeometry g = demo();
-  auto cache = KvCache::create(g, {.max_tokens = 512, .max_sequences = 1, .max_chunk = 512}).value();
+  auto cache = KvStore::create(g, {.max_tokens = 512, .max_sequences = 1, .max_chunk = 512}).value();
   for (int i = 0; i < 10; ++i) {
     auto kv = cache->new_sequence().value();
     ASSERT_TRUE(kv->reserve(512).ok()) << i;
@@ -71,11 +71,11 @@ TEST(KvCache, ASequenceGivesItsPagesBack) {
 }
 
 // Ratios that do not divide a page: a row is always on a page its sequence has.
-TEST(KvCache, OddRatiosStayInsideTheirPages) {
+TEST(KvStore, OddRatiosStayInsideTheirPages) {
   ModelGeometry g = demo();
   for (const int ratio : {3, 7, 96, 200, 300}) {
     g.compress_ratios[3] = ratio;
-    auto cache = KvCache::create(g, {.max_tokens = 1024, .max_sequences = 1, .max_chunk = 1024}).value();
+    auto cache = KvStore::create(g, {.max_tokens = 1024, .max_sequences = 1, .max_chunk = 1024}).value();
     auto kv = cache->new_sequence().value();
     ASSERT_TRUE(kv->reserve(1000).ok());
     std::set<const std::byte*> rows;

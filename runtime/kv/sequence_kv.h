@@ -1,0 +1,63 @@
+// SequenceKv: what one sequence keeps: its length, its block tables, its ring. Step thread only.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/base/result.h"
+#include "runtime/kv/kv_layout.h"
+
+namespace thermocline {
+
+class KvStore;
+
+/// Gives back its pages and its ring when destroyed. Nothing of a step is seen before commit(): rows beyond length()
+/// may be written and written again.
+class SequenceKv {
+ public:
+  ~SequenceKv();
+  SequenceKv(const SequenceKv&) = delete;
+  SequenceKv& operator=(const SequenceKv&) = delete;
+
+  /// Tokens whose rows are stored.
+  int64_t length() const { return length_; }
+  const KvLayout& layout() const;
+  /// Makes room for tokens length() .. length() + count, and the page they begin on this sequence's own.
+  /// Errors: out_of_memory, and nothing changed; internal (a device fault).
+  Status reserve(int64_t count);
+  /// The reserved tokens are stored; window pages that no token reaches any more, not even after a rollback, go back.
+  void commit(int64_t count);
+  /// Back to `length` tokens, as if no later one had been fed: rollback_floor() <= length <= length().
+  void rollback(int64_t length);
+  int64_t rollback_floor() const { return rollback_floor_; }
+
+  std::byte* raw_row(int layer, int64_t pos) const;
+  std::byte* compressed_row(int layer, int64_t row) const;
+  std::byte* index_group(int layer, int64_t group) const;
+  /// The ring slot of a position: a [width], z [width], index a [index_width], index z [index_width].
+  float* ring_slot(int layer, int64_t pos) const;
+
+  /// The block tables: logical page first_window_page() + i of the window, logical page i of compressed rows.
+  const std::vector<int32_t>& window_pages() const { return window_pages_; }
+  const std::vector<int32_t>& compressed_pages() const { return compressed_pages_; }
+  int64_t first_window_page() const { return first_window_page_; }
+  int32_t ring() const { return ring_; }
+  /// Compressed pages that reserve() need not take: those it has, but for one that it would write and another has too.
+  int64_t own_pages() const;
+
+ private:
+  friend class KvStore;
+  explicit SequenceKv(KvStore& store) : store_(store) {}
+  int32_t* tail();
+  bool tail_is_used() const;
+  Status own_tail();
+
+  KvStore& store_;
+  int64_t length_ = 0, rollback_floor_ = 0;
+  int64_t first_window_page_ = 0;      // logical number of window_pages_[0]
+  std::vector<int32_t> window_pages_;  // logical page -> page of the pool
+  std::vector<int32_t> compressed_pages_;
+  int32_t ring_ = 0;
+};
+
+}  // namespace thermocline
