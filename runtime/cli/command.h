@@ -22,6 +22,7 @@ void add_bench_gpu(CLI::App& bench, Outcome& outcome);
 void add_synth(CLI::App& app, Outcome& outcome);
 void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);
+void add_selfcheck(CLI::App& app, Outcome& outcome);
 void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
 
 /// Flags of every command that loads a model: what to load, what to round, the CPU's side, the devices' side.

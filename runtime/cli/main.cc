@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   cli::add_synth(app, outcome);
   cli::add_logits(app, outcome);
   cli::add_perplexity(app, outcome);
+  cli::add_selfcheck(app, outcome);
   cli::add_chat_tools(app, outcome);
   try {
     app.parse(argc, argv);
