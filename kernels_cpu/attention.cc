@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels_cpu/ref/ops.h"
+#include "runtime/base/number_formats.h"
 
 namespace thermocline::cpu {
 namespace {
@@ -49,6 +51,22 @@ void attention(const KernelTable& table, const Attention& a, const float* sinks,
     for (int64_t i = 0; i < a.heads * a.c; ++i) out[i] += partial[i];
   }
   for (int h = 0; h < a.heads; ++h) attention_finish(table, a, denominators[h], out + h * a.c);
+}
+
+void store_fp8_row(const float* row, int64_t nope, int64_t rope, uint8_t* out) {
+  uint8_t* codes = out + 2 * rope;
+  uint8_t* scales = codes + nope;
+  for (int64_t begin = 0; begin < nope; begin += kFp8Block) {
+    const int64_t end = std::min(nope, begin + kFp8Block);
+    const float scale = ref::e4m3_scale(row + begin, end - begin), inverse = 1.0f / scale;
+    for (int64_t d = begin; d < end; ++d)
+      codes[d] = float_to_e4m3(std::min(448.0f, std::max(-448.0f, row[d] * inverse)));
+    scales[begin / kFp8Block] = static_cast<uint8_t>(std::bit_cast<uint32_t>(scale) >> 23);
+  }
+  for (int64_t d = 0; d < rope; ++d) {
+    const bf16 value = float_to_bf16(row[nope + d]);
+    std::memcpy(out + 2 * d, &value, sizeof(value));
+  }
 }
 
 void rms_norm(const KernelTable& table, const float* x, const float* weight, int64_t n, float eps, bool round,

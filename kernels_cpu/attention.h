@@ -42,6 +42,13 @@ void attention_finish(const KernelTable& table, const Attention& a, float denomi
 void attention(const KernelTable& table, const Attention& a, const float* sinks, float* scores, float* partial,
                float* out);
 
+/// Packs a cached row in FP8 (UnpackFp8Rows has the format), rounding it to that grid on the way.
+///   row  [nope + rope] f32
+///   out  [2 rope + nope + ceil(nope / kFp8Block)] bytes
+/// Unpacked it is ref::fake_fp8 of the first `nope` values per kFp8Block, and the others in bf16. Source:
+/// spec 4.2, 5.2.
+void store_fp8_row(const float* row, int64_t nope, int64_t rope, uint8_t* out);
+
 /// rms_norm of spec 3.5 on the table's sum of squares; arguments as ref::rms_norm.
 void rms_norm(const KernelTable& table, const float* x, const float* weight, int64_t n, float eps, bool round,
               float* out);

@@ -50,6 +50,14 @@ using AttentionScores = void (*)(const float* q, int64_t q_stride, int heads, co
 using AttentionValues = void (*)(const float* p, int64_t p_stride, int heads, const void* const* rows, int64_t n,
                                  int64_t c, float* out, int64_t out_stride);
 
+/// out [n, nope + rope] bf16, contiguous <- n FP8 rows: `rope` bf16 values, `nope` e4m3 codes, an E8M0 byte per
+/// kFp8Block codes; a row of `out` has the values of the codes first. Exact: a code has 4 bits, a scale is a power of
+/// two, and store_fp8_row gives neither NaN nor what bf16 cannot hold.
+using UnpackFp8Rows = void (*)(const void* const* rows, int64_t n, int64_t nope, int64_t rope, uint16_t* out);
+
+/// Dims that share a scale in an FP8 row (spec 5.2).
+inline constexpr int64_t kFp8Block = 64;
+
 /// Queries a call of attention_dots takes, heads x c: they fit the stack as bf16.
 inline constexpr int64_t kMaxDotQueries = 8192;
 
@@ -68,6 +76,8 @@ struct KernelTable {
 
   AttentionScores attention_scores_bf16 = nullptr, attention_scores_f32 = nullptr;  // by the element type of the rows
   AttentionValues attention_values_bf16 = nullptr, attention_values_f32 = nullptr;
+
+  UnpackFp8Rows unpack_fp8_rows = nullptr;
 
   /// For rounded numerics: the same with both operands in bf16, c a multiple of 32, heads x c at most kMaxDotQueries.
   /// Null: none faster than the above. attention_values_dots overwrites p.

@@ -275,6 +275,42 @@ void attention_values(const float* p, int64_t p_stride, int heads, const void* c
   for (; h < heads; ++h) values_h<1>(p + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
 }
 
+// s eeee mmm -> the half float s 0eeee mmm0000000, 2^-8 too small; F16C takes subnormals as they are. The product with
+// the scale has a mantissa of 3 bits, so its upper half is the bf16 value.
+__m256i unpack_codes(__m128i codes, __m256 scale) {
+  const __m256i words = _mm256_cvtepu8_epi16(codes);
+  const __m256i halves = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f)), 7),
+                                         _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8));
+  const auto value = [&](__m128i eight) {
+    const __m256 v = _mm256_mul_ps(_mm256_cvtph_ps(eight), _mm256_set1_ps(256.0f));
+    return _mm256_srli_epi32(_mm256_castps_si256(_mm256_mul_ps(v, scale)), 16);
+  };
+  const __m256i low = value(_mm256_castsi256_si128(halves)), high = value(_mm256_extracti128_si256(halves, 1));
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+}
+
+void unpack_fp8_rows(const void* const* rows, int64_t n, int64_t nope, int64_t rope, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i, out += nope + rope) {
+    const uint8_t* row = static_cast<const uint8_t*>(rows[i]);
+    const uint8_t* codes = row + 2 * rope;
+    const uint8_t* scales = codes + nope;
+    for (int64_t d = 0; d < nope; d += 16) {
+      const __m256 scale = _mm256_castsi256_ps(_mm256_set1_epi32(scales[d / kFp8Block] << 23));
+      if (nope - d >= 16) {
+        const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + d));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), unpack_codes(sixteen, scale));
+      } else {
+        const size_t left = static_cast<size_t>(nope - d);
+        __m128i tail = _mm_setzero_si128();
+        std::memcpy(&tail, codes + d, left);
+        const __m256i words = unpack_codes(tail, scale);
+        std::memcpy(out + d, &words, 2 * left);
+      }
+    }
+    std::memcpy(out + nope, row, static_cast<size_t>(2 * rope));
+  }
+}
+
 float dot(const float* a, const float* b, int64_t n) {
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   int64_t i = 0;
@@ -316,6 +352,7 @@ void fill(KernelTable& table) {
   table.gemm[static_cast<int>(GemmKind::int4_f32)] = gemm<Nibbles<true>, ScaleFormat::f32_rows>;
   table.attention_scores_bf16 = attention_scores;
   table.attention_values_bf16 = attention_values;
+  table.unpack_fp8_rows = unpack_fp8_rows;
   table.sum_squares = sum_squares;
   table.gemv_f32 = gemv_f32;
   table.peak_flops = peak_flops;

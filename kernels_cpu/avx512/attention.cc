@@ -1,6 +1,7 @@
 // AVX-512 attention and index micro-kernels, softmax, SwiGLU, norms and the float32 GEMV.
 #include <immintrin.h>
 
+#include "kernels_cpu/avx512/decode.h"
 #include "kernels_cpu/kernel_table.h"
 
 namespace thermocline::cpu::avx512 {
@@ -185,6 +186,54 @@ void attention_values_dots(float* p, int64_t p_stride, int heads, const void* co
   int h = 0;
   for (; h + 8 <= heads; h += 8) values_dots_h<8>(pairs + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
   for (; h < heads; ++h) values_dots_h<1>(pairs + h * p_stride, p_stride, rows, n, c, out + h * stride, stride);
+}
+
+// --- FP8 rows ---
+
+constexpr int64_t kRowsAhead = 4;  // rows lie anywhere: no hardware prefetcher finds the next one
+
+// 64 codes -> 64 bf16 words. Codes look up their bf16 value, zero included; a power of two adds to its exponent.
+void unpack_codes(const ByteLines<false>& decoder, const uint8_t* codes, uint8_t scale, __m512i* words) {
+  const __m512i low_half = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                high_half = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  const __m512i exponent = _mm512_set1_epi16(static_cast<int16_t>((scale - 127) * 128)),
+                magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i v[2];
+  decoder.decode(codes, v);
+  for (__m512i& word : v) word = _mm512_mask_add_epi16(word, _mm512_test_epi16_mask(word, magnitude), word, exponent);
+  words[0] = _mm512_permutex2var_epi64(v[0], low_half, v[1]);
+  words[1] = _mm512_permutex2var_epi64(v[0], high_half, v[1]);
+}
+
+void unpack_fp8_rows(const void* const* rows, int64_t n, int64_t nope, int64_t rope, uint16_t* out) {
+  const ByteLines<false> decoder;
+  const int64_t bytes = 2 * rope + nope + (nope + kFp8Block - 1) / kFp8Block;
+  for (int64_t i = 0; i < n; ++i, out += nope + rope) {
+    const uint8_t* row = static_cast<const uint8_t*>(rows[i]);
+    const char* ahead = static_cast<const char*>(rows[i + kRowsAhead < n ? i + kRowsAhead : i]);
+    for (int64_t byte = 0; byte < bytes; byte += 64) _mm_prefetch(ahead + byte, _MM_HINT_T0);
+    const uint8_t* codes = row + 2 * rope;
+    const uint8_t* scales = codes + nope;
+    __m512i words[2];
+    int64_t d = 0;
+    for (; d + 64 <= nope; d += 64) {
+      unpack_codes(decoder, codes + d, scales[d / kFp8Block], words);
+      _mm512_storeu_si512(out + d, words[0]);
+      _mm512_storeu_si512(out + d + 32, words[1]);
+    }
+    if (d < nope) {
+      alignas(64) uint8_t tail[64] = {};
+      for (int64_t j = d; j < nope; ++j) tail[j - d] = codes[j];
+      unpack_codes(decoder, tail, scales[d / kFp8Block], words);
+      const uint64_t mask = (uint64_t{1} << (nope - d)) - 1;
+      _mm512_mask_storeu_epi16(out + d, static_cast<__mmask32>(mask), words[0]);
+      _mm512_mask_storeu_epi16(out + d + 32, static_cast<__mmask32>(mask >> 32), words[1]);
+    }
+    for (int64_t r = 0; r < rope; r += 16) {
+      const __mmask16 mask = tail_mask(rope - r);
+      _mm256_mask_storeu_epi16(out + nope + r, mask, _mm256_maskz_loadu_epi16(mask, row + 2 * r));
+    }
+  }
 }
 
 // --- index scores ---
@@ -400,6 +449,7 @@ void fill(KernelTable& table) {
   table.attention_values_bf16 = attention_values;
   table.attention_dots = attention_dots;
   table.attention_values_dots = attention_values_dots;
+  table.unpack_fp8_rows = unpack_fp8_rows;
   table.softmax_with_sink = softmax_with_sink;
   table.divide = divide;
   table.index_scores_fp4 = index_scores_fp4;

@@ -25,12 +25,16 @@ float maybe_round(float x, bool round) { return round ? round_bf16(x) : x; }
 
 }  // namespace
 
+float e4m3_scale(const float* x, int64_t n) {
+  float amax = 1e-4f;
+  for (int64_t i = 0; i < n; ++i) amax = std::max(amax, std::fabs(x[i]));
+  return pow2_ceil(amax * (1.0f / 448.0f));
+}
+
 void fake_fp8(float* x, int64_t n, int64_t block) {
   for (int64_t begin = 0; begin < n; begin += block) {
     const int64_t end = std::min(n, begin + block);
-    float amax = 1e-4f;
-    for (int64_t i = begin; i < end; ++i) amax = std::max(amax, std::fabs(x[i]));
-    const float scale = pow2_ceil(amax * (1.0f / 448.0f)), inverse = 1.0f / scale;
+    const float scale = e4m3_scale(x + begin, end - begin), inverse = 1.0f / scale;
     for (int64_t i = begin; i < end; ++i)
       x[i] = nearest_e4m3(std::min(448.0f, std::max(-448.0f, x[i] * inverse))) * scale;
   }

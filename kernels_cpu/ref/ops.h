@@ -13,6 +13,8 @@ namespace thermocline::cpu::ref {
 
 // --- number rounding (spec 5.2) ---
 
+/// The power of two by which a block's largest value, or 1e-4, fits e4m3.
+float e4m3_scale(const float* x, int64_t n);
 /// x <- the nearest e4m3 value times a power-of-two scale per `block` elements; a ragged last block has its own scale.
 void fake_fp8(float* x, int64_t n, int64_t block);
 /// x <- the nearest e2m1 value times a power-of-two scale per 32 elements.

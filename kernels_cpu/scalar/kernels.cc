@@ -1,4 +1,6 @@
 // Micro-kernels in plain C++: they run everywhere, and the fp32 numerics are defined by them.
+#include <cstring>
+
 #include "kernels_cpu/kernel_table.h"
 #include "kernels_cpu/ref/ops.h"
 #include "runtime/base/number_formats.h"
@@ -76,6 +78,17 @@ void attention_values(const float* p, int64_t p_stride, int heads, const void* c
       const float weight = p[head * p_stride + i];
       for (int64_t d = 0; d < c; ++d) o[d] += weight * element(row, d);
     }
+  }
+}
+
+void unpack_fp8_rows(const void* const* rows, int64_t n, int64_t nope, int64_t rope, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i, out += nope + rope) {
+    const uint8_t* row = static_cast<const uint8_t*>(rows[i]);
+    const uint8_t* codes = row + 2 * rope;
+    const uint8_t* scales = codes + nope;
+    for (int64_t d = 0; d < nope; ++d)
+      out[d] = float_to_bf16(e4m3_to_float(codes[d]) * e8m0_to_float(scales[d / kFp8Block]));
+    std::memcpy(out + nope, row, static_cast<size_t>(2 * rope));
   }
 }
 
@@ -190,6 +203,7 @@ KernelTable table() {
   table.attention_scores_f32 = attention_scores<float>;
   table.attention_values_bf16 = attention_values<bf16>;
   table.attention_values_f32 = attention_values<float>;
+  table.unpack_fp8_rows = unpack_fp8_rows;
   table.softmax_with_sink = ref::softmax_with_sink;
   table.divide = divide;
   table.index_scores_fp4 = index_scores_fp4;

@@ -316,41 +316,98 @@ Status bench_index_scan(Bench& bench) {
   return {};
 }
 
-Status bench_attention(Bench& bench, int64_t tokens) {
-  constexpr int64_t kRows = 128 + 512, kHeads = 64, kDim = 512, kUnit = 8, kCached = 1 << 16;
-  TC_ASSIGN(HostArray<bf16> cache, HostArray<bf16>::allocate(kCached * kDim));
-  const std::vector<float> values = random_rows(1 << 16);
-  for (int64_t i = 0; i < cache.size(); ++i) cache[i] = float_to_bf16(values[static_cast<size_t>(i) % values.size()]);
-  std::vector<float> q = random_rows(tokens * kHeads * kDim), sinks(kHeads, 0.0f), out(q.size());
-  std::vector<std::vector<float>> scratch(static_cast<size_t>(bench.cpu().pool.size()),
-                                          std::vector<float>(kUnit * (kRows + kDim)));
-  std::mt19937 random(4);
-  // 128 neighbours, then rows from all over the context in rising order; another choice every run.
-  constexpr size_t kLists = 8;
-  std::vector<std::vector<const void*>> lists(kLists, std::vector<const void*>(static_cast<size_t>(tokens * kRows)));
-  for (auto& rows : lists)
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const int64_t r = static_cast<int64_t>(i % kRows);
-      rows[i] =
-          &cache[(r < 128 ? kCached - 128 + r : (r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100)) *
-                 kDim];
+/// Attention as a step does it: FP8 rows are unpacked once a token, by all workers where they are more than the tokens.
+class AttentionBench {
+ public:
+  static Result<AttentionBench> create(const cpu::CpuContext& c, int64_t tokens, bool fp8) {
+    AttentionBench a(c, tokens, fp8);
+    TC_ASSIGN(a.cache_, NumaBuffer::allocate(static_cast<uint64_t>(kCached * a.row_bytes_)));
+    const std::vector<float> values = random_rows(1 << 16);
+    for (int64_t r = 0; r < kCached; ++r) {
+      const float* row = &values[static_cast<size_t>(r * kDim) % values.size()];
+      std::byte* at = a.cache_.data() + r * a.row_bytes_;
+      if (fp8) cpu::store_fp8_row(row, kDim - kRope, kRope, reinterpret_cast<uint8_t*>(at));
+      for (int64_t d = 0; !fp8 && d < kDim; ++d) reinterpret_cast<bf16*>(at)[d] = float_to_bf16(row[d]);
     }
-  const int64_t units = kHeads / kUnit;
-  size_t next = 0;
-  bench.measure({"attention, 128 + 512 rows, 64 heads of 512, M = " + std::to_string(tokens), 0.60}, [&] {
-    const std::vector<const void*>& rows = lists[next++ % kLists];
-    bench.cpu().pool.split(tokens * units, [&](int64_t begin, int64_t end, int worker) {
+    a.list_rows();
+    return a;
+  }
+
+  Need run() {
+    read_rows_ = lists_[next_++ % kLists];
+    const int64_t workers = c_.pool.size(), units = kHeads / kUnit;
+    const bool together = tokens_ <= workers;
+    if (fp8_ && together)
+      c_.pool.split(tokens_ * kRows, [&](int64_t begin, int64_t end, int) { unpack(begin, end, begin); });
+    c_.pool.split(tokens_ * units, [&](int64_t begin, int64_t end, int worker) {
+      int64_t unpacked = -1;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t token = i / units, at = (token * kHeads + i % units * kUnit) * kDim;
-        float* s = scratch[static_cast<size_t>(worker)].data();
-        cpu::attention(bench.cpu().table,
-                       {&q[static_cast<size_t>(at)], kUnit, &rows[static_cast<size_t>(token * kRows)], kRows, kDim,
-                        true, 0.04f, true},
-                       sinks.data(), s, s + kUnit * kRows, &out[static_cast<size_t>(at)]);
+        if (fp8_ && !together && token != unpacked) unpack(token * kRows, (token + 1) * kRows, worker * kRows);
+        unpacked = token;
+        float* s = &scratch_[static_cast<size_t>(worker * kUnit * (kRows + kDim))];
+        cpu::attention(c_.table,
+                       {&q_[static_cast<size_t>(at)], kUnit, &read_rows_[static_cast<size_t>(token * kRows)], kRows,
+                        kDim, true, 0.04f, true},
+                       sinks_.data(), s, s + kUnit * kRows, &out_[static_cast<size_t>(at)]);
       }
     });
-    return Need{0, 4.0 * static_cast<double>(tokens * kRows * kHeads * kDim), 0};
-  });
+    return Need{0, 4.0 * static_cast<double>(tokens_ * kRows * kHeads * kDim), 0};
+  }
+
+ private:
+  static constexpr int64_t kRows = 128 + 512, kHeads = 64, kDim = 512, kRope = 64, kUnit = 8, kCached = 1 << 16;
+  static constexpr size_t kLists = 8;
+
+  AttentionBench(const cpu::CpuContext& c, int64_t tokens, bool fp8)
+      : c_(c),
+        tokens_(tokens),
+        fp8_(fp8),
+        row_bytes_(fp8 ? fp8_row_bytes(kDim, kRope) : kDim * 2),
+        q_(random_rows(tokens * kHeads * kDim)),
+        sinks_(kHeads, 0.0f),
+        out_(q_.size()),
+        scratch_(static_cast<size_t>(c.pool.size() * kUnit * (kRows + kDim))),
+        unpacked_(static_cast<size_t>(fp8 ? std::max<int64_t>(c.pool.size(), tokens) * kRows * kDim : 0)) {}
+
+  // 128 neighbours, then rows from all over the context in rising order; another choice every run.
+  void list_rows() {
+    std::mt19937 random(4);
+    lists_.assign(kLists, std::vector<const void*>(static_cast<size_t>(tokens_ * kRows)));
+    for (auto& rows : lists_)
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const int64_t r = static_cast<int64_t>(i % kRows);
+        const int64_t at =
+            r < 128 ? kCached - 128 + r : (r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100);
+        rows[i] = cache_.data() + at * row_bytes_;
+      }
+  }
+
+  void unpack(int64_t begin, int64_t end, int64_t to) {
+    bf16* out = &unpacked_[static_cast<size_t>(to * kDim)];
+    const void** rows = &read_rows_[static_cast<size_t>(begin)];
+    c_.table.unpack_fp8_rows(rows, end - begin, kDim - kRope, kRope, out);
+    for (int64_t i = 0; i < end - begin; ++i) rows[i] = out + i * kDim;
+  }
+
+  const cpu::CpuContext c_;
+  const int64_t tokens_;
+  const bool fp8_;
+  const int64_t row_bytes_;
+  NumaBuffer cache_;
+  std::vector<float> q_, sinks_, out_, scratch_;
+  std::vector<bf16> unpacked_;
+  std::vector<std::vector<const void*>> lists_;
+  std::vector<const void*> read_rows_;  // a list, its rows unpacked
+  size_t next_ = 0;
+};
+
+Status bench_attention(Bench& bench, int64_t tokens) {
+  const std::string name = "attention, 128 + 512 rows, 64 heads of 512, M = " + std::to_string(tokens);
+  for (const bool fp8 : {true, false}) {
+    TC_ASSIGN(AttentionBench attention, AttentionBench::create(bench.cpu(), tokens, fp8));
+    bench.measure({fp8 ? name : name + ", bf16 rows", 0.60}, [&] { return attention.run(); });
+  }
   return {};
 }
 

@@ -38,6 +38,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (!engine->topology_.note.empty()) spdlog::warn("{}", engine->topology_.note);
   if (o.int8_activations && o.numerics == Numerics::fp32)
     return invalid("INT8 activations and the fp32 numerics exclude each other");
+  if (o.kv_dtype != KvDtype::automatic && o.numerics == Numerics::fp32)
+    return invalid("the fp32 numerics keep the KV cache in f32: leave out --kv-cache-dtype");
   if (o.threads < 0 || o.threads > 4096)
     return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
   if (const std::string note = engine->topology_.threads_note(); o.threads == 0 && !note.empty())
@@ -63,7 +65,12 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
                                              .pool = engine->pool_.get(),
                                              .cancel = o.cancel,
                                              .progress = o.progress}));
-  const ExecOptions exec{o.max_chunk, o.max_logit_rows, o.max_context, o.mtp, o.int8_activations};
+  const ExecOptions exec{.max_tokens = o.max_chunk,
+                         .max_logit_rows = o.max_logit_rows,
+                         .max_context = o.max_context,
+                         .mtp = o.mtp,
+                         .int8_activations = o.int8_activations,
+                         .fp8_rows = o.kv_dtype != KvDtype::bf16 && o.numerics != Numerics::fp32};
   if (!devices.empty()) {
     const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, loader.shapes(), o.numerics, exec);
     if (!supported.ok() && choice.kind != gpu::DeviceChoice::Kind::automatic) return supported.error();
@@ -72,6 +79,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
       devices.clear();
     }
   }
+  if (o.kv_dtype == KvDtype::bf16 && !devices.empty())
+    return invalid("devices keep the KV cache in FP8, exactly: leave out --kv-cache-dtype bf16, or use --device none");
   TC_ASSIGN(const EngineMemory memory,
             plan_engine_memory(o, engine->geometry_, loader, cpu, exec, devices, free_memory()));
   spdlog::debug("memory\n{}", memory.plan.to_string());

@@ -35,6 +35,7 @@ struct EngineOptions {
   /// size of the cache and what is free.
   int64_t prefix_cache_bytes = -1;
   bool mtp = false;
+  KvDtype kv_dtype = KvDtype::automatic;
   bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
   bool direct_io = false;         // read the checkpoint past the page cache
   bool quiet = false;             // no progress bar
@@ -53,7 +54,8 @@ class Engine {
  public:
   /// Reads the config and the headers, checks that the devices can run it and that all of it fits the memory, loads,
   /// and makes every buffer resident. Errors: those of read_config and WeightLoader; invalid_argument for a context, a
-  /// KV cache or a thread count out of range; unsupported and out_of_memory before a weight is read; cancelled.
+  /// KV cache or a thread count out of range, a KV dtype that numerics or devices exclude; unsupported and
+  /// out_of_memory before a weight is read; cancelled.
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options);
 
   /// Starts the step loop on its own thread; from then on only requests step this engine. `tokenizer` outlives it.

@@ -38,7 +38,7 @@ class Planner {
 EngineMemory Planner::plan(int64_t kv_tokens) const {
   EngineMemory m;
   m.kv.bf16_rows = rounding_of(o_.numerics).results;
-  m.kv.fp8_rows = !devices_.empty();
+  m.kv.fp8_rows = exec_.fp8_rows || !devices_.empty();
   m.kv.mtp = o_.mtp;
   m.kv.max_tokens = kv_tokens;
   m.kv.max_sequences = o_.max_sequences;

@@ -16,12 +16,6 @@ using cpu::Attention;
 using deepseek_v4::CompressorWeights;
 using sched::Segment;
 
-namespace {
-
-constexpr int64_t kCachedBlock = 64;  // spec 5.2: cached rows are rounded per 64 dims
-
-}  // namespace
-
 void DeepseekV4Step::attention(int index, const LayerWeights& w, const Segments& segments) {
   const LayerKind kind = g_.kind(index);
   const bool scores = kind == LayerKind::csa && must_score(index, segments);
@@ -50,13 +44,18 @@ void DeepseekV4Step::project_inputs(int index, const LayerWeights& w, bool score
   cpu::gemm(cpu_, std::span(jobs, count));
 }
 
-void DeepseekV4Step::store_row(const float* row, int64_t n, std::byte* out) const {
+// A normed and rotated row; overwrites it.
+void DeepseekV4Step::store_row(float* row, std::byte* out) const {
+  const int64_t nope = g_.nope_head_dim();
   if (!round_.results) {
-    std::memcpy(out, row, static_cast<size_t>(n) * sizeof(float));
-    return;
+    std::memcpy(out, row, static_cast<size_t>(g_.head_dim) * sizeof(float));
+  } else if (options_.fp8_rows) {
+    cpu::store_fp8_row(row, nope, g_.rope_head_dim, reinterpret_cast<uint8_t*>(out));
+  } else {
+    if (round_.cached_rows) ref::fake_fp8(row, nope, cpu::kFp8Block);
+    bf16* target = reinterpret_cast<bf16*>(out);
+    for (int64_t i = 0; i < g_.head_dim; ++i) target[i] = float_to_bf16(row[i]);
   }
-  bf16* target = reinterpret_cast<bf16*>(out);
-  for (int64_t i = 0; i < n; ++i) target[i] = float_to_bf16(row[i]);
 }
 
 void DeepseekV4Step::store_key(const float* key, int64_t row, std::byte* group) const {
@@ -75,8 +74,7 @@ void DeepseekV4Step::store_raw_rows(int index, const LayerWeights& w, const Segm
     float* row = &b_.kv[token * g_.head_dim];
     cpu::rms_norm(cpu_.table, row, w.kv_norm, g_.head_dim, g_.norm_eps, round_.results, row);
     ref::rope(row + nope, &b_.cos[table][token * pairs], &b_.sin[table][token * pairs], pairs, false, round_.results);
-    if (round_.cached_rows) ref::fake_fp8(row, nope, kCachedBlock);
-    store_row(row, g_.head_dim, kv.raw_row(index, pos));
+    store_row(row, kv.raw_row(index, pos));
     float* qr = &b_.qr[token * g_.q_lora_rank];
     cpu::rms_norm(cpu_.table, qr, w.q_norm, g_.q_lora_rank, g_.norm_eps, round_.results, qr);
     cpu::store_row(linear_, qr, g_.q_lora_rank, b_.qr_input.row({0, tokens_}, token));
@@ -212,11 +210,9 @@ void DeepseekV4Step::compress_row(int index, const Segment& segment, const Compr
     ref::hadamard(row, row_width);
     ref::round_to_bf16(row, row_width);
     ref::fake_fp4(row, row_width);
-  } else if (round_.cached_rows) {
-    ref::fake_fp8(row, g_.nope_head_dim(), kCachedBlock);
   }
   if (!indexer)
-    store_row(row, row_width, kv.compressed_row(index, r));
+    store_row(row, kv.compressed_row(index, r));
   else
     store_key(row, r, kv.index_group(index, r / cpu::kKeyGroup));
 }
@@ -273,7 +269,7 @@ void DeepseekV4Step::index_select(int index, const Segments& segments) {
 void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                                 float* scores) {
   constexpr int64_t kBlock = StepBuffers::kIndexBlock;  // rows
-  const void** keys = &b_.rows[worker * std::max(b_.max_rows, kBlock)];
+  const void** keys = &b_.rows[worker * b_.row_stride()];
   const float* gates = &b_.index_g[token * g_.index_n_heads];
   const int64_t c = g_.index_head_dim, per_block = round_.cached_rows ? kBlock : kBlock / cpu::kKeyGroup;
   for (int64_t first = begin; first < end; first += per_block) {
@@ -293,64 +289,162 @@ void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, 
   }
 }
 
-// Raw rows of the window, then compressed rows, each in rising order.
-int64_t DeepseekV4Step::list_rows(int index, int64_t token, const Segment& segment, const void** rows) const {
+// What a token attends to: raw rows of its window, then compressed rows, each in rising order.
+DeepseekV4Step::RowList DeepseekV4Step::row_list(int index, int64_t token, const Segments& segments) const {
+  size_t i = 0;
+  while (token >= segments[i].first_token + segments[i].num_tokens) ++i;
+  const int64_t pos = segments[i].first_pos + token - segments[i].first_token;
+  RowList list{*sequences_[segments[i].sequence], std::max<int64_t>(0, pos - g_.window_size + 1)};
+  list.window = pos + 1 - list.first_pos;
   const LayerKind kind = g_.kind(index);
-  const SequenceKv& kv = *sequences_[segment.sequence];
-  const int64_t pos = segment.first_pos + token - segment.first_token;
-  int64_t count = 0;
-  for (int64_t p = std::max<int64_t>(0, pos - g_.window_size + 1); p <= pos; ++p) rows[count++] = kv.raw_row(index, p);
-  if (kind == LayerKind::csa)
-    for (int32_t i = 0; i < b_.selected_count[token]; ++i)
-      rows[count++] = kv.compressed_row(index, b_.selected[token * g_.index_topk + i]);
-  if (kind == LayerKind::hca)
-    for (int64_t r = 0; r < (pos + 1) / g_.compress_ratios[index]; ++r) rows[count++] = kv.compressed_row(index, r);
-  return count;
+  if (kind == LayerKind::csa) {
+    list.selected = &b_.selected[token * g_.index_topk];
+    list.compressed = b_.selected_count[token];
+  } else if (kind == LayerKind::hca) {
+    list.compressed = (pos + 1) / g_.compress_ratios[index];
+  }
+  return list;
+}
+
+// rows[0 ..] <- rows [first, last) of the list as attention reads them: where they lie, or FP8 unpacked to `unpacked`.
+void DeepseekV4Step::gather_rows(int index, const RowList& list, int64_t first, int64_t last, const void** rows,
+                                 bf16* unpacked) const {
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t r = i - list.window;
+    rows[i - first] = r < 0 ? list.kv.raw_row(index, list.first_pos + i)
+                            : list.kv.compressed_row(index, list.selected ? list.selected[r] : r);
+  }
+  if (!options_.fp8_rows) return;
+  cpu_.table.unpack_fp8_rows(rows, last - first, g_.nope_head_dim(), g_.rope_head_dim, unpacked);
+  for (int64_t i = 0; i < last - first; ++i) rows[i] = unpacked + i * g_.head_dim;
 }
 
 void DeepseekV4Step::attend(int index, const LayerWeights& w, const Segments& segments) {
-  const auto segment_of = [&](int64_t token) {
-    size_t i = 0;
-    while (token >= segments[i].first_token + segments[i].num_tokens) ++i;
-    return segments[i];
-  };
-  const int64_t workers = cpu_.pool.size(), c = g_.head_dim;
-  const int64_t share = tokens_ * g_.n_heads / workers;  // heads of one token that a worker should take together
-  const int64_t heads_per_unit = std::clamp<int64_t>(share, 1, StepBuffers::kHeadBlock);
-  const int64_t units = (g_.n_heads + heads_per_unit - 1) / heads_per_unit;
-  Attention attention;
-  attention.c = c;
-  attention.bf16_rows = attention.round = round_.results;
-  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c)));
-  if (heads_per_unit < StepBuffers::kHeadBlock && b_.max_rows > cpu::kRowBlock) {
-    for (int64_t token = 0; token < tokens_; ++token) {
-      attention.rows = b_.rows.data();
-      attention.n = list_rows(index, token, segment_of(token), b_.rows.data());
-      attend_split(index, w, token, attention);
-    }
-    return;
-  }
+  Attention a;
+  a.c = g_.head_dim;
+  a.bf16_rows = a.round = round_.results;
+  a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.c)));
+  if (tokens_ > cpu_.pool.size()) return attend_apart(index, w, segments, a);
+  int64_t most = 0;
+  for (int64_t token = 0; token < tokens_; ++token) most = std::max(most, row_list(index, token, segments).count());
+  const int64_t count = options_.fp8_rows && most > b_.slot_rows ? 1 : tokens_;
+  for (int64_t token = 0; token < tokens_; token += count) attend_together(index, w, segments, token, count, a);
+}
+
+// More tokens than workers: each gathers the rows of its own tokens, once for all the heads it has of one.
+void DeepseekV4Step::attend_apart(int index, const LayerWeights& w, const Segments& segments, const Attention& all) {
+  constexpr int64_t kBlock = StepBuffers::kHeadBlock;
+  const int64_t units = (g_.n_heads + kBlock - 1) / kBlock;
   cpu_.pool.split(tokens_ * units, [&](int64_t begin, int64_t end, int worker) {
-    const void** rows = &b_.rows[worker * std::max(b_.max_rows, StepBuffers::kIndexBlock)];
-    Attention a = attention;
+    const void** rows = &b_.rows[worker * b_.row_stride()];
+    bf16* unpacked = b_.unpacked.data() + worker * b_.slot_rows * g_.head_dim;
+    Attention a = all;
     a.rows = rows;
-    int64_t listed = -1;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t token = unit / units, head = unit % units * heads_per_unit;
-      if (token != listed) a.n = list_rows(index, token, segment_of(token), rows);
-      listed = token;
-      a.heads = static_cast<int>(std::min<int64_t>(heads_per_unit, g_.n_heads - head));
-      const int64_t at = (token * g_.n_heads + head) * c;
-      a.q = &b_.q[at];
-      float* scratch = &b_.attention[worker * b_.attention_floats];
-      cpu::attention(cpu_.table, a, w.attn_sink + head, scratch, scratch + StepBuffers::kHeadBlock * b_.max_rows,
-                     &b_.o[at]);
-      for (int h = 0; h < a.heads; ++h) rotate_back(index, token, &b_.o[at + h * c]);
+    for (int64_t unit = begin; unit < end;) {
+      const int64_t token = unit / units, head = unit % units * kBlock, last = std::min(end, (token + 1) * units);
+      const RowList list = row_list(index, token, segments);
+      a.n = list.count();
+      a.heads = static_cast<int>(std::min<int64_t>(g_.n_heads, (last - token * units) * kBlock) - head);
+      if (options_.fp8_rows && a.n > b_.slot_rows) {
+        attend_row_blocks(index, w, list, token, head, a, worker);
+      } else {
+        gather_rows(index, list, 0, a.n, rows, unpacked);
+        attend_heads(index, w, token, head, a, worker);
+      }
+      unit = last;
     }
   });
 }
 
-// Few tokens, many rows: blocks of rows are split over the workers too. The same sums in the same order as attend's.
+// Tokens [first, first + count), no more than workers: rows are gathered once, by all workers; heads are shared out.
+void DeepseekV4Step::attend_together(int index, const LayerWeights& w, const Segments& segments, int64_t first,
+                                     int64_t count, const Attention& all) {
+  const int64_t parts = cpu_.pool.size();  // of a token's rows
+  cpu_.pool.split(count * parts, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t slot = i / parts, part = i % parts;
+      const RowList list = row_list(index, first + slot, segments);
+      const int64_t from = list.count() * part / parts, to = list.count() * (part + 1) / parts;
+      gather_rows(index, list, from, to, &b_.rows[slot * b_.row_stride()] + from,
+                  b_.unpacked.data() + (slot * b_.slot_rows + from) * g_.head_dim);
+    }
+  });
+  const int64_t share = count * g_.n_heads / parts;  // heads of one token that a worker should take together
+  const int64_t heads_per_unit = std::clamp<int64_t>(share, 1, StepBuffers::kHeadBlock);
+  const int64_t units = (g_.n_heads + heads_per_unit - 1) / heads_per_unit;
+  const auto attention_of = [&](int64_t slot) {
+    Attention a = all;
+    a.rows = &b_.rows[slot * b_.row_stride()];
+    a.n = row_list(index, first + slot, segments).count();
+    return a;
+  };
+  if (heads_per_unit < StepBuffers::kHeadBlock && b_.max_rows > cpu::kRowBlock) {
+    for (int64_t slot = 0; slot < count; ++slot) attend_split(index, w, first + slot, attention_of(slot));
+    return;
+  }
+  cpu_.pool.split(count * units, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t head = unit % units * heads_per_unit;
+      Attention a = attention_of(unit / units);
+      a.heads = static_cast<int>(std::min<int64_t>(heads_per_unit, g_.n_heads - head));
+      attend_heads(index, w, first + unit / units, head, a, worker);
+    }
+  });
+}
+
+// Heads [head, head + all.heads) of a token over gathered rows.
+void DeepseekV4Step::attend_heads(int index, const LayerWeights& w, int64_t token, int64_t head, const Attention& all,
+                                  int worker) {
+  float* scores = &b_.attention[worker * b_.attention_floats];
+  float* partial = scores + b_.attention_heads * (b_.max_rows + 1);
+  for (int h = 0; h < all.heads; h += StepBuffers::kHeadBlock) {
+    Attention a = all;
+    const int64_t at = (token * g_.n_heads + head + h) * a.c;
+    a.heads = std::min(StepBuffers::kHeadBlock, all.heads - h);
+    a.q = &b_.q[at];
+    cpu::attention(cpu_.table, a, w.attn_sink + head + h, scores, partial, &b_.o[at]);
+    for (int i = 0; i < a.heads; ++i) rotate_back(index, token, &b_.o[at + i * a.c]);
+  }
+}
+
+// The same of more FP8 rows than a slot holds: gathered block by block, for the scores and again for the values.
+void DeepseekV4Step::attend_row_blocks(int index, const LayerWeights& w, const RowList& list, int64_t token,
+                                       int64_t first_head, const Attention& all, int worker) {
+  const int64_t c = all.c, at = (token * g_.n_heads + first_head) * c;
+  const void** rows = &b_.rows[worker * b_.row_stride()];
+  float* scores = &b_.attention[worker * b_.attention_floats];
+  float* denominators = scores + b_.attention_heads * b_.max_rows;
+  float* partial = denominators + b_.attention_heads;
+  const auto for_blocks = [&](const auto& fn) {
+    for (int64_t block = 0; block < all.blocks(); ++block) {
+      const int64_t first = block * cpu::kRowBlock, count = std::min(cpu::kRowBlock, all.n - first);
+      gather_rows(index, list, first, first + count, rows + first, b_.unpacked.data() + worker * b_.slot_rows * c);
+      for (int h = 0; h < all.heads; h += StepBuffers::kHeadBlock) {
+        Attention a = all;
+        a.heads = std::min(StepBuffers::kHeadBlock, all.heads - h);
+        a.q = &b_.q[at + h * c];
+        fn(a, h, block, first, count);
+      }
+    }
+  };
+  for_blocks([&](const Attention& a, int h, int64_t, int64_t first, int64_t count) {
+    cpu::attention_scores(cpu_.table, a, first, count, scores + h * a.n);
+  });
+  for (int h = 0; h < all.heads; ++h)
+    denominators[h] = cpu::attention_softmax(cpu_.table, all, w.attn_sink[first_head + h], scores + h * all.n);
+  for_blocks([&](const Attention& a, int h, int64_t block, int64_t, int64_t) {
+    float* out = &b_.o[at + h * c];
+    cpu::attention_values(cpu_.table, a, block, scores + h * a.n, block == 0 ? out : partial);
+    for (int64_t i = 0; block > 0 && i < a.heads * c; ++i) out[i] += partial[i];
+  });
+  for (int h = 0; h < all.heads; ++h) {
+    cpu::attention_finish(cpu_.table, all, denominators[h], &b_.o[at + h * c]);
+    rotate_back(index, token, &b_.o[at + h * c]);
+  }
+}
+
+// Few tokens, many rows: blocks of rows are split over the workers too. The same sums in the same order as
+// attend_heads'.
 void DeepseekV4Step::attend_split(int index, const LayerWeights& w, int64_t token, const Attention& all) {
   const int64_t c = g_.head_dim, heads = g_.n_heads, blocks = all.blocks();
   const int64_t per_unit = std::clamp<int64_t>(heads * blocks / cpu_.pool.size(), 1, StepBuffers::kHeadBlock);

@@ -31,6 +31,12 @@ class DeepseekV4Step : public StepExecutor {
  private:
   using LayerWeights = deepseek_v4::LayerWeights;
   using Segments = std::vector<sched::Segment>;
+  struct RowList {
+    const SequenceKv& kv;
+    int64_t first_pos = 0, window = 0, compressed = 0;
+    const int32_t* selected = nullptr;  // [compressed]; null: the first ones
+    int64_t count() const { return window + compressed; }
+  };
 
   DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                  Numerics numerics, const ExecOptions& options);
@@ -55,8 +61,17 @@ class DeepseekV4Step : public StepExecutor {
   void index_select(int index, const Segments& segments);
   void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                   float* scores);
-  int64_t list_rows(int index, int64_t token, const sched::Segment& segment, const void** rows) const;
+  RowList row_list(int index, int64_t token, const Segments& segments) const;
+  void gather_rows(int index, const RowList& list, int64_t first, int64_t last, const void** rows,
+                   bf16* unpacked) const;
   void attend(int index, const LayerWeights& w, const Segments& segments);
+  void attend_apart(int index, const LayerWeights& w, const Segments& segments, const cpu::Attention& all);
+  void attend_together(int index, const LayerWeights& w, const Segments& segments, int64_t first, int64_t count,
+                       const cpu::Attention& all);
+  void attend_heads(int index, const LayerWeights& w, int64_t token, int64_t head, const cpu::Attention& all,
+                    int worker);
+  void attend_row_blocks(int index, const LayerWeights& w, const RowList& list, int64_t token, int64_t first_head,
+                         const cpu::Attention& all, int worker);
   void attend_split(int index, const LayerWeights& w, int64_t token, const cpu::Attention& all);
   void rotate_back(int index, int64_t token, float* out) const;
   void project_output(const LayerWeights& w);
@@ -67,7 +82,7 @@ class DeepseekV4Step : public StepExecutor {
 
   cpu::GemmJob job(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const;
   const cpu::GemmInput& linear_x() const { return round_.linear_inputs ? b_.linear_x : b_.plain_x; }
-  void store_row(const float* row, int64_t n, std::byte* out) const;
+  void store_row(float* row, std::byte* out) const;
   void store_key(const float* key, int64_t row, std::byte* group) const;
   /// Calls fn(segment, first, last, worker) for tokens [first, last) of each segment, tokens split over the workers.
   template <class Fn>

@@ -32,6 +32,20 @@ constexpr Rounding rounding_of(Numerics numerics) {
   return {};
 }
 
+/// How window and compressed rows are kept (--kv-cache-dtype). FP8 loses nothing: they are rounded to its grid.
+enum class KvDtype {
+  automatic,  // fp8; f32 in the fp32 numerics
+  fp8,        // fp8_row_bytes
+  bf16,
+};
+
+inline Result<KvDtype> parse_kv_dtype(std::string_view name) {
+  if (name == "auto") return KvDtype::automatic;
+  if (name == "fp8") return KvDtype::fp8;
+  if (name == "bf16") return KvDtype::bf16;
+  return invalid("unknown KV cache dtype '" + std::string(name) + "': use auto, fp8 or bf16");
+}
+
 inline constexpr std::string_view kNumericsNames[] = {"published", "bf16", "fp32"};
 
 inline Result<Numerics> parse_numerics(std::string_view name) {

@@ -62,15 +62,20 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.moe,
             cpu::MoeWorkspace::allocate(workers, m, g.n_activated_experts, g.n_routed_experts, g.dim, g.moe_inter_dim));
 
-  int64_t compressed = 0;
+  int64_t selected = 0, compressed = 0;
   for (int i = 0; i < g.n_layers; ++i) {
-    if (g.kind(i) == LayerKind::csa) compressed = std::max(compressed, std::min(g.index_topk, options.max_context / 4));
+    if (g.kind(i) == LayerKind::csa) selected = std::max(selected, std::min(g.index_topk, options.max_context / 4));
     if (g.kind(i) == LayerKind::hca) compressed = std::max(compressed, options.max_context / g.compress_ratios[i]);
   }
-  b.max_rows = std::min(g.window_size, options.max_context) + compressed;
+  const int64_t window = std::min(g.window_size, options.max_context);
+  b.max_rows = window + std::max(selected, compressed);
+  b.slot_rows = std::min(b.max_rows, std::max(window + selected, cpu::kRowBlock));
+  const int64_t unpacked = options.fp8_rows ? std::max(workers * b.slot_rows, b.max_rows) : 0;
+  TC_ASSIGN(b.unpacked, HostArray<bf16>::allocate(unpacked * g.head_dim));
   b.row_floats = std::max({g.head_dim, g.index_head_dim, g.rope_head_dim}) * 2;
-  TC_ASSIGN(b.rows, HostArray<const void*>::allocate(workers * std::max(b.max_rows, kIndexBlock)));
-  b.attention_floats = kHeadBlock * (b.max_rows + g.head_dim);
+  TC_ASSIGN(b.rows, HostArray<const void*>::allocate(workers * b.row_stride()));
+  b.attention_heads = options.fp8_rows && b.max_rows > b.slot_rows ? std::max(g.n_heads, kHeadBlock) : kHeadBlock;
+  b.attention_floats = b.attention_heads * (b.max_rows + 1) + kHeadBlock * g.head_dim;
   b.index_rows = (options.max_context / 4 + cpu::kKeyGroup) / cpu::kKeyGroup * cpu::kKeyGroup;
   b.key_tiles = (g.index_head_dim + cpu::kTileCols - 1) / cpu::kTileCols;
   TC_ASSIGN(b.attention, HostArray<float>::allocate(workers * b.attention_floats));

@@ -1,7 +1,10 @@
 // StepBuffers: every activation of a step, sized once for the largest batch. A step allocates nothing.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels_cpu/moe.h"
+#include "runtime/base/number_formats.h"
 #include "runtime/hw/numa_buffer.h"
 #include "runtime/model/model_geometry.h"
 
@@ -13,6 +16,7 @@ struct ExecOptions {
   int64_t max_context = 4096;  // positions a sequence may reach
   bool mtp = false;
   bool int8_activations = false;  // of routed experts whose weights are small integers
+  bool fp8_rows = false;          // the KV cache's; attention reads them unpacked
 };
 
 /// Names and shapes follow the data path; M = max_tokens.
@@ -59,12 +63,19 @@ struct StepBuffers {
   HostArray<float> split_values;  // [blocks of max_rows, H, c]
   HostArray<float> denominators;  // [H]
 
+  // FP8 rows as attention reads them: a slot is what one token reads, of a worker that has whole tokens, or of a token
+  // that workers share. Where contexts outgrow a slot (HCA rows), all of it is one token's, or a slot has a block of
+  // rows.
+  int64_t slot_rows = 0;
+  HostArray<bf16> unpacked;  // [max(workers * slot_rows, max_rows), c]; empty where rows are read as they lie
+
   // Per worker.
   int64_t max_rows = 0;            // rows one token can attend to
   int64_t index_rows = 0;          // keys one token can score, in whole groups
   int64_t key_tiles = 0;           // of 32 dims in an index key
-  int64_t attention_floats = 0;    // kHeadBlock heads of scores, then of values
-  HostArray<const void*> rows;     // [workers, max_rows]
+  int64_t attention_heads = 0;     // heads whose scores a worker keeps: kHeadBlock, or all where rows come in blocks
+  int64_t attention_floats = 0;    // their scores and denominators, then kHeadBlock heads of values
+  HostArray<const void*> rows;     // [workers, row_stride()]
   HostArray<float> attention;      // [workers, attention_floats]
   HostArray<float> index_dots;     // [workers, Hi, kIndexBlock]
   HostArray<float> index_scores;   // [workers, index_rows]
@@ -75,6 +86,7 @@ struct StepBuffers {
   static constexpr int64_t kIndexBlock = 256;  // keys scored at a time
   static constexpr int kHeadBlock = 8;         // heads that share one pass over the rows
   int64_t row_floats = 0, window_entries = 0;
+  int64_t row_stride() const { return std::max(max_rows, kIndexBlock); }
 };
 
 }  // namespace thermocline

@@ -16,9 +16,9 @@ inline constexpr int64_t kWindowPageTokens = 16;
 /// Pages that the first `tokens` tokens lie on.
 constexpr int64_t pages_of(int64_t tokens, int64_t page_tokens) { return (tokens + page_tokens - 1) / page_tokens; }
 
-/// A row in FP8, as devices keep it: the dims that rotate in bf16, the others as e4m3 codes, then a byte for the
-/// power-of-two scale (2^(byte - 127)) of each 64 of them. 583 bytes at V4's 512 dims, in whole 16. Nothing is lost:
-/// rows are rounded to that grid in every numerics but fp32.
+/// A row in FP8: the dims that rotate in bf16, the others as e4m3 codes, then a byte for the power-of-two scale
+/// (2^(byte - 127)) of each 64 of them. 583 bytes at V4's 512 dims, in whole 16. Nothing is lost: rows are rounded to
+/// that grid in every numerics but fp32.
 constexpr int64_t fp8_row_bytes(int64_t head_dim, int64_t rope_head_dim) {
   const int64_t codes = head_dim - rope_head_dim;
   return (2 * rope_head_dim + codes + (codes + 63) / 64 + 15) / 16 * 16;

@@ -13,7 +13,7 @@ TINY = GOLDEN / "tiny-csa"
 WHOLE = ["", "x", "1.5", "-1", "-9223372036854775808", "0", "1", "9223372036854775807", "9223372036854775808"]
 REAL = ["", "x", "nan", "-inf", "-1", "0", "1e308", "1e309"]
 MODEL_FLAGS = {"--max-model-len": WHOLE, "--threads": ["x", "-1", "4097", "2147483648"], "--gpu-memory": ["x", "-1", "99999999999EiB"],
-               "--experts-on-gpu": ["", "-1", "1x", "99999999999"], "--numerics": ["", "fp8"], "--activations": ["", "int4"], "--max-isa": ["", "mmx"],
+               "--experts-on-gpu": ["", "-1", "1x", "99999999999"], "--numerics": ["", "fp8"], "--kv-cache-dtype": ["", "fp4"], "--activations": ["", "int4"], "--max-isa": ["", "mmx"],
                "--device": ["", "simt:0", "simt:999999999999", "cuda:-1"], "--topology": ["x", "node:0", "node:-1 core:1"]}
 
 

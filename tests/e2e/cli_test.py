@@ -64,6 +64,8 @@ def test_device_flags_say_what_is_wrong():
         (("--device", "simt", "--prefill-experts", "fast"), "use cpu, stream or hybrid"),
         (("--device", "simt", "--numerics", "fp32"), "fp32 numerics do not run"),
         (("--device", "simt", "--activations", "int8"), "INT8 activations do not run"),
+        (("--device", "simt", "--kv-cache-dtype", "bf16"), "devices keep the KV cache in FP8"),
+        (("--device", "none", "--kv-cache-dtype", "fp8", "--numerics", "fp32"), "keep the KV cache in f32"),
     ]:
         _, err = run("run", "--model", DEMO, "--prompt", "x", *flags, code=1)
         assert words in err, (flags, err)

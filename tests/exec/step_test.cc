@@ -172,6 +172,54 @@ TEST_P(DemoModel, Int8ActivationsStayNearTheExactPath) {
   EXPECT_GE(a.top1, 0.98);
 }
 
+/// Logits of three sequences that share every step, each with a chunk of its own.
+std::vector<float> batched_logits(Engine& engine, const std::vector<int32_t>& ids) {
+  std::vector<std::unique_ptr<SequenceKv>> sequences;
+  std::vector<SequenceKv*> kv;
+  for (int i = 0; i < 3; ++i) {
+    sequences.push_back(engine.driver().new_sequence().value());
+    kv.push_back(sequences.back().get());
+  }
+  std::vector<float> all;
+  for (const int64_t round : {40, 1, 1, 20, 1}) {
+    sched::Batch batch;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t count = round == 1 ? 1 : round + 3 * i;
+      for (int64_t j = 0; j < count; ++j) batch.logit_rows.push_back(static_cast<int32_t>(batch.size() + j));
+      batch.add(i, kv[static_cast<size_t>(i)]->length(),
+                &ids[static_cast<size_t>(7 * i + kv[static_cast<size_t>(i)]->length())], count);
+    }
+    TC_CHECK(engine.step().run({batch, kv}).ok());
+    const auto logits = engine.step().logits();
+    all.insert(all.end(), logits.data, logits.data + logits.size());
+  }
+  return all;
+}
+
+// Rows are on FP8's grid, so a cache that keeps them in FP8 changes no bit: prefill in chunks, decoding, batches, with
+// fewer tokens than workers and with more.
+TEST_P(DemoModel, Fp8RowsGiveTheBitsOfBf16Rows) {
+  std::vector<int32_t> ids = test::TensorFile(test::golden("demo/golden.safetensors")).ids("ids");
+  ids.resize(180);
+  const int64_t decode_from = static_cast<int64_t>(ids.size()) - 6;
+  std::vector<float> expected, batched;
+  for (const KvDtype dtype : {KvDtype::bf16, KvDtype::fp8})
+    for (const int threads : {2, 5}) {
+      const auto engine = test::open_engine({.folder = test::demo_model(),
+                                             .numerics = GetParam().numerics,
+                                             .isa = GetParam().isa,
+                                             .threads = threads,
+                                             .sequences = 3,
+                                             .topology = "node:1 core:5 pu:1",
+                                             .kv_dtype = dtype});
+      const std::vector<float> logits = test::run_logits(*engine, ids, 70, decode_from).logits;
+      const std::vector<float> together = batched_logits(*engine, ids);
+      if (expected.empty()) expected = logits, batched = together;
+      EXPECT_EQ(logits, expected) << threads << " threads, FP8 " << (dtype == KvDtype::fp8);
+      EXPECT_EQ(together, batched) << threads << " threads, FP8 " << (dtype == KvDtype::fp8);
+    }
+}
+
 std::vector<Path> demo_paths() {
   std::vector<Path> list;
   for (const Isa isa : test::model_isas())
@@ -316,15 +364,17 @@ INSTANTIATE_TEST_SUITE_P(Numerics, Invariance, ::testing::ValuesIn(invariance_ca
 });
 
 // A decode step at long context has fewer heads than workers: rows are split over them in blocks, and index keys too.
-// The same bits as one worker that does it all.
+// The same bits as one worker that does it all, and as rows kept in bf16. More FP8 rows than a slot of scratch holds.
 TEST(LongContext, RowsSplitOverManyWorkersGiveTheSameBits) {
   const std::filesystem::path folder = test::golden("tiny-odd");  // an HCA layer of ratio 16: 520 rows at 8320 tokens
   std::vector<int32_t> ids(8323);
   std::mt19937 random(41);
   std::vector<std::vector<float>> expected;
-  for (const auto& [threads, topology] : {std::pair(1, ""), std::pair(5, "node:2 core:3 pu:1")}) {
-    const auto engine =
-        test::open_engine({.folder = folder, .threads = threads, .topology = topology, .context = 8400});
+  for (const auto& [threads, topology, dtype] :
+       {std::tuple(1, "", KvDtype::fp8), std::tuple(5, "node:2 core:3 pu:1", KvDtype::fp8),
+        std::tuple(5, "node:2 core:3 pu:1", KvDtype::bf16)}) {
+    const auto engine = test::open_engine(
+        {.folder = folder, .threads = threads, .topology = topology, .context = 8400, .kv_dtype = dtype});
     if (threads == 1)
       for (int32_t& id : ids)
         id = static_cast<int32_t>(random() % static_cast<uint64_t>(engine->geometry().vocab_size));

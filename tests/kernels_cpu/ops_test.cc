@@ -405,6 +405,58 @@ TEST_P(EveryIsa, AttentionOverRaggedShapes) {
         }
 }
 
+// Every code but the NaNs, which no row has, with every scale a row can have: from 1e-4 / 448 to the largest bf16 /
+// 448.
+TEST_P(EveryIsa, UnpackedFp8CodesAreExact) {
+  constexpr int64_t kNope = 256, kRope = 8;
+  std::vector<uint8_t> row(2 * kRope + kNope + kNope / kFp8Block);
+  std::vector<bf16> out(kNope + kRope);
+  for (int scale = 105; scale <= 246; ++scale) {
+    for (size_t i = 0; i < 2 * kRope; ++i) row[i] = static_cast<uint8_t>(i * 7);
+    for (size_t code = 0; code < 256; ++code) row[2 * kRope + code] = static_cast<uint8_t>(code);
+    for (size_t block = 0; block < 4; ++block)  // neighbours that differ
+      row[2 * kRope + kNope + block] = static_cast<uint8_t>(block % 2 ? 105 + 246 - scale : scale);
+    const void* rows[] = {row.data()};
+    table_.unpack_fp8_rows(rows, 1, kNope, kRope, out.data());
+    for (size_t code = 0; code < 256; ++code) {
+      if ((code & 0x7f) == 0x7f) continue;
+      const float value =
+          e4m3_to_float(static_cast<uint8_t>(code)) * e8m0_to_float(row[2 * kRope + kNope + code / kFp8Block]);
+      ASSERT_EQ(out[code], float_to_bf16(value)) << "code " << code << " scale " << scale;
+      ASSERT_EQ(bf16_to_float(out[code]), value);
+    }
+    ASSERT_EQ(std::memcmp(&out[kNope], row.data(), 2 * kRope), 0);
+  }
+}
+
+// Packed and unpacked, a row is what bf16 rows hold, bit for bit, whatever lies around it: ragged blocks, zeros of both
+// signs, tiny and huge values, and rows that are on the grid already.
+TEST_P(EveryIsa, Fp8RowsAreTheBf16Rows) {
+  std::mt19937 random(29);
+  for (const auto& [nope, rope] : {std::pair<int64_t, int64_t>(448, 64), {20, 4}, {64, 16}, {100, 2}, {1, 2}, {0, 8}}) {
+    constexpr int64_t kRows = 41;
+    const int64_t c = nope + rope, bytes = 2 * rope + nope + (nope + kFp8Block - 1) / kFp8Block;
+    std::vector<uint8_t> packed(static_cast<size_t>(kRows * bytes));
+    std::vector<const void*> rows;
+    std::vector<bf16> expected, out(static_cast<size_t>(kRows * c) + 1, 0x1234);
+    for (int64_t i = 0; i < kRows; ++i) {
+      std::vector<float> row = test::random_floats(random, c, std::ldexp(1.0f, static_cast<int>(random() % 60) - 30));
+      for (float& x : row) x = random() % 9 == 0 ? std::copysign(0.0f, x) : x * std::exp2f(-float(random() % 20));
+      if (i % 3 == 0) ref::fake_fp8(row.data(), nope, kFp8Block);
+      if (i % 5 == 0) row[0] = i % 2 ? 3e38f : -3e38f;
+      uint8_t* to = &packed[static_cast<size_t>(i * bytes)];
+      store_fp8_row(row.data(), nope, rope, to);
+      rows.push_back(to);
+      ref::fake_fp8(row.data(), nope, kFp8Block);
+      for (const float x : row) expected.push_back(float_to_bf16(x));
+    }
+    table_.unpack_fp8_rows(rows.data(), kRows, nope, rope, out.data());
+    ASSERT_EQ(out.back(), 0x1234) << "wrote past the end";
+    out.pop_back();
+    ASSERT_EQ(out, expected) << nope << " + " << rope;
+  }
+}
+
 TEST_P(EveryIsa, SoftmaxAndSwigluAreWithinAFewUlps) {
   std::mt19937 random(23);
   for (const int64_t n : {1, 15, 16, 17, 200}) {

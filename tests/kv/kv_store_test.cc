@@ -3,6 +3,7 @@
 #include <set>
 
 #include "runtime/model/deepseek_v4/config.h"
+#include "runtime/model/deepseek_v4/synthesize.h"
 #include "tests/support/fixtures.h"
 
 namespace thermocline {
@@ -68,6 +69,15 @@ TEST(KvStore, ASequenceGivesItsPagesBack) {
     ASSERT_TRUE(kv->reserve(512).ok()) << i;
     kv->commit(512);
   }
+}
+
+// Spec 4.3 counts 3,514 bytes a token with rows of 584 bytes; ours are whole 16.
+TEST(KvLayout, ATokenOfV4FlashTakes3514Bytes) {
+  const ModelGeometry g = deepseek_v4::published_geometry("v4-flash", 0).value();
+  const KvLayout fp8(g, {.fp8_rows = true}), bf16(g, {});
+  EXPECT_EQ(fp8.row_bytes(), 592);
+  EXPECT_NEAR(static_cast<double>(fp8.compressed_page_bytes()) / kPageTokens, 3514, 0.03 * 3514);
+  EXPECT_NEAR(static_cast<double>(bf16.compressed_page_bytes()) / kPageTokens, 5900, 0.03 * 5900);
 }
 
 // Ratios that do not divide a page: a row is always on a page its sequence has.

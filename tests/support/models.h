@@ -20,6 +20,7 @@ struct ModelSetup {
   int64_t kv_tokens = 0;
   int64_t prefix_cache_bytes = 0;  // off, so that what is asked twice is computed twice
   std::string device = "none";
+  KvDtype kv_dtype = KvDtype::automatic;
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -36,6 +37,7 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.prefix_cache_bytes = setup.prefix_cache_bytes;
   options.device = setup.device;
   if (setup.device != "none") options.gpu.experts = 60;
+  options.kv_dtype = setup.kv_dtype;
   options.mtp = setup.mtp;
   options.int8_activations = setup.int8;
   options.quiet = true;
