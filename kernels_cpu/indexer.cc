@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "kernels_cpu/ref/ops.h"
 #include "runtime/base/number_formats.h"
@@ -79,35 +80,86 @@ void index_scores_f32(const KernelTable& table, const float* q, int heads, const
   ref::index_scores(dots, n, gates, heads, n, false, scores);
 }
 
-void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out) {
-  if (k >= n) {
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<int32_t>(i);
-    return;
-  }
-  constexpr int kBits = 12;
-  const auto bin_of = [&](int64_t i) { return ordered_bits(scores[i]) >> (32 - kBits); };
-  int32_t histogram[1 << kBits] = {};
-  for (int64_t i = 0; i < n; ++i) ++histogram[bin_of(i)];
-  uint32_t bin = (1 << kBits) - 1;
+SplitTopK::SplitTopK(const float* scores, int64_t n, int64_t k, int parts, int32_t* scratch, int32_t* order,
+                     int32_t* out)
+    : scores_(scores), n_(n), k_(k), parts_(parts), scratch_(scratch), order_(order), out_(out) {}
+
+int64_t SplitTopK::first(int part) const {
+  const int64_t groups = (n_ + kKeyGroup - 1) / kKeyGroup;
+  return std::min(n_, groups * part / parts_ * kKeyGroup);
+}
+
+uint32_t SplitTopK::bin_of(int64_t i) const { return ordered_bits(scores_[i]) >> (32 - kBits); }
+
+void SplitTopK::count(int part) {
+  int32_t* const histogram = of(part);
+  std::fill_n(histogram, kBins, 0);
+  for (int64_t i = first(part); i < first(part + 1); ++i) ++histogram[bin_of(i)];
+}
+
+// The bin of the k-th score: those above are chosen, of those in it some.
+void SplitTopK::find() {
+  const auto in_bin = [&](uint32_t bin) {
+    int64_t sum = 0;
+    for (int part = 0; part < parts_; ++part) sum += of(part)[bin];
+    return sum;
+  };
+  bin_ = kBins - 1;
   int64_t above = 0;
-  while (above + histogram[bin] < k) above += histogram[bin--];
-  int64_t candidates = 0;
-  for (int64_t i = 0; i < n; ++i)
-    if (bin_of(i) == bin) order[candidates++] = static_cast<int32_t>(i);
+  for (int64_t here = in_bin(bin_); above + here < k_; here = in_bin(--bin_)) above += here;
+  wanted_ = k_ - above;
+  candidates_ = 0;
+  for (int part = 0; part < parts_; ++part) {
+    int32_t* const counts = of(part);
+    counts[kCandidates] = static_cast<int32_t>(candidates_);
+    candidates_ += counts[bin_];
+    counts[kAbove] = 0;
+    for (uint32_t bin = bin_ + 1; bin < kBins; ++bin) counts[kAbove] += counts[bin];
+  }
+}
+
+void SplitTopK::gather(int part) {
+  int32_t* next = order_ + of(part)[kCandidates];
+  for (int64_t i = first(part); i < first(part + 1); ++i)
+    if (bin_of(i) == bin_) *next++ = static_cast<int32_t>(i);
+}
+
+void SplitTopK::choose() {
   const auto before = [&](int32_t a, int32_t b) {
-    const uint32_t x = ordered_bits(scores[a]), y = ordered_bits(scores[b]);
+    const uint32_t x = ordered_bits(scores_[a]), y = ordered_bits(scores_[b]);
     return x != y ? x > y : a < b;
   };
-  const int64_t wanted = k - above;
-  if (wanted < candidates) std::nth_element(order, order + wanted, order + candidates, before);
-  std::sort(order, order + wanted);
-  int64_t count = 0;
-  const int32_t* next = order;
-  for (int64_t i = 0; i < n; ++i) {
-    const bool chosen = next != order + wanted && *next == i;
-    if (chosen) ++next;
-    if (chosen || bin_of(i) > bin) out[count++] = static_cast<int32_t>(i);
+  if (wanted_ < candidates_) std::nth_element(order_, order_ + wanted_, order_ + candidates_, before);
+  std::sort(order_, order_ + wanted_);
+  int64_t written = 0;
+  for (int part = 0; part < parts_; ++part) {
+    int32_t* const counts = of(part);
+    const auto chosen = [&](int p) { return std::lower_bound(order_, order_ + wanted_, first(p)) - order_; };
+    counts[kChosen] = static_cast<int32_t>(chosen(part));
+    counts[kWritten] = static_cast<int32_t>(written);
+    written += counts[kAbove] + chosen(part + 1) - chosen(part);
   }
+}
+
+void SplitTopK::write(int part) {
+  int32_t* out = out_ + of(part)[kWritten];
+  const int32_t* next = order_ + of(part)[kChosen];
+  for (int64_t i = first(part); i < first(part + 1); ++i) {
+    const bool chosen = next != order_ + wanted_ && *next == i;
+    if (chosen) ++next;
+    if (chosen || bin_of(i) > bin_) *out++ = static_cast<int32_t>(i);
+  }
+}
+
+void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out) {
+  if (k >= n) return std::iota(out, out + n, 0);
+  int32_t scratch[SplitTopK::kPartScratch];
+  SplitTopK top(scores, n, k, 1, scratch, order, out);
+  top.count(0);
+  top.find();
+  top.gather(0);
+  top.choose();
+  top.write(0);
 }
 
 }  // namespace thermocline::cpu

@@ -28,4 +28,38 @@ void index_scores_f32(const KernelTable& table, const float* q, int heads, const
 /// A histogram of the upper 12 bits finds the one bin that must be sorted.
 void select_topk(const float* scores, int64_t n, int64_t k, int32_t* order, int32_t* out);
 
+/// select_topk by several workers, a part of the scores each, with the same result; k < n. count, gather and write run
+/// once for every part, side by side; find and choose once, between them and in this order:
+///   count -> find -> gather -> choose -> write
+///   scratch  [parts * kPartScratch]; others as select_topk
+class SplitTopK {
+ public:
+  static constexpr int kBits = 12;
+  static constexpr uint32_t kBins = 1 << kBits;
+  static constexpr int64_t kPartScratch = kBins + 4;
+
+  SplitTopK(const float* scores, int64_t n, int64_t k, int parts, int32_t* scratch, int32_t* order, int32_t* out);
+  /// The first score of a part: parts are whole key groups.
+  int64_t first(int part) const;
+  void count(int part);
+  void find();
+  void gather(int part);
+  void choose();
+  void write(int part);
+
+ private:
+  // Of a part, behind its histogram: candidates and chosen ones before it, what it has above the bin, what is written
+  // before it.
+  enum : uint32_t { kCandidates = kBins, kAbove, kChosen, kWritten };
+  int32_t* of(int part) const { return scratch_ + part * kPartScratch; }
+  uint32_t bin_of(int64_t i) const;
+
+  const float* const scores_;
+  const int64_t n_, k_;
+  const int parts_;
+  int32_t *const scratch_, *const order_, *const out_;
+  uint32_t bin_ = 0;
+  int64_t wanted_ = 0, candidates_ = 0;  // of the bin
+};
+
 }  // namespace thermocline::cpu

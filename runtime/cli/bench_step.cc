@@ -9,6 +9,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/io/file.h"
+#include "runtime/kv/synthetic_rows.h"
 
 namespace thermocline::cli {
 namespace {
@@ -17,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 
 struct BenchOptions {
   ModelOptions model;
-  std::vector<int64_t> prefill = {512}, decode = {64}, batch = {1};
+  std::vector<int64_t> prefill = {512}, decode = {64}, batch = {1}, fill_kv;
   int64_t chunk = 512;
   int repetitions = 3;
   std::string json_path;
@@ -27,9 +28,11 @@ struct StepRow {
   const char* kind;
   int64_t tokens = 0;                // of each sequence
   int64_t batch = 1;                 // sequences of a step
+  int64_t context = 0;               // tokens that a sequence ends with; 0: its own alone
   std::vector<double> seconds = {};  // one per repetition
   std::vector<double> shares = {};   // of the bound measured right before that repetition
-  double bytes_per_token = 0;
+  double bytes_per_token = 0;        // of weights
+  double kv_bytes_per_token = 0;     // read of the KV cache, at the end of a long context
   double bound_tokens_per_second = 0;
 };
 
@@ -49,14 +52,16 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocab) {
   return ids;
 }
 
-// One token of every sequence a step, each of them with a text of its own.
+// One token of every sequence a step, each of them with a text of its own, behind a context of synthetic rows if any.
 Result<Sample> decode_together(Engine& engine, const StepRow& row) {
-  const int64_t vocab = engine.geometry().vocab_size;
+  const int64_t vocab = engine.geometry().vocab_size, filled = row.context > 0 ? row.context - row.tokens - 1 : 0;
   const std::vector<int32_t> ids = random_ids((row.tokens + 1) * row.batch, vocab);
   std::vector<std::unique_ptr<SequenceKv>> sequences;
   std::vector<SequenceKv*> kv;
   for (int64_t s = 0; s < row.batch; ++s) {
-    TC_ASSIGN(std::unique_ptr<SequenceKv> sequence, engine.driver().new_sequence());
+    TC_ASSIGN(std::unique_ptr<SequenceKv> sequence,
+              synthetic_sequence(engine.driver().kv(), engine.geometry(), engine.pool(), filled,
+                                 static_cast<uint32_t>(1000 * s)));
     kv.push_back(sequence.get());
     sequences.push_back(std::move(sequence));
   }
@@ -66,7 +71,7 @@ Result<Sample> decode_together(Engine& engine, const StepRow& row) {
     if (t == 1) start = Clock::now();  // the first token is their prompt
     sched::Batch batch;
     for (int64_t s = 0; s < row.batch; ++s) {
-      batch.add(static_cast<int>(s), t, &ids[static_cast<size_t>(t * row.batch + s)], 1);
+      batch.add(static_cast<int>(s), filled + t, &ids[static_cast<size_t>(t * row.batch + s)], 1);
       batch.logit_rows.push_back(static_cast<int32_t>(s));
     }
     TC_RETURN_IF_ERROR(engine.step().run({batch, kv}));
@@ -77,7 +82,7 @@ Result<Sample> decode_together(Engine& engine, const StepRow& row) {
 }
 
 Result<Sample> run_once(Engine& engine, const StepRow& row) {
-  if (row.batch > 1) return decode_together(engine, row);
+  if (row.batch > 1 || row.context > 0) return decode_together(engine, row);
   const bool prefill = std::string_view(row.kind) == "prefill";
   const std::vector<int32_t> ids = random_ids(row.tokens + 1, engine.geometry().vocab_size);
   TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence, engine.driver().new_sequence());
@@ -104,6 +109,36 @@ double macs_of(const Engine& engine, const StepRow& row) {
          ((static_cast<double>(engine.weights().macs_per_token(g)) - head) * tokens + head * std::ceil(tokens / chunk));
 }
 
+/// What one token reads and multiplies of the KV cache at the end of a context.
+struct KvNeed {
+  double bytes = 0, flops = 0, int8_ops = 0;
+  double seconds(const Peaks& peaks) const {
+    return std::max(bytes / peaks.read_bandwidth, flops / peaks.flops + int8_ops / peaks.int8_ops);
+  }
+};
+
+KvNeed kv_need(Engine& engine, int64_t context) {
+  const ModelGeometry& g = engine.geometry();
+  const KvLayout& layout = engine.driver().kv().layout();
+  KvNeed need;
+  for (int layer = 0; layer < g.n_layers; ++layer) {
+    const LayerKind kind = g.kind(layer);
+    int64_t rows = std::min(context, g.window_size);
+    if (kind != LayerKind::swa) {
+      const int64_t compressed = context / g.compress_ratios[static_cast<size_t>(layer)];
+      const bool scans = kind == LayerKind::csa && compressed > g.index_topk;
+      rows += kind == LayerKind::csa ? std::min(compressed, g.index_topk) : compressed;
+      if (scans) {
+        need.bytes += static_cast<double>(compressed * layout.index_group_bytes() / cpu::kKeyGroup);
+        need.int8_ops += 2.0 * static_cast<double>(compressed * g.index_n_heads * g.index_head_dim);
+      }
+    }
+    need.bytes += static_cast<double>(rows * layout.row_bytes());
+    need.flops += 4.0 * static_cast<double>(rows * g.n_heads * g.head_dim);
+  }
+  return need;
+}
+
 // Every repetition measures the peaks again first, and is judged by those: both see the same neighbours.
 Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow& row, Peaks& peaks) {
   TC_RETURN_IF_ERROR(run_once(engine, row));  // warm-up: page faults, caches
@@ -113,8 +148,13 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow&
     TC_ASSIGN(const Sample sample, run_once(engine, row));
     const double tokens = static_cast<double>(row.tokens * row.batch);
     // With a device the CPU's part is its bytes; what the device does is not of these peaks.
-    const double bound_seconds =
+    double bound_seconds =
         std::max(sample.bytes / now.read_bandwidth, engine.gpu_step() ? 0.0 : 2 * macs_of(engine, row) / now.flops);
+    if (row.context > 0 && !engine.gpu_step()) {  // layers wait for their attention: its time comes on top
+      const KvNeed need = kv_need(engine, row.context);
+      bound_seconds += tokens * need.seconds(now);
+      row.kv_bytes_per_token = need.bytes;
+    }
     row.bytes_per_token = sample.bytes / tokens;
     row.seconds.push_back(sample.seconds);
     row.shares.push_back(bound_seconds / sample.seconds);
@@ -138,20 +178,25 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
   fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
              machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
   fmt::print(
-      "| {:<9} | {:<9} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<9} | {:-<11}: | {:-<13}: | {:-<11}: | "
+      "| {:<9} | {:<18} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<18} | {:-<11}: | {:-<13}: | {:-<11}: | "
       "{:-<13}: |\n",
       "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
   for (const StepRow& row : rows)
-    fmt::print("| {:<9} | {:<9} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
+    fmt::print("| {:<9} | {:<18} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
                kNumericsNames[static_cast<int>(engine.options().numerics)],
                (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
-                   (row.batch > 1 ? " x" + std::to_string(row.batch) : ""),
-               tokens_per_second(row), row.bytes_per_token / 1e6, row.bound_tokens_per_second,
-               100 * median(row.shares));
+                   (row.batch > 1 ? " x" + std::to_string(row.batch) : "") +
+                   (row.context > 0 ? " @" + std::to_string(row.context) : ""),
+               tokens_per_second(row), (row.bytes_per_token + row.kv_bytes_per_token) / 1e6,
+               row.bound_tokens_per_second, 100 * median(row.shares));
   fmt::print(
       "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
       "longer\n",
       o.repetitions);
+  if (!o.fill_kv.empty())
+    fmt::print(
+        "@N: rows of a context of N tokens are synthetic; the bound has on top what a token reads or multiplies of "
+        "them\n");
   if (DeepseekV4GpuStep* const step = engine.gpu_step()) {
     const DeepseekV4GpuStep::Counters& c = step->counters();
     for (const std::string& line : step->describe()) fmt::print("{}\n", line);
@@ -168,8 +213,10 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepR
     results.push_back({{"kind", row.kind},
                        {"tokens", row.tokens},
                        {"batch", row.batch},
+                       {"context", row.context},
                        {"tokens_per_second", tokens_per_second(row)},
                        {"bytes_per_token", row.bytes_per_token},
+                       {"kv_bytes_per_token", row.kv_bytes_per_token},
                        {"bound_tokens_per_second", row.bound_tokens_per_second},
                        {"share_of_bound", median(row.shares)},
                        {"repetitions", row.seconds.size()}});
@@ -205,6 +252,11 @@ Result<int64_t> check(const BenchOptions& o) {
     }
   for (const int64_t batch : o.batch)
     if (batch < 1 || batch > 1024) return invalid("--batch " + std::to_string(batch) + " is outside 1..1024");
+  for (const int64_t context : o.fill_kv)
+    for (const int64_t tokens : o.decode)
+      if (context < tokens + 2)
+        return invalid("--fill-kv " + std::to_string(context) + " has no room for a context and an answer of " +
+                       std::to_string(tokens) + " tokens");
   if (longest == 0) return invalid("nothing to measure: give --prefill or --decode a length above 0");
   return longest;
 }
@@ -220,6 +272,9 @@ Result<std::vector<StepRow>> rows_of(const BenchOptions& o, int64_t max_context)
       if (kind[0] == 'p') rows.push_back({kind, tokens});
       for (const int64_t batch : o.batch)
         if (kind[0] == 'd') rows.push_back({kind, tokens, batch});
+      for (const int64_t context : o.fill_kv)
+        for (const int64_t batch : o.batch)
+          if (kind[0] == 'd') rows.push_back({kind, tokens, batch, context});
     }
   return rows;
 }
@@ -230,6 +285,8 @@ Status bench_step(const BenchOptions& o) {
   options.max_chunk = std::min(o.chunk, longest);  // buffers are no larger than a test needs
   options.max_sequences = static_cast<int>(*std::max_element(o.batch.begin(), o.batch.end()));
   if (options.max_sequences > 1 && options.max_context == 0) options.max_context = longest + 1;
+  if (!o.fill_kv.empty())
+    options.max_context = std::max(options.max_context, *std::max_element(o.fill_kv.begin(), o.fill_kv.end()));
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   TC_ASSIGN(std::vector<StepRow> rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
@@ -248,6 +305,10 @@ void add_bench_step(CLI::App& bench, Outcome& outcome) {
   command->add_option("--prefill,-p", o->prefill, "Prompt lengths")->delimiter(',')->capture_default_str();
   command->add_option("--decode,-n", o->decode, "Answer lengths")->delimiter(',')->capture_default_str();
   command->add_option("--batch,-b", o->batch, "Sequences that decode together")->delimiter(',')->capture_default_str();
+  command
+      ->add_option("--fill-kv", o->fill_kv,
+                   "Also decode up to these contexts, over synthetic rows instead of a prefill")
+      ->delimiter(',');
   command->add_option("--chunk", o->chunk, "Tokens of a prefill step")->capture_default_str();
   command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the median counts")->capture_default_str();
   command->add_option("--json", o->json_path, "Also a JSON document: a file, or - for standard output alone");

@@ -433,10 +433,11 @@ Status StepLoop::admit(uint64_t id) {
   return {};
 }
 
-// What it feeds of its part: no more than it has left, as the cache may hold more than when it was planned for, and a
-// prompt stops where a checkpoint is due.
+// What it feeds of its part: as the cache may hold more than when it was planned for, no more than it has left, and not
+// the last token if no row of logits was planned; and a prompt stops where a checkpoint is due.
 int64_t StepLoop::part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const {
-  int64_t tokens = std::min(part.tokens, r.remaining());
+  const bool without_logits = part.logits == sched::StepPlan::Part::Logits::none;
+  int64_t tokens = std::min(part.tokens, r.remaining() - without_logits);
   if (cache_.enabled() && r.stored() < r.prompt_tokens())
     tokens = std::min(tokens, kCheckpointTokens - r.stored() % kCheckpointTokens);
   return tokens;
@@ -447,6 +448,17 @@ void StepLoop::keep_prefix(RunningRequest& r, int64_t length) {
   if (!r.kv || length < std::max<int64_t>(1, r.kv->rollback_floor())) return;
   const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()));
   if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
+}
+
+// After a step: the end of a prompt, but for its last token, whose logits the same prompt needs again, and where a
+// checkpoint is due on the way there.
+void StepLoop::keep_prompt(RunningRequest& r) {
+  if (r.stored() == r.prompt_tokens()) {
+    keep_prefix(r, r.prompt_tokens() - 1);
+    enqueue_behind(r.submitted());
+  } else if (r.stored() < r.prompt_tokens() && r.stored() % kCheckpointTokens == 0) {
+    keep_prefix(r, r.stored());
+  }
 }
 
 void StepLoop::step(const sched::StepPlan& plan) {
@@ -462,6 +474,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
     const int64_t first = r->stored();
     const int32_t first_token = static_cast<int32_t>(batch.size());
     const int64_t tokens = part_tokens(*r, part);
+    if (tokens == 0) continue;
     batch.add(static_cast<int>(sequences.size()), first, r->ids().data() + first, tokens);
     sequences.push_back(r->kv.get());
     owners.push_back(r);
@@ -495,15 +508,6 @@ void StepLoop::step(const sched::StepPlan& plan) {
     if (report.error().code == ErrorCode::internal) health_ = {EngineHealth::State::failed, report.error().message};
     return;
   }
-  for (RunningRequest* const r : owners) {
-    // The same prompt again needs its last token's logits; a longer one loses that token.
-    if (r->stored() == r->prompt_tokens()) {
-      keep_prefix(*r, r->prompt_tokens() - 1);
-      enqueue_behind(r->submitted());
-    } else if (r->stored() < r->prompt_tokens() && r->stored() % kCheckpointTokens == 0) {
-      keep_prefix(*r, r->stored());
-    }
-  }
   counted_.prompt_tokens += batch.size() - decodes;
   const std::chrono::duration<double> took = Clock::now() - start;
   cost_.observe(batch.size(), took.count() * 1e9);
@@ -511,6 +515,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
   counted_.step_seconds += took.count();
   counted_.last_step_seconds = took.count();
   if (decodes > 0) counted_.longest_decode_step_seconds = std::max(counted_.longest_decode_step_seconds, took.count());
+  for (RunningRequest* const r : owners) keep_prompt(*r);
 }
 
 // A step that was given up has ended after all.

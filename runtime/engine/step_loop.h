@@ -72,6 +72,7 @@ class StepLoop {
   std::span<const int32_t> resumable(const RunningRequest& r) const;
   int64_t part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const;
   void keep_prefix(RunningRequest& r, int64_t length);
+  void keep_prompt(RunningRequest& r);
   void step(const sched::StepPlan& plan);
   void sample(const std::vector<Row>& rows);
   void deliver(Row row);

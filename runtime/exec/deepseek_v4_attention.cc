@@ -238,31 +238,45 @@ void DeepseekV4Step::select_all(int index, const Segments& segments) {
 // Each token of a CSA layer picks the index_topk compressed rows it attends to.
 void DeepseekV4Step::index_select(int index, const Segments& segments) {
   const int ratio = g_.compress_ratios[index];
-  const auto choose = [&](int64_t token, int64_t visible, const float* scores, int worker) {
-    const int64_t count = std::min(visible, g_.index_topk);
-    b_.selected_count[token] = static_cast<int32_t>(count);
-    cpu::select_topk(scores, visible, count, &b_.index_order[worker * b_.index_rows],
-                     &b_.selected[token * g_.index_topk]);
-  };
-  const auto groups_of = [](int64_t rows) { return (rows + cpu::kKeyGroup - 1) / cpu::kKeyGroup; };
   if (tokens_ >= cpu_.pool.size()) {
     for_tokens(segments, [&](int64_t token, int64_t pos, SequenceKv& kv, int worker) {
+      const int64_t visible = (pos + 1) / ratio, count = std::min(visible, g_.index_topk);
       float* scores = &b_.index_scores[worker * b_.index_rows];
-      score_keys(index, kv, token, 0, groups_of((pos + 1) / ratio), worker, scores);
-      choose(token, (pos + 1) / ratio, scores, worker);
+      score_keys(index, kv, token, 0, (visible + cpu::kKeyGroup - 1) / cpu::kKeyGroup, worker, scores);
+      b_.selected_count[token] = static_cast<int32_t>(count);
+      cpu::select_topk(scores, visible, count, &b_.index_order[worker * b_.index_rows],
+                       &b_.selected[token * g_.index_topk]);
     });
-  } else {  // fewer tokens than workers: the keys of each token are split instead
-    for (const Segment& segment : segments) {
-      for (int64_t i = 0; i < segment.num_tokens; ++i) {
-        const int64_t visible = (segment.first_pos + i + 1) / ratio;
-        float* scores = b_.index_scores.data();
-        cpu_.pool.split(groups_of(visible), [&](int64_t begin, int64_t end, int worker) {
-          score_keys(index, *sequences_[segment.sequence], segment.first_token + i, begin, end, worker, scores);
-        });
-        choose(segment.first_token + i, visible, scores, 0);
-      }
-    }
+    return;
   }
+  for (const Segment& segment : segments)  // fewer tokens than workers: the keys of each token are split instead
+    for (int64_t i = 0; i < segment.num_tokens; ++i)
+      index_select_together(index, *sequences_[segment.sequence], segment.first_token + i,
+                            (segment.first_pos + i + 1) / ratio);
+}
+
+// One token's choice among `visible` rows by all workers.
+void DeepseekV4Step::index_select_together(int index, const SequenceKv& kv, int64_t token, int64_t visible) {
+  const int64_t count = std::min(visible, g_.index_topk), groups = (visible + cpu::kKeyGroup - 1) / cpu::kKeyGroup;
+  float* scores = b_.index_scores.data();
+  int32_t *order = b_.index_order.data(), *out = &b_.selected[token * g_.index_topk];
+  b_.selected_count[token] = static_cast<int32_t>(count);
+  if (visible <= StepBuffers::kSplitTopKRows || count == visible) {
+    cpu_.pool.split(groups, [&](int64_t begin, int64_t end, int worker) {
+      score_keys(index, kv, token, begin, end, worker, scores);
+    });
+    return cpu::select_topk(scores, visible, count, order, out);
+  }
+  cpu::SplitTopK top(scores, visible, count, cpu_.pool.size(), b_.index_topk.data(), order, out);
+  cpu_.pool.run([&](int worker) {
+    const auto group = [&](int part) { return (top.first(part) + cpu::kKeyGroup - 1) / cpu::kKeyGroup; };
+    score_keys(index, kv, token, group(worker), group(worker + 1), worker, scores);
+    top.count(worker);
+  });
+  top.find();
+  cpu_.pool.run([&](int worker) { top.gather(worker); });
+  top.choose();
+  cpu_.pool.run([&](int worker) { top.write(worker); });
 }
 
 // Scores of key groups [begin, end): scores[row], rows counted from the sequence's first.

@@ -59,6 +59,7 @@ class DeepseekV4Step : public StepExecutor {
   bool must_score(int index, const Segments& segments) const;
   void select_all(int index, const Segments& segments);
   void index_select(int index, const Segments& segments);
+  void index_select_together(int index, const SequenceKv& kv, int64_t token, int64_t visible);
   void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                   float* scores);
   RowList row_list(int index, int64_t token, const Segments& segments) const;

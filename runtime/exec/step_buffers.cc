@@ -83,6 +83,8 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.index_dots, HostArray<float>::allocate(workers * g.index_n_heads * kIndexBlock));
   TC_ASSIGN(b.index_scores, HostArray<float>::allocate(workers * b.index_rows));
   TC_ASSIGN(b.index_order, HostArray<int32_t>::allocate(workers * b.index_rows));
+  const bool splits_topk = b.index_rows > kSplitTopKRows;
+  TC_ASSIGN(b.index_topk, HostArray<int32_t>::allocate(splits_topk ? workers * cpu::SplitTopK::kPartScratch : 0));
   if (b.max_rows > cpu::kRowBlock) {
     const int64_t blocks = (b.max_rows + cpu::kRowBlock - 1) / cpu::kRowBlock;
     TC_ASSIGN(b.split_scores, HostArray<float>::allocate(g.n_heads * b.max_rows));

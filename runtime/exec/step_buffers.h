@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels_cpu/indexer.h"
 #include "kernels_cpu/moe.h"
 #include "runtime/base/number_formats.h"
 #include "runtime/hw/numa_buffer.h"
@@ -80,11 +81,13 @@ struct StepBuffers {
   HostArray<float> index_dots;     // [workers, Hi, kIndexBlock]
   HostArray<float> index_scores;   // [workers, index_rows]
   HostArray<int32_t> index_order;  // the same
+  HostArray<int32_t> index_topk;   // [workers, SplitTopK::kPartScratch]; empty where contexts are short
   HostArray<const float*> window;  // [workers, 2, window_entries]: what one compressed row pools
   HostArray<float> row;            // [workers, widest row]
 
-  static constexpr int64_t kIndexBlock = 256;  // keys scored at a time
-  static constexpr int kHeadBlock = 8;         // heads that share one pass over the rows
+  static constexpr int64_t kIndexBlock = 256;      // keys scored at a time
+  static constexpr int64_t kSplitTopKRows = 8192;  // more keys than these are chosen from by all workers
+  static constexpr int kHeadBlock = 8;             // heads that share one pass over the rows
   int64_t row_floats = 0, window_entries = 0;
   int64_t row_stride() const { return std::max(max_rows, kIndexBlock); }
 };

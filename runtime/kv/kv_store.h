@@ -43,7 +43,12 @@ class KvStore {
   int64_t available_pages() const { return compressed_.free_pages() + (reclaim_ ? compressed_.cached_pages() : 0); }
   int64_t cached_pages() const { return compressed_.cached_pages(); }
 
-  /// Where the pages are, if not in host memory (host_rows = false). It outlives the store's use.
+  /// Where the pages are.
+  KvMemory& memory() {
+    TC_CHECK(memory_ != nullptr, "KvStore::attach comes first");
+    return *memory_;
+  }
+  /// Their place, if not in host memory (host_rows = false). It outlives the store's use.
   void attach(KvMemory& memory) { memory_ = &memory; }
   /// Who lets go of checkpoints when pages run out: one at a time, false when there is none left.
   void set_reclaim(std::function<bool()> reclaim) { reclaim_ = std::move(reclaim); }
@@ -51,10 +56,6 @@ class KvStore {
  private:
   friend class SequenceKv;
   KvStore(const ModelGeometry& geometry, const KvOptions& options);
-  KvMemory& memory() {
-    TC_CHECK(memory_ != nullptr, "KvStore::attach comes first");
-    return *memory_;
-  }
   int32_t take_compressed();
   bool reclaim() { return reclaim_ && reclaim_(); }
   /// Calls fn(layer, from, count) for the ring slots of positions still pooled at `length`; floats, at most to a ring's

@@ -144,6 +144,19 @@ def test_selfcheck_finds_no_difference():
     run("selfcheck", "--model", DEMO, "--device", "none", "--max-model-len", 64, code=1)
 
 
+def test_bench_decodes_from_a_synthetic_context():
+    flags = ("bench", "step", "--model", DEMO, "--device", "none", "-p", 0, "-n", 4, "-b", "1,2", "-r", 1)
+    out, _ = run(*flags, "--fill-kv", "600,2000", "--json", "-")
+    rows = {(r["batch"], r["context"]): r for r in json.loads(out)["results"]}
+    assert set(rows) == {(b, c) for b in (1, 2) for c in (0, 600, 2000)}
+    assert rows[1, 0]["kv_bytes_per_token"] == 0 < rows[1, 600]["kv_bytes_per_token"] < rows[1, 2000]["kv_bytes_per_token"]
+    assert all(r["tokens_per_second"] > 0 for r in rows.values())
+    _, err = run(*flags, "--fill-kv", 5, code=1)
+    assert "--fill-kv 5" in err
+    _, err = run(*flags, "--fill-kv", 5000, code=1)
+    assert "5000" in err and "4096" in err
+
+
 def test_bench_and_perplexity_report(logits, tmp_path):
     out, _ = run("bench", "step", "--model", DEMO, "-p", "32", "-n", "8", "-r", 1, "--json", "-")
     document = json.loads(out)

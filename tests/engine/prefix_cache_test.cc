@@ -1,11 +1,10 @@
 // Warm equals cold: answers of a loop with the prefix cache against those of one without, to the last bit of every
 // log-probability, whatever was asked before, beside it, or was cut off.
-#include <fstream>
 #include <thread>
 
-#include "runtime/io/json_document.h"
 #include "tests/support/answers.h"
 #include "tests/support/demo_text.h"
+#include "tests/support/long_demo.h"
 
 namespace thermocline {
 namespace {
@@ -17,26 +16,10 @@ struct Where {
   std::string name, device;
 };
 
-/// The demo model with a context of 16,384: its config says 4,096.
-const std::filesystem::path& long_demo() {
-  static const test::TempDir folder;
-  static const std::filesystem::path path = [] {
-    for (const auto& file : std::filesystem::directory_iterator(test::demo_model()))
-      std::filesystem::create_symlink(file.path(), folder.path() / file.path().filename());
-    std::filesystem::remove(folder.path() / "config.json");
-    std::ifstream in(test::demo_model() / "config.json");
-    Json config = Json::parse(in);
-    config["max_position_embeddings"] = 16384;
-    std::ofstream(folder.path() / "config.json") << config;
-    return folder.path();
-  }();
-  return path;
-}
-
 class Warm : public testing::TestWithParam<Where> {
  protected:
   ModelSetup setup(int64_t cache_bytes, int64_t chunk = 512) const {
-    return {.folder = long_demo(),
+    return {.folder = test::long_demo(),
             .chunk = chunk,
             .sequences = 4,
             .context = tokens(8192, 256),

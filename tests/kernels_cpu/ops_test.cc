@@ -329,6 +329,20 @@ TEST(Indexer, TopkIsTheReferences) {
           ASSERT_LT(got[static_cast<size_t>(i)], n);
           ASSERT_GT(got[static_cast<size_t>(i)], i == 0 ? -1 : got[static_cast<size_t>(i) - 1]);
         }
+        for (const int parts : {1, 2, 3, 7, 300}) {
+          if (count == n) break;
+          std::vector<int32_t> scratch(static_cast<size_t>(parts * SplitTopK::kPartScratch)), split(got.size(), -1);
+          SplitTopK top(scores.data(), n, count, parts, scratch.data(), order.data(), split.data());
+          const auto each = [&](void (SplitTopK::*phase)(int)) {
+            for (int part = parts; part-- > 0;) (top.*phase)(part);
+          };
+          each(&SplitTopK::count);
+          top.find();
+          each(&SplitTopK::gather);
+          top.choose();
+          each(&SplitTopK::write);
+          ASSERT_EQ(split, expected) << "n " << n << " k " << k << " kind " << kind << " in " << parts << " parts";
+        }
       }
 }
 

@@ -2,8 +2,11 @@
 // one, bit for bit.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
+#include "runtime/kv/synthetic_rows.h"
+#include "tests/support/long_demo.h"
 #include "tests/support/models.h"
 
 namespace thermocline {
@@ -42,6 +45,46 @@ struct Where {
   ModelSetup setup;
   std::vector<int64_t> lengths = {1, 3, 4, 5, 127, 128, 129, 255, 256, 257, 600};
 };
+// A million tokens of synthetic rows: the choice among 262,144 keys and the attention of one token, by one worker and
+// by five on two nodes, from the first time and from a checkpoint.
+TEST(LongContext, AMillionTokensGiveTheSameBitsByManyWorkers) {
+#ifdef TC_SANITIZED
+  constexpr int64_t kContext = 40'000;
+#else
+  constexpr int64_t kContext = 1 << 20;
+#endif
+  constexpr int64_t kTokens = kContext - 8;
+  std::vector<float> expected;
+  for (const auto& [threads, topology] : {std::pair(1, ""), std::pair(5, "node:2 core:3 pu:1")}) {
+    Model m({.folder = test::long_demo(),
+             .threads = threads,
+             .sequences = 2,
+             .topology = topology,
+             .context = kContext,
+             .kv_tokens = kContext});
+    auto sequence = synthetic_sequence(m.kv, m.engine->geometry(), m.engine->pool(), kTokens).value();
+    const KvCheckpoint checkpoint = m.kv.checkpoint(*sequence, kTokens).value();
+    const std::vector<int32_t> ids = m.tokens(8, 3);
+    std::vector<float> logits;
+    for (const int32_t id : ids) {
+      m.feed(*sequence, std::span(&id, 1));
+      const std::vector<float> now = m.logits();
+      logits.insert(logits.end(), now.begin(), now.end());
+    }
+    for (const float value : logits) ASSERT_TRUE(std::isfinite(value));
+    if (threads == 1)
+      expected = logits;
+    else
+      EXPECT_EQ(logits, expected);
+    auto resumed = m.kv.restore(checkpoint).value();
+    m.feed(*resumed, ids);
+    EXPECT_EQ(m.logits(),
+              std::vector<float>(logits.end() - static_cast<std::ptrdiff_t>(m.logits().size()), logits.end()));
+    EXPECT_EQ(sequence->length(), kContext);
+    EXPECT_FALSE(m.driver.decode(*sequence, ids[0]).ok()) << "beyond the context";
+  }
+}
+
 std::vector<Where> places() {
   ModelSetup setup{.sequences = 3, .context = 1024};
   std::vector<Where> list = {{"published", setup}};
