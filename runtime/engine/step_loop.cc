@@ -66,7 +66,7 @@ StepLoop::StepLoop(const Machine& machine, const LoopOptions& options)
       planner_(limits_of(machine.step, machine.kv, options)),
       counters_(std::make_shared<QueueCounters>(options.queue)),
       inbox_(std::make_shared<Inbox>()),
-      cache_(machine.kv, {.bytes = machine.prefix_cache_bytes, .model = {}}),
+      cache_(machine.kv, {.bytes = machine.kv.layout().shares_pages() ? machine.prefix_cache_bytes : 0, .model = {}}),
       scratch_(static_cast<size_t>(machine.pool.size()), SamplingScratch(machine.geometry.vocab_size)),
       watchdog_(options.watchdog, [this] { bark(); }) {}
 
@@ -376,6 +376,10 @@ sched::KvPages StepLoop::pages() const {
 
 sched::StepPlan StepLoop::plan(Clock::time_point now) {
   std::vector<sched::RunningSequence> sequences;
+  // A step takes a page for each sequence and a copy of its tail at most, and those of its tokens.
+  const int64_t step_pages =
+      2 * static_cast<int64_t>(running_.size()) + pages_of(planner_.limits().max_num_batched_tokens, kPageTokens);
+  const bool may_preempt = m_.kv.available_pages() < step_pages;
   for (const Running& r : running_) {
     sched::RunningSequence s;
     s.id = r->id();
@@ -384,6 +388,7 @@ sched::StepPlan StepLoop::plan(Clock::time_point now) {
     s.decoding = r->decoding();
     s.all_logits = r->wants_all_logits();
     s.pages = r->kv->own_pages();
+    if (may_preempt) s.exclusive_pages = r->kv->exclusive_pages();
     s.blocked = !r->handle().stream().room(2 * static_cast<size_t>(r->request().choices));
     if (!s.blocked)
       r->blocked_since = {};
@@ -439,15 +444,20 @@ int64_t StepLoop::part_tokens(const RunningRequest& r, const sched::StepPlan::Pa
   const bool without_logits = part.logits == sched::StepPlan::Part::Logits::none;
   int64_t tokens = std::min(part.tokens, r.remaining() - without_logits);
   if (cache_.enabled() && r.stored() < r.prompt_tokens())
-    tokens = std::min(tokens, kCheckpointTokens - r.stored() % kCheckpointTokens);
+    if (const int64_t due = (r.stored() + tokens) / kCheckpointTokens * kCheckpointTokens; due > r.stored())
+      tokens = due - r.stored();
   return tokens;
 }
 
 // The cache is a service to later requests: a fault of the device shows in the step that meets it.
 void StepLoop::keep_prefix(RunningRequest& r, int64_t length) {
   if (!r.kv || length < std::max<int64_t>(1, r.kv->rollback_floor())) return;
-  const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()));
-  if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
+  try {
+    const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()));
+    if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
+  } catch (const std::bad_alloc&) {
+    spdlog::warn("a prefix of {} tokens was not kept: no memory for its checkpoint", length);
+  }
 }
 
 // After a step: the end of a prompt, but for its last token, whose logits the same prompt needs again, and where a
@@ -461,6 +471,14 @@ void StepLoop::keep_prompt(RunningRequest& r) {
   }
 }
 
+// Nobody had the pages for its part: the youngest gives its own back.
+void StepLoop::make_room_for(RunningRequest* r) {
+  if (!r) return;
+  for (size_t i = running_.size(); i-- > 0;)
+    if (running_[i].get() != r) return preempt(running_[i]->id());
+  r->fail({ErrorCode::out_of_memory, "the KV cache has no page for the next token"});
+}
+
 void StepLoop::step(const sched::StepPlan& plan) {
   sched::Batch batch;
   std::vector<SequenceKv*> sequences;
@@ -468,13 +486,24 @@ void StepLoop::step(const sched::StepPlan& plan) {
   std::vector<RunningRequest*> owners;
   BatchStop stop(*this);
   int64_t decodes = 0;
+  RunningRequest* crowded_out = nullptr;
   for (const sched::StepPlan::Part& part : plan.parts) {
     RunningRequest* const r = running(part.id);
     if (!r) continue;  // its admission failed
     const int64_t first = r->stored();
     const int32_t first_token = static_cast<int32_t>(batch.size());
     const int64_t tokens = part_tokens(*r, part);
-    if (tokens == 0) continue;
+    // One that was admitted just now may have its stream full from before it was preempted.
+    if (tokens == 0 || !r->handle().stream().room(2 * static_cast<size_t>(r->request().choices))) continue;
+    // A prefix that was found at admission, but not when the plan was made, takes pages that the plan gave to others:
+    // they wait for the next one.
+    if (Status reserved = r->kv->reserve(tokens); !reserved.ok()) {
+      if (reserved.error().code == ErrorCode::out_of_memory)
+        crowded_out = r;
+      else
+        r->fail(std::move(reserved).error());
+      continue;
+    }
     batch.add(static_cast<int>(sequences.size()), first, r->ids().data() + first, tokens);
     sequences.push_back(r->kv.get());
     owners.push_back(r);
@@ -488,7 +517,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
       batch.logit_rows.push_back(first_token + static_cast<int32_t>(i));
     }
   }
-  if (batch.size() == 0) return;
+  if (batch.size() == 0) return make_room_for(crowded_out);
   const Clock::time_point start = Clock::now();
   watchdog_.begin();
   const Result<StepReport> report = [&] {

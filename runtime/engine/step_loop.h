@@ -71,6 +71,7 @@ class StepLoop {
   Status admit(uint64_t id);
   std::span<const int32_t> resumable(const RunningRequest& r) const;
   int64_t part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const;
+  void make_room_for(RunningRequest* r);
   void keep_prefix(RunningRequest& r, int64_t length);
   void keep_prompt(RunningRequest& r);
   void step(const sched::StepPlan& plan);

@@ -25,6 +25,7 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_l
       const bool csa = g.kind(i) == LayerKind::csa;
       layer.rows_per_page = (kPageTokens + ratio - 1) / ratio;
       layer.compressed = compressed_page_bytes_;
+      shares_pages_ = shares_pages_ && kPageTokens % ratio == 0;
       compressed_page_bytes_ += layer.rows_per_page * row_bytes_;
       layer.index = compressed_page_bytes_;
       if (csa) compressed_page_bytes_ += layer.rows_per_page / cpu::kKeyGroup * index_group_bytes_;  // 64 rows a page

@@ -70,6 +70,9 @@ class KvLayout {
   };
   const Ring& ring(int layer) const { return at(layer).ring; }
   int64_t ring_floats() const { return ring_floats_; }
+  /// Whether every row lies on the page of its last token, so that whoever copies that page owns what it writes; not
+  /// with ratios that do not divide a page.
+  bool shares_pages() const { return shares_pages_; }
   int layers() const { return static_cast<int>(layers_.size()); }
 
  private:
@@ -81,6 +84,7 @@ class KvLayout {
 
   std::vector<Layer> layers_;
   int first_layer_ = 0;
+  bool shares_pages_ = true;
   int64_t row_bytes_ = 0, index_group_bytes_ = 0, window_page_bytes_ = 0, compressed_page_bytes_ = 0, ring_floats_ = 0;
 };
 

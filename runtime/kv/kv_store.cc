@@ -16,18 +16,14 @@ int64_t window_pages(int64_t window_size, const KvOptions& o) {
   return o.max_sequences * (held + 1) + pages_of(o.max_chunk, kWindowPageTokens);
 }
 
-int64_t most_pages(const KvOptions& o, int64_t page_tokens) {
-  return pages_of(o.max_tokens, page_tokens) + o.max_sequences;
-}
-
 }  // namespace
 
 KvStore::KvStore(const ModelGeometry& geometry, const KvOptions& options)
     : options_(options),
       window_size_(geometry.window_size),
       layout_(geometry, options),
-      window_(std::min(thermocline::window_pages(window_size_, options), most_pages(options, kWindowPageTokens))),
-      compressed_(most_pages(options, kPageTokens)),
+      window_(thermocline::window_pages(window_size_, options)),
+      compressed_(pages_of(options.max_tokens, kPageTokens) + options.max_sequences),
       rings_(options.max_sequences) {}
 
 Result<std::unique_ptr<KvStore>> KvStore::create(const ModelGeometry& geometry, const KvOptions& options) {
@@ -96,6 +92,9 @@ Result<KvCheckpoint> KvStore::checkpoint(const SequenceKv& sequence, int64_t len
     float* const image = ring_image(sequence.ring_);
     if (memory_ != &host_)
       TC_RETURN_IF_ERROR(memory().read(KvPool::ring, sequence.ring_, reinterpret_cast<std::byte*>(image)));
+    size_t live = 0;
+    for_live_slots(length, [&](int64_t, int64_t floats) { live += static_cast<size_t>(floats); });
+    out.rings_.reserve(live);
     for_live_slots(length, [&](int64_t at, int64_t floats) {
       out.rings_.insert(out.rings_.end(), image + at, image + at + floats);
     });

@@ -34,6 +34,11 @@ bool SequenceKv::tail_is_used() const {
 
 int64_t SequenceKv::own_pages() const { return static_cast<int64_t>(compressed_pages_.size()) - tail_is_used(); }
 
+int64_t SequenceKv::exclusive_pages() const {
+  return std::count_if(compressed_pages_.begin(), compressed_pages_.end(),
+                       [&](int32_t page) { return store_.compressed_.sequences(page) == 1; });
+}
+
 // Whoever writes a shared page takes a copy first; without a page for it, checkpoints let go of theirs.
 Status SequenceKv::own_tail() {
   int32_t* const page = tail();

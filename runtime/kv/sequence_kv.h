@@ -44,6 +44,8 @@ class SequenceKv {
   int32_t ring() const { return ring_; }
   /// Compressed pages that reserve() need not take: those it has, but for one that it would write and another has too.
   int64_t own_pages() const;
+  /// Compressed pages that no other sequence has: available when this one goes.
+  int64_t exclusive_pages() const;
 
  private:
   friend class KvStore;

@@ -25,7 +25,7 @@ struct StepPlanner::Room {
     for (size_t i = running.size(); pages < wanted && i-- > keep + 1;) {
       if (preempted[i] || running[i].pages == 0) continue;
       preempted[i] = true;
-      pages += running[i].pages;
+      pages += running[i].freed_pages();
       plan.preempt.push_back(running[i].id);
     }
     return pages >= wanted;
@@ -61,7 +61,7 @@ void StepPlanner::add_decodes(std::span<const RunningSequence> running, Room& ro
       // Older ones hold everything: it waits again rather than keep what they may need.
       if (i > 0 && sequence.pages > 0) {
         room.preempted[i] = true;
-        room.pages += sequence.pages;
+        room.pages += sequence.freed_pages();
         plan.preempt.push_back(sequence.id);
       }
       continue;

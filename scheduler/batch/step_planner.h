@@ -21,12 +21,14 @@ struct PlannerLimits {
 
 struct RunningSequence {
   uint64_t id = 0;
-  int64_t length = 0;       // tokens whose rows are stored
-  int64_t remaining = 0;    // tokens to feed, at least 1
-  bool decoding = false;    // remaining is 1 and the prompt is done
-  bool all_logits = false;  // of every token it feeds, not of the last one alone
-  bool blocked = false;     // its client takes nothing at present
-  int64_t pages = 0;        // KV pages it holds
+  int64_t length = 0;                   // tokens whose rows are stored
+  int64_t remaining = 0;                // tokens to feed, at least 1
+  bool decoding = false;                // remaining is 1 and the prompt is done
+  bool all_logits = false;              // of every token it feeds, not of the last one alone
+  bool blocked = false;                 // its client takes nothing at present
+  int64_t pages = 0;                    // KV pages it holds
+  int64_t exclusive_pages = INT64_MAX;  // those among them that are free once it is preempted; others share the rest
+  int64_t freed_pages() const { return pages < exclusive_pages ? pages : exclusive_pages; }
 };
 
 /// Pages of compressed rows, all of one size. A model without any has page_tokens 0, and nothing runs out.

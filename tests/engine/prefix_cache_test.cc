@@ -241,6 +241,36 @@ TEST_P(Warm, ConversationsInLittleMemoryEqualTheirSoloRuns) {
   EXPECT_LE(stats.prefix_cache.checkpoint_bytes, kLittle);
 }
 
+// Sequences that share a beginning outgrow the pages together: who gives way gives back only what nobody else has, and
+// every answer is still the one it has alone; also where clients are read one after the other, and the streams of those
+// behind are full when they give way and come back.
+TEST(WarmAndCrowded, WhoeverGivesWayGivesOnlyItsOwnPages) {
+  LoopOptions patient;
+  patient.stream_stall = std::chrono::minutes(10);
+  const std::vector<int32_t> system = text_of(260);
+  for (const size_t capacity : {size_t{1024}, size_t{4}}) {
+    patient.stream_capacity = capacity;
+    Loop cold({.sequences = 6, .context = 1024}, patient);
+    Loop warm({.sequences = 6, .context = 1024, .kv_tokens = 1024, .prefix_cache_bytes = 8 << 20}, patient);
+    (void)warm.ask(request(system, 1));
+    const int64_t answer = capacity == 4 ? 300 : 560;
+    std::vector<std::shared_ptr<RequestHandle>> handles, alone;
+    for (int user = 0; user < 5; ++user) {
+      std::vector<int32_t> prompt = system;
+      for (int i = 0; i <= user; ++i) prompt.push_back(100 + user);
+      handles.push_back(warm.submit(request(prompt, answer)));
+      alone.push_back(cold.submit(request(prompt, answer)));
+    }
+    for (size_t user = 0; user < handles.size(); ++user)
+      expect_same(test::collect(*handles[user])[0], test::collect(*alone[user])[0], "user " + std::to_string(user));
+    EngineStats stats = warm.engine->stats();
+    for (; stats.running > 0; stats = warm.engine->stats()) std::this_thread::yield();
+    EXPECT_GT(stats.preemptions + (capacity == 4), 0);
+    EXPECT_EQ(stats.kv_tokens_used, 0);
+    EXPECT_EQ(stats.failed, 0);
+  }
+}
+
 std::vector<Where> places() {
 #ifdef TC_SANITIZED
   return {{"cpu", "none"}};

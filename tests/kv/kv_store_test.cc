@@ -91,6 +91,7 @@ TEST(KvStore, OddRatiosStayInsideTheirPages) {
     std::set<const std::byte*> rows;
     for (int64_t r = 0; r < 1000 / ratio; ++r) rows.insert(kv->compressed_row(3, r));
     EXPECT_EQ(rows.size(), static_cast<size_t>(1000 / ratio)) << ratio;
+    EXPECT_FALSE(cache->layout().shares_pages()) << ratio;
   }
 }
 

@@ -241,6 +241,18 @@ TEST(StepPlanner, TheYoungestGivesUpItsPages) {
   EXPECT_TRUE(plan.admit.empty());
 }
 
+// Pages that others have too are not free once the youngest goes: the next one goes as well.
+TEST(StepPlanner, SharedPagesComeFromNobody) {
+  const StepPlanner planner({.max_num_seqs = 8, .max_num_batched_tokens = 512, .max_logit_rows = 8});
+  FairQueue queue;
+  std::vector<RunningSequence> running = {decoding(1, 1024, 4), decoding(2, 1000, 4), decoding(3, 1000, 4)};
+  for (RunningSequence& sequence : running) sequence.exclusive_pages = 0;
+  running[1].exclusive_pages = 1;
+  const StepPlan plan = planner.plan(running, queue, {256, 0, 6}, 0, linear_cost());
+  EXPECT_EQ(plan.preempt, (std::vector<uint64_t>{3, 2}));
+  EXPECT_EQ(plan.parts, (std::vector<StepPlan::Part>{{1, 1, Logits::last}}));
+}
+
 TEST(StepPlanner, AYoungerOneThatLacksAPageWaitsAgain) {
   const StepPlanner planner({.max_num_seqs = 8, .max_num_batched_tokens = 512, .max_logit_rows = 8});
   FairQueue queue;
