@@ -58,8 +58,8 @@ class KvStore {
   KvStore(const ModelGeometry& geometry, const KvOptions& options);
   int32_t take_compressed();
   bool reclaim() { return reclaim_ && reclaim_(); }
-  /// Calls fn(layer, from, count) for the ring slots of positions still pooled at `length`; floats, at most to a ring's
-  /// end.
+  /// Calls fn(at, floats) for the ring slots of positions still pooled at `length`: a place in the ring's image and how
+  /// much of it, at most to a layer's end.
   template <class Fn>
   void for_live_slots(int64_t length, const Fn& fn) const;
   float* ring_image(int32_t ring);

@@ -117,10 +117,6 @@ void PrefixCache::drop(Entries::iterator entry) {
   entries_.erase(entry);
 }
 
-void PrefixCache::clear() {
-  while (!entries_.empty()) drop(entries_.begin());
-}
-
 PrefixCacheStats PrefixCache::stats() const {
   PrefixCacheStats stats = counted_;
   stats.checkpoints = static_cast<int64_t>(entries_.size());

@@ -49,7 +49,6 @@ class PrefixCache {
               int64_t now_ns);
   /// Lets go of what is worth least: a restore's tokens, by the chance of one, by the bytes. False: nothing is kept.
   bool evict(int64_t now_ns);
-  void clear();
 
   PrefixCacheStats stats() const;
 
