@@ -21,16 +21,13 @@ SequenceKv::~SequenceKv() {
 const KvLayout& SequenceKv::layout() const { return store_.layout_; }
 
 // The page that the next token is written on, where it has one.
-int32_t* SequenceKv::tail() {
+const int32_t* SequenceKv::tail() const {
   const auto page = static_cast<size_t>(length_ / kPageTokens);
   return page < compressed_pages_.size() ? &compressed_pages_[page] : nullptr;
 }
 
 // Whether another sequence has it too: a copy takes a page more. One that only checkpoints share goes to them instead.
-bool SequenceKv::tail_is_used() const {
-  const auto page = static_cast<size_t>(length_ / kPageTokens);
-  return page < compressed_pages_.size() && store_.compressed_.sequences(compressed_pages_[page]) > 1;
-}
+bool SequenceKv::tail_is_used() const { return tail() && store_.compressed_.sequences(*tail()) > 1; }
 
 int64_t SequenceKv::own_pages() const { return static_cast<int64_t>(compressed_pages_.size()) - tail_is_used(); }
 
@@ -41,14 +38,15 @@ int64_t SequenceKv::exclusive_pages() const {
 
 // Whoever writes a shared page takes a copy first; without a page for it, checkpoints let go of theirs.
 Status SequenceKv::own_tail() {
-  int32_t* const page = tail();
-  while (page && store_.compressed_.shared(*page) && store_.available_pages() == 0 && store_.reclaim()) {
+  if (!tail()) return {};
+  int32_t& page = compressed_pages_[static_cast<size_t>(length_ / kPageTokens)];
+  while (store_.compressed_.shared(page) && store_.available_pages() == 0 && store_.reclaim()) {
   }
-  if (!page || !store_.compressed_.shared(*page)) return {};
+  if (!store_.compressed_.shared(page)) return {};
   const int32_t own = store_.take_compressed();
-  const Status copied = store_.memory().copy(KvPool::compressed, *page, own);
-  store_.compressed_.drop(*page, Owner::sequence);
-  *page = own;
+  const Status copied = store_.memory().copy(KvPool::compressed, page, own);
+  store_.compressed_.drop(page, Owner::sequence);
+  page = own;
   return copied;
 }
 

@@ -50,7 +50,7 @@ class SequenceKv {
  private:
   friend class KvStore;
   explicit SequenceKv(KvStore& store) : store_(store) {}
-  int32_t* tail();
+  const int32_t* tail() const;
   bool tail_is_used() const;
   Status own_tail();
 
