@@ -26,8 +26,6 @@ sched::PlannerLimits limits_of(const StepExecutor& step, const KvStore& kv, cons
   return limits;
 }
 
-constexpr int64_t kCheckpointTokens = 4 * kPageTokens;  // of long prompts, for others that begin alike
-
 int64_t nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
@@ -299,21 +297,9 @@ sched::WaitingRequest StepLoop::waiting_of(RunningRequest& r) const {
   return waiting;
 }
 
-// What of its tokens a kept prefix may stand for: one at least is fed, for its logits; all where all logits are wanted.
-std::span<const int32_t> StepLoop::resumable(const RunningRequest& r) const {
-  return std::span(r.ids()).first(r.wants_all_logits() ? 0 : r.ids().size() - 1);
-}
-
 void StepLoop::enqueue(Running r) {
   queue_.push(waiting_of(*r));
   waiting_.emplace(r->id(), std::move(r));
-}
-
-// The other choices, once the first one has left them its prompt, or one of them has ended; those that end right now
-// have left their place already.
-void StepLoop::enqueue_behind(SubmittedRequest& submitted) {
-  for (const uint64_t id : std::exchange(submitted.behind, {}))
-    if (const auto r = waiting_.find(id); r != waiting_.end() && r->second) queue_.push(waiting_of(*r->second));
 }
 
 // Every choice waits by itself; where its prompt can be kept, the first computes it for all.
@@ -419,56 +405,6 @@ void StepLoop::preempt(uint64_t id) {
   r->handle().phase_ = RequestPhase::waiting;
   queue_.push_preempted(waiting_of(*r));
   waiting_.emplace(id, std::move(r));
-}
-
-// Errors: out_of_memory; internal (a device fault).
-Status StepLoop::admit(uint64_t id) {
-  RunningRequest& r = *waiting_.at(id);
-  TC_ASSIGN(r.kv, cache_.resume(r.prefix_keys, resumable(r), nanoseconds(Clock::now())));
-  if (!r.kv) {
-    TC_ASSIGN(r.kv, m_.kv.new_sequence());
-  }
-  if (r.admitted == Clock::time_point()) {
-    r.admitted = Clock::now();
-    r.cached_tokens = r.stored();
-    if (--r.submitted().choices_waiting == 0) r.submitted().request.ticket.release();
-  }
-  r.handle().phase_ = RequestPhase::prefill;
-  running_.push_back(std::move(waiting_.extract(id).mapped()));
-  return {};
-}
-
-// What it feeds of its part: as the cache may hold more than when it was planned for, no more than it has left, and not
-// the last token if no row of logits was planned; and a prompt stops where a checkpoint is due.
-int64_t StepLoop::part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const {
-  const bool without_logits = part.logits == sched::StepPlan::Part::Logits::none;
-  int64_t tokens = std::min(part.tokens, r.remaining() - without_logits);
-  if (cache_.enabled() && r.stored() < r.prompt_tokens())
-    if (const int64_t due = (r.stored() + tokens) / kCheckpointTokens * kCheckpointTokens; due > r.stored())
-      tokens = due - r.stored();
-  return tokens;
-}
-
-// The cache is a service to later requests: a fault of the device shows in the step that meets it.
-void StepLoop::keep_prefix(RunningRequest& r, int64_t length) {
-  if (!r.kv || length < std::max<int64_t>(1, r.kv->rollback_floor())) return;
-  try {
-    const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()));
-    if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
-  } catch (const std::bad_alloc&) {
-    spdlog::warn("a prefix of {} tokens was not kept: no memory for its checkpoint", length);
-  }
-}
-
-// After a step: the end of a prompt, but for its last token, whose logits the same prompt needs again, and where a
-// checkpoint is due on the way there.
-void StepLoop::keep_prompt(RunningRequest& r) {
-  if (r.stored() == r.prompt_tokens()) {
-    keep_prefix(r, r.prompt_tokens() - 1);
-    enqueue_behind(r.submitted());
-  } else if (r.stored() < r.prompt_tokens() && r.stored() % kCheckpointTokens == 0) {
-    keep_prefix(r, r.stored());
-  }
 }
 
 // Nobody had the pages for its part: the youngest gives its own back.
