@@ -22,6 +22,8 @@ struct ServeOptions {
   int64_t max_num_seqs = 16, max_num_batched_tokens = 512, kv_tokens = 0;
   int64_t prefix_cache_memory = 0;
   bool no_prefix_cache = false;
+  std::string kv_disk_dir;
+  uint64_t kv_disk_space = uint64_t{16} << 30;
   int64_t step_budget_ms = 250, watchdog_seconds = 300, drain_seconds = 30;
   std::string served_name, access_log;
   bool think = false, quiet = false;
@@ -57,6 +59,7 @@ class Service {
     options.max_logit_rows = std::min<int64_t>(o_.max_num_batched_tokens, 64);  // of prompts that are scored
     options.kv_tokens = o_.kv_tokens;
     options.prefix_cache_bytes = o_.no_prefix_cache ? 0 : o_.prefix_cache_memory > 0 ? o_.prefix_cache_memory : -1;
+    options.kv_disk = {.folder = o_.kv_disk_dir, .space_bytes = o_.kv_disk_space};
     options.cancel = &stopping_;
     options.progress = [this](double share) { api_.loading(share); };
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
@@ -162,6 +165,12 @@ void add_serve(CLI::App& app, Outcome& outcome) {
       ->default_str("0");
   command->add_flag("--no-prefix-cache,--no-enable-prefix-caching", o->no_prefix_cache,
                     "Every prompt is computed whole");
+  command->add_option("--kv-disk-dir", o->kv_disk_dir,
+                      "A private folder where the KV cache of conversations outlives restarts and what memory holds "
+                      "(docs/kv.md); made where it is missing");
+  command->add_option("--kv-disk-space", o->kv_disk_space, "Bytes of that folder at most, such as 64GiB")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_str("16GiB");
   add("--step-budget-ms", o->step_budget_ms, "Longest step while somebody's answer grows, in milliseconds");
   add("--max-queue", o->loop.queue.requests, "Requests that wait at most; more get 429");
   add("--max-queue-tokens", o->loop.queue.tokens, "Prompt tokens that wait at most");

@@ -4,6 +4,7 @@
 
 #include "kernels_gpu/open_device.h"
 #include "runtime/base/log.h"
+#include "runtime/engine/cache_identity.h"
 #include "runtime/engine/engine_memory.h"
 #include "runtime/hw/host_memory.h"
 #include "runtime/model/deepseek_v4/config.h"
@@ -87,6 +88,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   o.kv_tokens = memory.kv.max_tokens;
   o.prefix_cache_bytes = memory.prefix_cache_bytes;
 
+  TC_RETURN_IF_ERROR(engine->open_disk());
   TC_ASSIGN(engine->weights_, loader.load());
   const HostMemoryLedger ledger;
   TC_ASSIGN(engine->kv_, KvStore::create(engine->geometry_, memory.kv));
@@ -102,6 +104,9 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
       for (const std::string& line : step->describe()) spdlog::info("{}", line);
     engine->step_ = std::move(step);
   }
+  if (engine->kv_disk_) {
+    TC_ASSIGN(engine->cache_identity_, cache_identity(o, *engine->weights_, cpu, engine->kv_->layout(), choice));
+  }
   engine->driver_ = std::make_unique<StepDriver>(*engine->step_, *engine->kv_);
   if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};
   ledger.make_resident(*engine->pool_);
@@ -110,9 +115,25 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   return engine;
 }
 
+// One that another server uses is a service less, not a reason to serve nobody.
+Status Engine::open_disk() {
+  if (options_.kv_disk.folder.empty()) return {};
+  if (options_.prefix_cache_bytes == 0)
+    return invalid("a folder for the KV cache, and no prefix cache: leave out --kv-disk-dir or --no-prefix-cache");
+  Result<std::unique_ptr<NvmeTier>> disk = NvmeTier::open(options_.kv_disk);
+  if (!disk && disk.error().code == ErrorCode::invalid_argument) return std::move(disk).error().with("--kv-disk-dir");
+  if (disk)
+    kv_disk_ = std::move(*disk);
+  else
+    spdlog::warn("{}: going on without it", disk.error().message);
+  return {};
+}
+
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
-  TC_ASSIGN(loop_, StepLoop::start({*step_, *kv_, *pool_, geometry_, tokenizer, options_.prefix_cache_bytes}, options));
+  const PrefixCache::Options prefixes{
+      .bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()};
+  TC_ASSIGN(loop_, StepLoop::start({*step_, *kv_, *pool_, geometry_, tokenizer, prefixes}, options));
   return {};
 }
 

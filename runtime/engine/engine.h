@@ -34,6 +34,8 @@ struct EngineOptions {
   /// Host memory for checkpoints of prefixes (PrefixCache), their KV pages not among them; 0: none are kept, -1: by the
   /// size of the cache and what is free.
   int64_t prefix_cache_bytes = -1;
+  /// Prefixes outlive the process in a folder, and what memory cannot hold (NvmeTier); an empty folder: they do not.
+  NvmeTierOptions kv_disk = {};
   bool mtp = false;
   KvDtype kv_dtype = KvDtype::automatic;
   bool int8_activations = false;  // routed experts take INT8 inputs: faster, not exact (docs/numerics.md)
@@ -54,8 +56,8 @@ class Engine {
  public:
   /// Reads the config and the headers, checks that the devices can run it and that all of it fits the memory, loads,
   /// and makes every buffer resident. Errors: those of read_config and WeightLoader; invalid_argument for a context, a
-  /// KV cache or a thread count out of range, a KV dtype that numerics or devices exclude; unsupported and
-  /// out_of_memory before a weight is read; cancelled.
+  /// KV cache or a thread count out of range, a KV dtype that numerics or devices exclude, a folder for the KV cache
+  /// that cannot be used; unsupported and out_of_memory before a weight is read; cancelled.
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options);
 
   /// Starts the step loop on its own thread; from then on only requests step this engine. `tokenizer` outlives it.
@@ -95,6 +97,7 @@ class Engine {
 
  private:
   Engine() = default;
+  Status open_disk();
   StepLoop& loop() const {
     TC_CHECK(loop_ != nullptr, "Engine::start comes first");
     return *loop_;
@@ -111,6 +114,8 @@ class Engine {
   std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
   std::unique_ptr<StepDriver> driver_;
+  std::unique_ptr<NvmeTier> kv_disk_;
+  std::string cache_identity_;      // where there is a disk
   std::unique_ptr<StepLoop> loop_;  // ends first
 };
 

@@ -74,8 +74,9 @@ class RunningRequest {
   std::unique_ptr<SequenceKv> kv;
   PrefixKeys prefix_keys;
   Sampler sampler;
-  int preemptions = 0;
-  int64_t cached_tokens = 0;  // of the prompt, from the prefix cache when it was first admitted
+  int preemptions = 0, fetches = 0;
+  std::shared_ptr<const PrefixArrival> arrival;  // what it waits for
+  int64_t cached_tokens = 0;                     // of the prompt, from the prefix cache when it was first admitted
   Clock::time_point admitted{}, first_token{}, last_token{}, blocked_since{};
 
  private:

@@ -26,10 +26,6 @@ sched::PlannerLimits limits_of(const StepExecutor& step, const KvStore& kv, cons
   return limits;
 }
 
-int64_t nanoseconds(std::chrono::steady_clock::time_point time) {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
-}
-
 }  // namespace
 
 /// A row of logits and whose it is: its next token, or the log-probability of its next prompt token.
@@ -64,7 +60,7 @@ StepLoop::StepLoop(const Machine& machine, const LoopOptions& options)
       planner_(limits_of(machine.step, machine.kv, options)),
       counters_(std::make_shared<QueueCounters>(options.queue)),
       inbox_(std::make_shared<Inbox>()),
-      cache_(machine.kv, {.bytes = machine.kv.layout().shares_pages() ? machine.prefix_cache_bytes : 0, .model = {}}),
+      cache_(machine.kv, machine.kv.layout().shares_pages() ? machine.prefix_cache : PrefixCache::Options()),
       scratch_(static_cast<size_t>(machine.pool.size()), SamplingScratch(machine.geometry.vocab_size)),
       watchdog_(options.watchdog, [this] { bark(); }) {}
 
@@ -79,6 +75,7 @@ Result<std::unique_ptr<StepLoop>> StepLoop::start(const Machine& machine, const 
   std::unique_ptr<StepLoop> loop(new StepLoop(machine, options));
   TC_RETURN_IF_ERROR(loop->calibrate());
   loop->publish_stats();
+  if (NvmeTier* const disk = machine.prefix_cache.disk) disk->set_wake([inbox = loop->inbox_] { inbox->wake(); });
   loop->thread_ = std::thread([self = loop.get()] { self->run(); });
   return loop;
 }
@@ -264,6 +261,7 @@ void StepLoop::turn() {
   if (nanoseconds(now) >= drain_deadline_)
     fail_all(unavailable("the server is stopping and had no more time for this request"));
   drop_unwanted(now);
+  take_arrivals(now);
   tell_ended();
   const sched::StepPlan plan = this->plan(now);
   for (const uint64_t id : plan.preempt) preempt(id);

@@ -32,7 +32,7 @@ class StepLoop {
     WorkerPool& pool;
     const ModelGeometry& geometry;
     const Tokenizer& tokenizer;
-    int64_t prefix_cache_bytes = 0;
+    PrefixCache::Options prefix_cache = {};
   };
   /// Measures the cost of two steps, then starts the thread. Errors: those of a step.
   static Result<std::unique_ptr<StepLoop>> start(const Machine& machine, const LoopOptions& options);
@@ -52,6 +52,10 @@ class StepLoop {
   struct Row;       // a row of logits and whose it is
   class BatchStop;  // asks whether anybody wants the batch that runs
 
+  static int64_t nanoseconds(Clock::time_point time) {
+    return std::chrono::nanoseconds(time.time_since_epoch()).count();
+  }
+
   StepLoop(const Machine& machine, const LoopOptions& options);
   Status calibrate();
   Status check(const Request& request) const;
@@ -69,10 +73,12 @@ class StepLoop {
   sched::StepPlan plan(Clock::time_point now);
   void preempt(uint64_t id);
   Status admit(uint64_t id);
+  bool await_prefix(RunningRequest& r);
+  void take_arrivals(Clock::time_point now);
   std::span<const int32_t> resumable(const RunningRequest& r) const;
   int64_t part_tokens(const RunningRequest& r, const sched::StepPlan::Part& part) const;
   void make_room_for(RunningRequest* r);
-  void keep_prefix(RunningRequest& r, int64_t length);
+  void keep_prefix(RunningRequest& r, int64_t length, bool durable = true);
   void keep_prompt(RunningRequest& r);
   void step(const sched::StepPlan& plan);
   void sample(const std::vector<Row>& rows);

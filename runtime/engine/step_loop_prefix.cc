@@ -8,7 +8,9 @@
 namespace thermocline {
 namespace {
 
-constexpr int64_t kCheckpointTokens = 4 * kPageTokens;  // of long prompts, for others that begin alike
+constexpr int64_t kCheckpointTokens = 4 * kPageTokens;   // of long prompts, for others that begin alike
+constexpr int64_t kSavedTokens = 8 * kCheckpointTokens;  // of those that go to the disk, beside both ends of a turn
+constexpr int kMostFetches = 2;  // of a request: what others evict before it runs is computed at last
 
 }  // namespace
 
@@ -24,11 +26,31 @@ void StepLoop::enqueue_behind(SubmittedRequest& submitted) {
     if (const auto r = waiting_.find(id); r != waiting_.end() && r->second) queue_.push(waiting_of(*r->second));
 }
 
+// Whether more of it is on its way from the disk: it waits for that, outside of the queue.
+bool StepLoop::await_prefix(RunningRequest& r) {
+  if (r.fetches >= kMostFetches) return false;
+  r.arrival = cache_.fetch(r.prefix_keys, resumable(r), nanoseconds(Clock::now()));
+  if (r.arrival) ++r.fetches;
+  return r.arrival != nullptr;
+}
+
+// Whose prefix has arrived, or will not: it had its turn in the queue already.
+void StepLoop::take_arrivals(Clock::time_point now) {
+  if (!cache_.poll(nanoseconds(now))) return;
+  std::vector<RunningRequest*> ready;
+  for (const auto& [id, r] : waiting_)
+    if (r->arrival && r->arrival->done) ready.push_back(r.get());
+  for (RunningRequest* const r : ready) {
+    r->arrival.reset();
+    queue_.push_preempted(waiting_of(*r));
+  }
+}
+
 // Errors: out_of_memory; internal (a device fault).
 Status StepLoop::admit(uint64_t id) {
   RunningRequest& r = *waiting_.at(id);
-  TC_ASSIGN(r.kv, cache_.resume(r.prefix_keys, resumable(r),
-                                std::chrono::nanoseconds(Clock::now().time_since_epoch()).count()));
+  if (await_prefix(r)) return {};
+  TC_ASSIGN(r.kv, cache_.resume(r.prefix_keys, resumable(r), nanoseconds(Clock::now())));
   if (!r.kv) {
     TC_ASSIGN(r.kv, m_.kv.new_sequence());
   }
@@ -54,11 +76,10 @@ int64_t StepLoop::part_tokens(const RunningRequest& r, const sched::StepPlan::Pa
 }
 
 // The cache is a service to later requests: a fault of the device shows in the step that meets it.
-void StepLoop::keep_prefix(RunningRequest& r, int64_t length) {
+void StepLoop::keep_prefix(RunningRequest& r, int64_t length, bool durable) {
   if (!r.kv || length < std::max<int64_t>(1, r.kv->rollback_floor())) return;
   try {
-    const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length,
-                                    std::chrono::nanoseconds(Clock::now().time_since_epoch()).count());
+    const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()), durable);
     if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
   } catch (const std::bad_alloc&) {
     spdlog::warn("a prefix of {} tokens was not kept: no memory for its checkpoint", length);
@@ -72,7 +93,7 @@ void StepLoop::keep_prompt(RunningRequest& r) {
     keep_prefix(r, r.prompt_tokens() - 1);
     enqueue_behind(r.submitted());
   } else if (r.stored() < r.prompt_tokens() && r.stored() % kCheckpointTokens == 0) {
-    keep_prefix(r, r.stored());
+    keep_prefix(r, r.stored(), r.stored() % kSavedTokens == 0);
   }
 }
 

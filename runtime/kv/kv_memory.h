@@ -20,6 +20,8 @@ class KvMemory {
   virtual Status read(KvPool pool, int32_t page, std::byte* to) = 0;
   virtual Status write(KvPool pool, int32_t page, const std::byte* from) = 0;
   virtual Status copy(KvPool pool, int32_t from, int32_t to) = 0;
+  /// The page itself where it is host memory, nullptr elsewhere.
+  virtual std::byte* place(KvPool, int32_t) { return nullptr; }
 };
 
 /// Host memory: pages are where they are read.
@@ -38,6 +40,7 @@ class HostKvMemory : public KvMemory {
   Status read(KvPool pool, int32_t page, std::byte* to) override;
   Status write(KvPool pool, int32_t page, const std::byte* from) override;
   Status copy(KvPool pool, int32_t from, int32_t to) override;
+  std::byte* place(KvPool pool, int32_t page) override { return this->page(pool, page); }
 
  private:
   struct Part {

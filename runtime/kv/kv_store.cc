@@ -70,6 +70,21 @@ void KvStore::for_live_slots(int64_t length, const Fn& fn) const {
   }
 }
 
+size_t KvStore::live_floats(int64_t length) const {
+  size_t live = 0;
+  for_live_slots(length, [&](int64_t, int64_t floats) { live += static_cast<size_t>(floats); });
+  return live;
+}
+
+// Window pages that the token after `length` sees.
+int64_t KvStore::window_pages_at(int64_t length) const {
+  return pages_of(length, kWindowPageTokens) - std::max<int64_t>(0, length - window_size_ + 1) / kWindowPageTokens;
+}
+
+int64_t KvStore::compressed_pages_at(int64_t length) const {
+  return layout_.compressed_page_bytes() == 0 ? 0 : pages_of(length, kPageTokens);
+}
+
 // A ring of host memory, or room for a copy of one that is not.
 float* KvStore::ring_image(int32_t ring) {
   if (memory_ == &host_) return reinterpret_cast<float*>(host_.page(KvPool::ring, ring));
@@ -81,8 +96,7 @@ Result<KvCheckpoint> KvStore::checkpoint(const SequenceKv& sequence, int64_t len
   TC_CHECK(length >= sequence.rollback_floor_ && length <= sequence.length_);
   KvCheckpoint out;
   out.length_ = length;
-  const int64_t first = std::max<int64_t>(0, length - window_size_ + 1) / kWindowPageTokens,
-                pages = pages_of(length, kWindowPageTokens) - first;
+  const int64_t pages = window_pages_at(length), first = pages_of(length, kWindowPageTokens) - pages;
   out.window_.resize(static_cast<size_t>(pages * layout_.window_page_bytes()));
   for (int64_t i = 0; i < pages; ++i)
     TC_RETURN_IF_ERROR(memory().read(
@@ -92,19 +106,33 @@ Result<KvCheckpoint> KvStore::checkpoint(const SequenceKv& sequence, int64_t len
     float* const image = ring_image(sequence.ring_);
     if (memory_ != &host_)
       TC_RETURN_IF_ERROR(memory().read(KvPool::ring, sequence.ring_, reinterpret_cast<std::byte*>(image)));
-    size_t live = 0;
-    for_live_slots(length, [&](int64_t, int64_t floats) { live += static_cast<size_t>(floats); });
-    out.rings_.reserve(live);
+    out.rings_.reserve(live_floats(length));
     for_live_slots(length, [&](int64_t at, int64_t floats) {
       out.rings_.insert(out.rings_.end(), image + at, image + at + floats);
     });
   }
-  const size_t compressed =
-      layout_.compressed_page_bytes() == 0 ? 0 : static_cast<size_t>(pages_of(length, kPageTokens));
   out.pages_.assign(sequence.compressed_pages_.begin(),
-                    sequence.compressed_pages_.begin() + static_cast<std::ptrdiff_t>(compressed));
+                    sequence.compressed_pages_.begin() + static_cast<std::ptrdiff_t>(compressed_pages_at(length)));
   for (const int32_t page : out.pages_) compressed_.add(page, Owner::cache);
   out.pool_ = &compressed_;
+  return out;
+}
+
+Result<KvCheckpoint> KvStore::blank(int64_t length, std::span<const int32_t> first_pages) {
+  const int64_t pages = compressed_pages_at(length), first = static_cast<int64_t>(first_pages.size());
+  TC_CHECK(first <= pages);
+  KvCheckpoint out;
+  out.length_ = length;
+  out.pool_ = &compressed_;
+  out.owner_ = Owner::sequence;
+  for (const int32_t page : first_pages) {
+    compressed_.add(page, Owner::sequence);
+    out.pages_.push_back(page);
+  }
+  if (pages - first > available_pages()) return Error{ErrorCode::out_of_memory, "no free KV pages for a saved prefix"};
+  while (static_cast<int64_t>(out.pages_.size()) < pages) out.pages_.push_back(take_compressed());
+  out.window_.resize(static_cast<size_t>(window_pages_at(length) * layout_.window_page_bytes()));
+  out.rings_.resize(live_floats(length));
   return out;
 }
 

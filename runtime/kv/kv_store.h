@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "runtime/base/result.h"
@@ -29,6 +30,9 @@ class KvStore {
   /// What `sequence` was at `length`: rollback_floor() <= length <= length(). Copies its window and open compressor
   /// windows, refers to its compressed pages. Errors: internal (a device fault).
   Result<KvCheckpoint> checkpoint(const SequenceKv& sequence, int64_t length);
+  /// A checkpoint of that length without its bytes: its first pages are those given, the others and the copies are to
+  /// be filled, and nobody else takes them until settle(). Errors: out_of_memory when too few pages are available.
+  Result<KvCheckpoint> blank(int64_t length, std::span<const int32_t> first_pages);
   /// A sequence that goes on from there, to the same bits as the one it was taken from.
   /// Errors: out_of_memory when max_sequences are in use; internal (a device fault).
   Result<std::unique_ptr<SequenceKv>> restore(const KvCheckpoint& checkpoint);
@@ -62,6 +66,9 @@ class KvStore {
   /// much of it, at most to a layer's end.
   template <class Fn>
   void for_live_slots(int64_t length, const Fn& fn) const;
+  int64_t window_pages_at(int64_t length) const;
+  int64_t compressed_pages_at(int64_t length) const;
+  size_t live_floats(int64_t length) const;
   float* ring_image(int32_t ring);
 
   const KvOptions options_;

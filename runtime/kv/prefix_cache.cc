@@ -11,11 +11,13 @@ constexpr double kSuperseded = 1.0 / 16;
 
 }  // namespace
 
-PrefixCache::PrefixCache(KvStore& store, Options options) : store_(store), options_(std::move(options)) {
+PrefixCache::PrefixCache(KvStore& store, Options options)
+    : store_(store), options_(std::move(options)), secret_(options_.disk ? options_.disk->secret() : PrefixSecret()) {
   if (enabled()) store_.set_reclaim([this] { return evict(now_ns_); });
 }
 
 PrefixCache::~PrefixCache() {
+  flush();  // it writes into pages
   if (enabled()) store_.set_reclaim(nullptr);
 }
 
@@ -58,14 +60,14 @@ Result<std::unique_ptr<SequenceKv>> PrefixCache::resume(PrefixKeys& keys, std::s
 }
 
 Status PrefixCache::keep(PrefixKeys& keys, std::span<const int32_t> ids, const SequenceKv& sequence, int64_t length,
-                         int64_t now_ns) {
+                         int64_t now_ns, bool durable) {
   now_ns_ = std::max(now_ns_, now_ns);
   if (!enabled() || length < 1) return {};
   const std::span<const int32_t> prefix = ids.first(static_cast<size_t>(length));
   Entry* const parent = longest(keys, prefix);
   if (parent && parent->checkpoint.length() == length) {
     parent->used_ns = now_ns_;
-    return {};
+    return save(keys, prefix, *parent, durable);
   }
   TC_ASSIGN(KvCheckpoint checkpoint, store_.checkpoint(sequence, length));
   if (checkpoint.bytes() > options_.bytes) return {};
@@ -75,17 +77,23 @@ Status PrefixCache::keep(PrefixKeys& keys, std::span<const int32_t> ids, const S
     own -= std::min(own, parent->checkpoint.length() / kPageTokens);
     parent->superseded = true;
   }
-  bytes_ += checkpoint.bytes();
-  entries_.push_back({std::move(checkpoint),
-                      keys.of(prefix, whole),
-                      {prefix.begin() + whole * kPageTokens, prefix.end()},
-                      now_ns_,
-                      0,
-                      own,
-                      false});
+  Entry entry{std::move(checkpoint),
+              keys.of(prefix, whole),
+              {prefix.begin() + whole * kPageTokens, prefix.end()},
+              now_ns_,
+              0,
+              own,
+              false};
+  Status saved = save(keys, prefix, entry, durable);
+  insert(std::move(entry));
+  return saved;
+}
+
+void PrefixCache::insert(Entry entry) {
+  bytes_ += entry.checkpoint.bytes();
+  entries_.push_back(std::move(entry));
   by_name_[entries_.back().name].push_back(std::prev(entries_.end()));
   while (bytes_ > options_.bytes) evict(now_ns_);
-  return {};
 }
 
 double PrefixCache::worth(const Entry& entry, int64_t now_ns) const {
@@ -122,6 +130,7 @@ PrefixCacheStats PrefixCache::stats() const {
   stats.checkpoints = static_cast<int64_t>(entries_.size());
   stats.checkpoint_bytes = bytes_;
   stats.cached_pages = store_.cached_pages();
+  if (options_.disk) stats.disk = options_.disk->stats();
   return stats;
 }
 

@@ -1,10 +1,12 @@
 // PrefixCache: checkpoints by the tokens they stand for, so that a request whose prompt begins like an earlier one goes
-// on from there. Warm is cold, bit for bit: rows are kept by position and depend on their own tokens only.
+// on from there. Warm is cold, bit for bit: rows are kept by position and depend on their own tokens only. With a disk
+// they are saved as they are kept, and read back when somebody asks for what is not kept any more.
 #pragma once
 
 #include <cstring>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +14,7 @@
 #include <vector>
 
 #include "runtime/kv/kv_store.h"
+#include "runtime/kv/nvme_tier.h"
 #include "runtime/kv/prefix_keys.h"
 
 namespace thermocline {
@@ -20,14 +23,22 @@ namespace thermocline {
 struct PrefixCacheStats {
   int64_t checkpoints = 0, checkpoint_bytes = 0, cached_pages = 0;
   int64_t lookups = 0, hits = 0, saved_tokens = 0, evictions = 0;
+  int64_t fetches = 0, fetched_tokens = 0, failed_fetches = 0;  // from the disk
+  NvmeTierStats disk = {};
 };
 
-/// Step thread only. Goes before its store, after every sequence it made.
+/// A prefix on its way from the disk.
+struct PrefixArrival {
+  bool done = false;  // it is kept now, or could not be read
+};
+
+/// Step thread only. Goes before its store and its disk, after every sequence it made.
 class PrefixCache {
  public:
   struct Options {
     int64_t bytes = 0;  // of host memory for checkpoints, their pages not among them; 0: nothing is kept
     std::string model;  // whatever rows depend on beside tokens: the model's identity, numerics
+    NvmeTier* disk = nullptr;
     int64_t half_life_ns = 6 * int64_t{3600} * 1'000'000'000;  // of the chance that a prefix is asked for again
   };
   PrefixCache(KvStore& store, Options options);
@@ -44,9 +55,17 @@ class PrefixCache {
   /// A sequence of that many tokens; nullptr: none is kept. Errors: those of KvStore::restore.
   Result<std::unique_ptr<SequenceKv>> resume(PrefixKeys& keys, std::span<const int32_t> ids, int64_t now_ns);
   /// Keeps what `sequence` was at `length`, the first tokens of `ids` (KvStore::checkpoint). What is worth least goes
-  /// where the bytes do not suffice. Errors: internal (a device fault).
+  /// where the bytes do not suffice. Its pages are saved to the disk, and the checkpoint too if it is `durable`.
+  /// Errors: internal (a device fault).
   Status keep(PrefixKeys& keys, std::span<const int32_t> ids, const SequenceKv& sequence, int64_t length,
-              int64_t now_ns);
+              int64_t now_ns, bool durable = true);
+  /// Begins to read what the disk has of `ids`, if that is longer than what is kept and there is room for it; nullptr
+  /// where nothing is to be waited for.
+  std::shared_ptr<const PrefixArrival> fetch(PrefixKeys& keys, std::span<const int32_t> ids, int64_t now_ns);
+  /// Takes in what the disk has read and saved by now. Whether something has arrived.
+  bool poll(int64_t now_ns);
+  /// Waits for the disk.
+  void flush();
   /// Lets go of what is worth least: a restore's tokens, by the chance of one, by the bytes. False: nothing is kept.
   bool evict(int64_t now_ns);
 
@@ -69,6 +88,13 @@ class PrefixCache {
       return value;
     }
   };
+  struct OnDisk;
+  struct Arriving;
+  std::optional<OnDisk> longest_on_disk(PrefixKeys& keys, std::span<const int32_t> ids, const Entry* kept) const;
+  Pieces<std::byte> place(Arriving& arriving, int32_t page) const;
+  void arrive(Arriving& arriving, bool read);
+  Status save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& entry, bool durable);
+  void insert(Entry entry);
   Entry* longest(PrefixKeys& keys, std::span<const int32_t> ids) const;
   double worth(const Entry& entry, int64_t now_ns) const;
   void drop(Entries::iterator entry);
@@ -78,7 +104,9 @@ class PrefixCache {
   const PrefixSecret secret_;
   Entries entries_;
   std::unordered_map<PrefixName, std::vector<Entries::iterator>, NameHash> by_name_;
+  std::list<Arriving> arriving_;
   int64_t bytes_ = 0, now_ns_ = 0;
+  bool arrived_ = false;
   PrefixCacheStats counted_;
 };
 

@@ -15,13 +15,20 @@ using PrefixName = std::array<uint8_t, 32>;
 /// The secret that names are made with: nobody can tell from outside which tokens meet in one.
 class PrefixSecret {
  public:
+  static constexpr size_t kBytes = 32;
+
   PrefixSecret();  // from the system's random numbers
+  /// One that was kept: kBytes.
+  explicit PrefixSecret(std::string_view bytes);
+  std::string_view bytes() const { return {reinterpret_cast<const char*>(key_.data()), key_.size()}; }
   /// What a chain begins with: everything but tokens that rows depend on, and who may share them.
   PrefixName root(std::string_view model, std::string_view salt) const;
   PrefixName next(const PrefixName& name, std::span<const int32_t> page) const;
+  /// Of a prefix that ends within a page: that of its whole pages, and the tokens behind them.
+  PrefixName with_tail(const PrefixName& name, std::span<const int32_t> tail) const;
 
  private:
-  std::array<uint8_t, 32> key_;
+  std::array<uint8_t, kBytes> key_;
 };
 
 class PrefixKeys {

@@ -2,19 +2,18 @@
 // log-probability, whatever was asked before, beside it, or was cut off.
 #include <thread>
 
-#include "tests/support/answers.h"
-#include "tests/support/demo_text.h"
-#include "tests/support/long_demo.h"
+#include "tests/support/warm_cold.h"
 
 namespace thermocline {
 namespace {
 
 using test::Answer;
+using test::expect_same;
+using test::Loop;
 using test::ModelSetup;
-
-struct Where {
-  std::string name, device;
-};
+using test::request;
+using test::text_of;
+using test::Where;
 
 class Warm : public testing::TestWithParam<Where> {
  protected:
@@ -31,47 +30,6 @@ class Warm : public testing::TestWithParam<Where> {
   bool simt() const { return GetParam().device == "simt"; }  // a second for 30 tokens
   int64_t tokens(int64_t host, int64_t simt) const { return this->simt() ? simt : host; }
 };
-
-/// An engine with its loop running.
-struct Loop {
-  explicit Loop(const ModelSetup& setup, const LoopOptions& options = {}) : engine(test::open_engine(setup)) {
-    TC_CHECK(engine->start(test::demo_tokenizer(), options).ok());
-  }
-  std::shared_ptr<RequestHandle> submit(Request request) {
-    return std::move(engine->submit(std::move(request))).value();
-  }
-  Answer ask(Request request) { return test::collect(*submit(std::move(request)))[0]; }
-  std::unique_ptr<Engine> engine;
-};
-
-std::vector<int32_t> text_of(int64_t tokens) {
-  std::string text;
-  for (int i = 0; static_cast<int64_t>(text.size()) < 16 * tokens; ++i)
-    text += "Tell me story " + std::to_string(i) + " about a fox. What is " + std::to_string(i % 9) + " + 4? ";
-  std::vector<int32_t> ids = test::demo_tokenizer().encode(text).value();
-  ids.resize(static_cast<size_t>(tokens));
-  return ids;
-}
-
-Request request(std::vector<int32_t> prompt, int64_t max_tokens = 6) {
-  Request r;
-  r.prompt = std::move(prompt);
-  r.sampling.temperature = 0;
-  r.max_tokens = max_tokens;
-  r.ignore_eos = true;
-  r.top_logprobs = 4;
-  return r;
-}
-
-void expect_same(const Answer& got, const Answer& want, const std::string& what) {
-  ASSERT_EQ(got.ids, want.ids) << what;
-  ASSERT_EQ(got.logprobs.size(), want.logprobs.size()) << what;
-  for (size_t t = 0; t < got.logprobs.size(); ++t) {
-    EXPECT_EQ(got.logprobs[t].logprob, want.logprobs[t].logprob) << what << ", token " << t;
-    for (size_t k = 0; k < got.logprobs[t].top.size(); ++k)
-      EXPECT_EQ(got.logprobs[t].top[k].logprob, want.logprobs[t].top[k].logprob) << what;
-  }
-}
 
 TEST_P(Warm, EqualsColdForEveryPrefixLength) {
   Loop cold(setup(0));

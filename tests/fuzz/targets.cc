@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "runtime/io/safetensors.h"
+#include "runtime/kv/kv_log_format.h"
 #include "runtime/model/deepseek_v4/config.h"
 #include "runtime/server/api/chat_completions.h"
 #include "runtime/server/api/completions.h"
@@ -171,6 +172,17 @@ void completion(std::string_view data) {
   }
 }
 
+// A group's head and an index with a checksum that fits whatever else is in them.
+void kv_log(std::string_view data) {
+  std::string bytes(data);
+  seal(std::as_writable_bytes(std::span(bytes)));
+  if (const auto index = parse_index(bytes)) check(write_index(*index) == bytes);
+  bytes.resize(kKvBlock);
+  seal(std::as_writable_bytes(std::span(bytes)));
+  const auto block = std::as_bytes(std::span(bytes)).first<kKvBlock>();
+  if (const auto parts = parse_group_head(block)) check(!parts->empty() && parts->size() <= kKvGroupParts);
+}
+
 constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"safetensors_header", safetensors_header},
     {"config", config},
@@ -180,6 +192,7 @@ constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"chat", chat},
     {"request", request},
     {"python_json", python_json},
+    {"kv_log", kv_log},
     {"completion", completion}};
 
 }  // namespace

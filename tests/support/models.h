@@ -21,6 +21,7 @@ struct ModelSetup {
   int64_t prefix_cache_bytes = 0;  // off, so that what is asked twice is computed twice
   std::string device = "none";
   KvDtype kv_dtype = KvDtype::automatic;
+  std::filesystem::path kv_disk = {};
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -38,6 +39,7 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.device = setup.device;
   if (setup.device != "none") options.gpu.experts = 60;
   options.kv_dtype = setup.kv_dtype;
+  options.kv_disk = {.folder = setup.kv_disk, .space_bytes = 256 << 20};
   options.mtp = setup.mtp;
   options.int8_activations = setup.int8;
   options.quiet = true;

@@ -1,0 +1,167 @@
+#include "runtime/kv/nvme_tier.h"
+
+#include <cstring>
+
+#include "runtime/base/log.h"
+
+namespace thermocline {
+namespace {
+
+// The folder's own, made with its first use. Without it, or with another, no name of before is found.
+Result<PrefixSecret> secret_of(DiskFiles& files) {
+  const Result<std::string> kept = files.read_small("secret", PrefixSecret::kBytes);
+  if (kept && kept->size() == PrefixSecret::kBytes) return PrefixSecret(*kept);
+  if (kept || kept.error().code != ErrorCode::not_found)
+    spdlog::warn("the KV cache on disk: its secret is not readable, what was saved is lost");
+  const PrefixSecret secret;
+  TC_RETURN_IF_ERROR(files.replace_small("secret", secret.bytes()));
+  return secret;
+}
+
+}  // namespace
+
+size_t NvmeTier::NameHash::operator()(const PrefixName& name) const {
+  size_t value;
+  std::memcpy(&value, name.data(), sizeof value);
+  return value;
+}
+
+Result<std::unique_ptr<NvmeTier>> NvmeTier::open(const NvmeTierOptions& options) {
+  TC_ASSIGN(std::unique_ptr<DiskFiles> files, DiskFiles::open(options.folder, {.use_io_uring = options.use_io_uring}));
+  if (options.use_io_uring && files->kind() != "io_uring")
+    spdlog::info("the KV cache on disk: no io_uring on this system, {} do its reads and writes", files->kind());
+  return open(std::move(files), options);
+}
+
+Result<std::unique_ptr<NvmeTier>> NvmeTier::open(std::unique_ptr<DiskFiles> files, const NvmeTierOptions& options) {
+  TC_ASSIGN(const PrefixSecret secret, secret_of(*files));
+  TC_ASSIGN(std::unique_ptr<KvLog> log, KvLog::open(std::move(files), options.space_bytes));
+  return std::unique_ptr<NvmeTier>(new NvmeTier(std::move(log), options, secret));
+}
+
+NvmeTier::NvmeTier(std::unique_ptr<KvLog> log, const NvmeTierOptions& options, const PrefixSecret& secret)
+    : options_(options), secret_(secret), log_(std::move(log)), thread_([this] { run(); }) {}
+
+NvmeTier::~NvmeTier() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wanted_.notify_all();
+  thread_.join();
+}
+
+void NvmeTier::set_wake(std::function<void()> wake) {
+  const std::lock_guard lock(mutex_);
+  wake_ = std::move(wake);
+}
+
+void NvmeTier::post(std::deque<Job> NvmeTier::*queue, Job job) {
+  {
+    const std::lock_guard lock(mutex_);
+    queued_bytes_ += job.bytes;
+    ++under_way_;
+    (this->*queue).push_back(std::move(job));
+  }
+  wanted_.notify_one();
+}
+
+bool NvmeTier::save(std::vector<KvItem> items, std::function<void()> done) {
+  Job job;
+  for (const KvItem& item : items)
+    for (const auto& piece : item.bytes) job.bytes += static_cast<int64_t>(piece.size());
+  {
+    const std::lock_guard lock(mutex_);
+    if (queued_bytes_ > 0 && queued_bytes_ + job.bytes > static_cast<int64_t>(options_.queue_bytes)) {
+      skipped_ += static_cast<int64_t>(items.size());
+      return false;
+    }
+  }
+  std::vector<PrefixName> names;
+  for (const KvItem& item : items) names.push_back(item.head.name);
+  saving_.insert(names.begin(), names.end());
+  job.save = std::move(items);
+  job.done = [this, names = std::move(names), done = std::move(done)](bool) {
+    for (const PrefixName& name : names) saving_.erase(name);
+    done();
+  };
+  post(&NvmeTier::saves_, std::move(job));
+  return true;
+}
+
+void NvmeTier::read(std::vector<KvRead> reads, std::function<void(bool)> done) {
+  Job job;
+  job.read = std::move(reads);
+  job.done = std::move(done);
+  post(&NvmeTier::reads_, std::move(job));
+}
+
+void NvmeTier::touch(std::vector<PrefixName> names) {
+  Job job;
+  job.touch = std::move(names);
+  job.done = [](bool) {};
+  post(&NvmeTier::saves_, std::move(job));
+}
+
+void NvmeTier::poll() {
+  std::deque<Job> done;
+  {
+    const std::lock_guard lock(mutex_);
+    done.swap(done_);
+  }
+  for (Job& job : done) job.done(job.ok);
+}
+
+void NvmeTier::flush() {
+  {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [&] { return under_way_ == 0; });
+  }
+  poll();
+}
+
+NvmeTierStats NvmeTier::stats() const {
+  NvmeTierStats stats;
+  stats.log = log_->stats();
+  stats.skipped_items = skipped_;
+  const std::lock_guard lock(mutex_);
+  stats.queued_bytes = queued_bytes_;
+  return stats;
+}
+
+// --- the tier's thread ---
+
+void NvmeTier::run() {
+  for (;;) {
+    Job job;
+    {
+      std::unique_lock lock(mutex_);
+      wanted_.wait(lock, [&] { return stop_ || !reads_.empty() || !saves_.empty(); });
+      std::deque<Job>& queue = reads_.empty() ? saves_ : reads_;
+      if (queue.empty()) return;
+      job = std::move(queue.front());
+      queue.pop_front();
+    }
+    carry_out(job);
+    const std::lock_guard lock(mutex_);
+    queued_bytes_ -= job.bytes;
+    --under_way_;
+    done_.push_back(std::move(job));
+    ended_.notify_all();
+    if (wake_) wake_();
+  }
+}
+
+void NvmeTier::carry_out(Job& job) {
+  try {
+    if (!job.touch.empty()) log_->touch(job.touch);
+    if (!job.save.empty()) log_->append(job.save);
+    if (!job.read.empty()) log_->read(job.read);
+  } catch (const std::bad_alloc&) {
+    spdlog::warn("the KV cache on disk: no memory for it");
+    for (KvRead& read : job.read) read.ok = false;
+  }
+  for (const KvRead& read : job.read) job.ok = job.ok && read.ok;
+}
+
+}  // namespace thermocline

@@ -1,0 +1,173 @@
+// What the prefix cache does with a disk: saves what it keeps, reads back what somebody asks for again.
+#include <algorithm>
+
+#include "runtime/kv/prefix_cache.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int64_t kLeastFetched = 16;  // tokens: what is less is computed as soon
+
+}  // namespace
+
+/// A prefix that the disk has: so many whole pages, and a tail.
+struct PrefixCache::OnDisk {
+  int64_t pages = 0, tail = 0;
+  PrefixName name{};
+  int64_t length() const { return pages * kPageTokens + tail; }
+};
+
+/// A prefix on its way.
+struct PrefixCache::Arriving {
+  std::shared_ptr<PrefixArrival> arrival = std::make_shared<PrefixArrival>();
+  PrefixName name{};    // of its checkpoint on the disk
+  PrefixName parent{};  // of its whole pages
+  std::vector<int32_t> tail;
+  KvCheckpoint checkpoint;
+  std::vector<std::pair<int32_t, std::vector<std::byte>>> beside;  // pages that are not in host memory
+};
+
+// The longest that is longer than what is kept. Its first pages may be those of what is kept; the others are there.
+std::optional<PrefixCache::OnDisk> PrefixCache::longest_on_disk(PrefixKeys& keys, std::span<const int32_t> ids,
+                                                                const Entry* kept) const {
+  const NvmeTier& disk = *options_.disk;
+  const int64_t have = kept ? kept->checkpoint.length() : 0;
+  const bool paged = store_.layout().compressed_page_bytes() > 0;
+  int64_t pages = have / kPageTokens;
+  const int64_t all = static_cast<int64_t>(ids.size()) / kPageTokens;
+  while (pages < all && (!paged || disk.has(keys.of(ids, pages + 1)))) ++pages;
+  for (; pages >= have / kPageTokens; --pages) {
+    const std::span rest = ids.subspan(static_cast<size_t>(pages * kPageTokens));
+    OnDisk best;
+    for (const KvLog::Tail& tail : disk.checkpoints(keys.of(ids, pages)))
+      if (tail.tokens <= static_cast<int64_t>(rest.size()) && tail.tokens < kPageTokens &&
+          pages * kPageTokens + tail.tokens > std::max(have, best.length()) &&
+          secret_.with_tail(keys.of(ids, pages), rest.first(static_cast<size_t>(tail.tokens))) == tail.name)
+        best = {pages, tail.tokens, tail.name};
+    if (best.length() > 0) return best;
+  }
+  return {};
+}
+
+// Where the bytes of a page are read to: itself, or beside it.
+Pieces<std::byte> PrefixCache::place(Arriving& arriving, int32_t page) const {
+  const auto bytes = static_cast<size_t>(store_.layout().compressed_page_bytes());
+  if (std::byte* const here = store_.memory().place(KvPool::compressed, page)) return {{here, bytes}};
+  arriving.beside.emplace_back(page, std::vector<std::byte>(bytes));
+  return {arriving.beside.back().second};
+}
+
+std::shared_ptr<const PrefixArrival> PrefixCache::fetch(PrefixKeys& keys, std::span<const int32_t> ids,
+                                                        int64_t now_ns) {
+  now_ns_ = std::max(now_ns_, now_ns);
+  if (!enabled() || !options_.disk) return nullptr;
+  const Entry* const kept = longest(keys, ids);
+  const std::optional<OnDisk> found = longest_on_disk(keys, ids, kept);
+  if (!found || found->length() < (kept ? kept->checkpoint.length() : 0) + kLeastFetched) return nullptr;
+  for (const Arriving& arriving : arriving_)
+    if (arriving.name == found->name) return arriving.arrival;
+  std::vector<int32_t> first;  // pages that are kept
+  if (kept) first = kept->checkpoint.pages();
+  if (kept && !first.empty()) first.resize(static_cast<size_t>(kept->checkpoint.length() / kPageTokens));
+  Result<KvCheckpoint> blank = store_.blank(found->length(), first);  // may let go of `kept`
+  if (!blank || blank->bytes() > options_.bytes) return nullptr;
+  Arriving& arriving = arriving_.emplace_back(Arriving{.name = found->name,
+                                                       .parent = keys.of(ids, found->pages),
+                                                       .tail = {},
+                                                       .checkpoint = std::move(*blank),
+                                                       .beside = {}});
+  const std::span tail = ids.subspan(static_cast<size_t>(found->pages * kPageTokens), static_cast<size_t>(found->tail));
+  arriving.tail.assign(tail.begin(), tail.end());
+  const std::vector<int32_t>& pages = arriving.checkpoint.pages();
+  arriving.beside.reserve(pages.size());
+  std::vector<KvRead> reads;
+  std::vector<PrefixName> names;
+  const int64_t whole = std::min(found->pages, static_cast<int64_t>(pages.size()));
+  for (int64_t i = 0; i < whole; ++i) {
+    names.push_back(keys.of(ids, i + 1));
+    if (i >= static_cast<int64_t>(first.size()))
+      reads.push_back({names.back(), place(arriving, pages[static_cast<size_t>(i)])});
+  }
+  names.push_back(found->name);
+  Pieces<std::byte> own = {arriving.checkpoint.window(), arriving.checkpoint.rings()};
+  if (whole < static_cast<int64_t>(pages.size())) own.push_back(place(arriving, pages.back())[0]);
+  reads.push_back({found->name, std::move(own)});
+  options_.disk->touch(std::move(names));
+  options_.disk->read(std::move(reads), [this, it = std::prev(arriving_.end())](bool read) {
+    arrive(*it, read);
+    arriving_.erase(it);
+  });
+  ++counted_.fetches;
+  return arriving.arrival;
+}
+
+// It is kept like any other from now on, if all of it could be read.
+void PrefixCache::arrive(Arriving& arriving, bool read) {
+  arriving.arrival->done = arrived_ = true;
+  for (const auto& [page, bytes] : arriving.beside)
+    read = read && store_.memory().write(KvPool::compressed, page, bytes.data()).ok();
+  if (!read) {
+    ++counted_.failed_fetches;
+    return;
+  }
+  const auto found = by_name_.find(arriving.parent);
+  if (found != by_name_.end() && std::any_of(found->second.begin(), found->second.end(),
+                                             [&](const auto& entry) { return entry->tail == arriving.tail; }))
+    return;  // somebody has computed it meanwhile
+  arriving.checkpoint.settle();
+  counted_.fetched_tokens += arriving.checkpoint.length();
+  const auto pages = static_cast<int64_t>(arriving.checkpoint.pages().size());
+  insert({std::move(arriving.checkpoint), arriving.parent, std::move(arriving.tail), now_ns_, 0, pages, false});
+}
+
+bool PrefixCache::poll(int64_t now_ns) {
+  now_ns_ = std::max(now_ns_, now_ns);
+  if (options_.disk) options_.disk->poll();
+  return std::exchange(arrived_, false);
+}
+
+void PrefixCache::flush() {
+  while (options_.disk && !arriving_.empty()) options_.disk->flush();
+}
+
+// A copy of every page that the disk does not have, and of the checkpoint if it is to outlive this process: a step may
+// write on, and pages go to whoever needs them, before the disk has come to it.
+Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& entry, bool durable) {
+  if (!options_.disk) return {};
+  NvmeTier& disk = *options_.disk;
+  KvCheckpoint& checkpoint = entry.checkpoint;
+  const auto page_bytes = static_cast<size_t>(store_.layout().compressed_page_bytes());
+  const std::vector<int32_t>& pages = checkpoint.pages();
+  const int64_t whole = std::min(checkpoint.length() / kPageTokens, static_cast<int64_t>(pages.size()));
+  std::vector<KvItem> items;
+  std::vector<std::vector<std::byte>> copies;
+  std::vector<PrefixName> names;
+  for (int64_t i = 0; i < whole; ++i) {
+    names.push_back(keys.of(ids, i + 1));
+    if (disk.has(names.back())) continue;
+    std::vector<std::byte>& copy = copies.emplace_back(page_bytes);
+    TC_RETURN_IF_ERROR(store_.memory().read(KvPool::compressed, pages[static_cast<size_t>(i)], copy.data()));
+    items.push_back({{.name = names.back(), .kind = KvItemKind::page}, {copy}});
+  }
+  if (durable) names.push_back(secret_.with_tail(entry.name, entry.tail));
+  if (durable && !disk.has(names.back())) {
+    const std::span<std::byte> own[] = {checkpoint.window(), checkpoint.rings()};
+    std::vector<std::byte>& copy = copies.emplace_back();
+    for (const std::span<std::byte> bytes : own) copy.insert(copy.end(), bytes.begin(), bytes.end());
+    if (whole < static_cast<int64_t>(pages.size())) {
+      copy.resize(copy.size() + page_bytes);
+      TC_RETURN_IF_ERROR(
+          store_.memory().read(KvPool::compressed, pages.back(), copy.data() + copy.size() - page_bytes));
+    }
+    items.push_back({{.name = names.back(),
+                      .parent = entry.name,
+                      .kind = KvItemKind::checkpoint,
+                      .tail_tokens = static_cast<uint32_t>(entry.tail.size())},
+                     {copy}});
+  }
+  if (durable) disk.touch(std::move(names));
+  if (!items.empty()) disk.save(std::move(items), [kept = std::move(copies)] {});
+  return {};
+}
+
+}  // namespace thermocline
