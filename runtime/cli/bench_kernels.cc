@@ -581,6 +581,7 @@ void add_bench(CLI::App& app, Outcome& outcome) {
   bench->require_subcommand(1);
   add_bench_step(*bench, outcome);
   add_bench_kernels(*bench, outcome);
+  add_bench_kv(*bench, outcome);
   add_bench_gpu(*bench, outcome);
 }
 

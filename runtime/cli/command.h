@@ -15,10 +15,11 @@ struct Outcome {
 
 void add_run(CLI::App& app, Outcome& outcome);
 void add_serve(CLI::App& app, Outcome& outcome);
-void add_bench(CLI::App& app, Outcome& outcome);  // step, kernels, gpu
+void add_bench(CLI::App& app, Outcome& outcome);  // step, kernels, gpu, kv
 void add_bench_step(CLI::App& bench, Outcome& outcome);
 void add_bench_kernels(CLI::App& bench, Outcome& outcome);
 void add_bench_gpu(CLI::App& bench, Outcome& outcome);
+void add_bench_kv(CLI::App& bench, Outcome& outcome);
 void add_synth(CLI::App& app, Outcome& outcome);
 void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);

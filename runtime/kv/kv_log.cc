@@ -287,7 +287,6 @@ void KvLog::append(std::span<const KvItem> items) {
     return;
   }
   write(items);
-  drain();
 }
 
 void KvLog::write(std::span<const KvItem> items) {

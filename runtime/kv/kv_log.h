@@ -65,8 +65,11 @@ class KvLog {
 
   // One thread:
 
-  /// Writes those that are not there yet. Errors are counted and logged, and what met one is not there.
+  /// Begins to write those that are not there yet; their bytes are copied. Errors are counted and logged, and what met
+  /// one is not there.
   void append(std::span<const KvItem> items);
+  /// Waits for what was begun: it is there.
+  void drain();
   /// Fills each from the disk, or says that it could not; such an item is not there any more.
   void read(std::span<KvRead> reads);
   /// Somebody still needs them: when their file's turn to go comes, they move to the end of the log, once a touch.
@@ -114,7 +117,6 @@ class KvLog {
   void add_part(Writing& group, const KvItem& item, uint64_t bytes, uint64_t part);
   void submit(Writing& group);
   void finish(const DiskFiles::Done& done);
-  void drain();
   std::vector<Wanted> wanted(std::span<KvRead> reads) const;
   std::vector<Run> runs_of(std::span<const Wanted> parts) const;
   void count_read(std::span<const KvRead> reads, int64_t corrupt);

@@ -97,19 +97,17 @@ Result<KvCheckpoint> KvStore::checkpoint(const SequenceKv& sequence, int64_t len
   KvCheckpoint out;
   out.length_ = length;
   const int64_t pages = window_pages_at(length), first = pages_of(length, kWindowPageTokens) - pages;
-  out.window_.resize(static_cast<size_t>(pages * layout_.window_page_bytes()));
+  out.allocate(static_cast<size_t>(pages * layout_.window_page_bytes()), live_floats(length));
   for (int64_t i = 0; i < pages; ++i)
     TC_RETURN_IF_ERROR(memory().read(
         KvPool::window, sequence.window_pages_[static_cast<size_t>(first + i - sequence.first_window_page_)],
-        out.window_.data() + i * layout_.window_page_bytes()));
+        out.image_.get() + i * layout_.window_page_bytes()));
   if (layout_.ring_floats() > 0) {
     float* const image = ring_image(sequence.ring_);
     if (memory_ != &host_)
       TC_RETURN_IF_ERROR(memory().read(KvPool::ring, sequence.ring_, reinterpret_cast<std::byte*>(image)));
-    out.rings_.reserve(live_floats(length));
-    for_live_slots(length, [&](int64_t at, int64_t floats) {
-      out.rings_.insert(out.rings_.end(), image + at, image + at + floats);
-    });
+    float* to = out.rings();
+    for_live_slots(length, [&](int64_t at, int64_t floats) { to = std::copy_n(image + at, floats, to); });
   }
   out.pages_.assign(sequence.compressed_pages_.begin(),
                     sequence.compressed_pages_.begin() + static_cast<std::ptrdiff_t>(compressed_pages_at(length)));
@@ -131,8 +129,7 @@ Result<KvCheckpoint> KvStore::blank(int64_t length, std::span<const int32_t> fir
   }
   if (pages - first > available_pages()) return Error{ErrorCode::out_of_memory, "no free KV pages for a saved prefix"};
   while (static_cast<int64_t>(out.pages_.size()) < pages) out.pages_.push_back(take_compressed());
-  out.window_.resize(static_cast<size_t>(window_pages_at(length) * layout_.window_page_bytes()));
-  out.rings_.resize(live_floats(length));
+  out.allocate(static_cast<size_t>(window_pages_at(length) * layout_.window_page_bytes()), live_floats(length));
   return out;
 }
 
@@ -140,7 +137,7 @@ Result<std::unique_ptr<SequenceKv>> KvStore::restore(const KvCheckpoint& checkpo
   TC_ASSIGN(std::unique_ptr<SequenceKv> sequence, new_sequence());
   SequenceKv& s = *sequence;
   const int64_t page_bytes = layout_.window_page_bytes(), length = checkpoint.length_;
-  const int64_t pages = static_cast<int64_t>(checkpoint.window_.size()) / page_bytes;
+  const int64_t pages = static_cast<int64_t>(checkpoint.window_bytes_) / page_bytes;
   if (pages > window_.free_pages()) return Error{ErrorCode::out_of_memory, "no free KV window pages"};
   s.length_ = s.rollback_floor_ = length;
   s.first_window_page_ = pages_of(length, kWindowPageTokens) - pages;
@@ -149,11 +146,11 @@ Result<std::unique_ptr<SequenceKv>> KvStore::restore(const KvCheckpoint& checkpo
   for (int64_t i = 0; i < pages; ++i) {
     s.window_pages_.push_back(window_.take());
     TC_RETURN_IF_ERROR(
-        memory().write(KvPool::window, s.window_pages_.back(), checkpoint.window_.data() + i * page_bytes));
+        memory().write(KvPool::window, s.window_pages_.back(), checkpoint.image_.get() + i * page_bytes));
   }
   if (layout_.ring_floats() == 0) return sequence;
   float* const image = ring_image(s.ring_);
-  const float* from = checkpoint.rings_.data();
+  const float* from = checkpoint.rings();
   for_live_slots(length, [&](int64_t at, int64_t floats) {
     std::copy_n(from, floats, image + at);
     from += floats;

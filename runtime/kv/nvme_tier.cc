@@ -7,6 +7,8 @@
 namespace thermocline {
 namespace {
 
+constexpr size_t kMostCarried = 16;
+
 // The folder's own, made with its first use. Without it, or with another, no name of before is found.
 Result<PrefixSecret> secret_of(DiskFiles& files) {
   const Result<std::string> kept = files.read_small("secret", PrefixSecret::kBytes);
@@ -131,9 +133,13 @@ NvmeTierStats NvmeTier::stats() const {
 
 // --- the tier's thread ---
 
+// Saves that wait one behind the other keep the disk busy between them: of all of them the callers hear when the last
+// one is written, or somebody reads.
 void NvmeTier::run() {
+  std::deque<Job> carried;
   for (;;) {
     Job job;
+    bool last = false;
     {
       std::unique_lock lock(mutex_);
       wanted_.wait(lock, [&] { return stop_ || !reads_.empty() || !saves_.empty(); });
@@ -141,12 +147,20 @@ void NvmeTier::run() {
       if (queue.empty()) return;
       job = std::move(queue.front());
       queue.pop_front();
+      last = saves_.empty() || !reads_.empty();
     }
     carry_out(job);
+    last = last || !job.read.empty();
+    carried.push_back(std::move(job));
+    if (!last && carried.size() < kMostCarried) continue;
+    log_->drain();
     const std::lock_guard lock(mutex_);
-    queued_bytes_ -= job.bytes;
-    --under_way_;
-    done_.push_back(std::move(job));
+    for (Job& ended : carried) {
+      queued_bytes_ -= ended.bytes;
+      --under_way_;
+      done_.push_back(std::move(ended));
+    }
+    carried.clear();
     ended_.notify_all();
     if (wake_) wake_();
   }

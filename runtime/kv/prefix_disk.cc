@@ -1,12 +1,14 @@
 // What the prefix cache does with a disk: saves what it keeps, reads back what somebody asks for again.
 #include <algorithm>
+#include <utility>
 
 #include "runtime/kv/prefix_cache.h"
 
 namespace thermocline {
 namespace {
 
-constexpr int64_t kLeastFetched = 16;  // tokens: what is less is computed as soon
+constexpr int64_t kLeastFetched = 16;       // tokens: what is less is computed as soon
+constexpr size_t kSavedTogether = 8 << 20;  // bytes: the disk writes them while the next are copied
 
 }  // namespace
 
@@ -89,7 +91,7 @@ std::shared_ptr<const PrefixArrival> PrefixCache::fetch(PrefixKeys& keys, std::s
       reads.push_back({names.back(), place(arriving, pages[static_cast<size_t>(i)])});
   }
   names.push_back(found->name);
-  Pieces<std::byte> own = {arriving.checkpoint.window(), arriving.checkpoint.rings()};
+  Pieces<std::byte> own = {arriving.checkpoint.image()};
   if (whole < static_cast<int64_t>(pages.size())) own.push_back(place(arriving, pages.back())[0]);
   reads.push_back({found->name, std::move(own)});
   options_.disk->touch(std::move(names));
@@ -142,18 +144,21 @@ Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& 
   std::vector<KvItem> items;
   std::vector<std::vector<std::byte>> copies;
   std::vector<PrefixName> names;
+  const auto post = [&] {
+    if (!items.empty()) disk.save(std::exchange(items, {}), [kept = std::exchange(copies, {})] {});
+  };
   for (int64_t i = 0; i < whole; ++i) {
     names.push_back(keys.of(ids, i + 1));
     if (disk.has(names.back())) continue;
+    if (copies.size() * page_bytes >= kSavedTogether) post();
     std::vector<std::byte>& copy = copies.emplace_back(page_bytes);
     TC_RETURN_IF_ERROR(store_.memory().read(KvPool::compressed, pages[static_cast<size_t>(i)], copy.data()));
     items.push_back({{.name = names.back(), .kind = KvItemKind::page}, {copy}});
   }
   if (durable) names.push_back(secret_.with_tail(entry.name, entry.tail));
   if (durable && !disk.has(names.back())) {
-    const std::span<std::byte> own[] = {checkpoint.window(), checkpoint.rings()};
-    std::vector<std::byte>& copy = copies.emplace_back();
-    for (const std::span<std::byte> bytes : own) copy.insert(copy.end(), bytes.begin(), bytes.end());
+    const std::span<const std::byte> image = checkpoint.image();
+    std::vector<std::byte>& copy = copies.emplace_back(image.begin(), image.end());
     if (whole < static_cast<int64_t>(pages.size())) {
       copy.resize(copy.size() + page_bytes);
       TC_RETURN_IF_ERROR(
@@ -165,8 +170,8 @@ Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& 
                       .tail_tokens = static_cast<uint32_t>(entry.tail.size())},
                      {copy}});
   }
+  post();
   if (durable) disk.touch(std::move(names));
-  if (!items.empty()) disk.save(std::move(items), [kept = std::move(copies)] {});
   return {};
 }
 

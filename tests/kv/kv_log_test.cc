@@ -57,6 +57,7 @@ class KvLogs : public testing::TestWithParam<bool> {
       }
     }
     log.append(items);
+    log.drain();
   }
   /// Reads all numbers at once; those that come have the bytes that were saved. How many came.
   static int64_t check(KvLog& log, uint64_t first, uint64_t last) {
