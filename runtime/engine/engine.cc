@@ -88,6 +88,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   o.kv_tokens = memory.kv.max_tokens;
   o.prefix_cache_bytes = memory.prefix_cache_bytes;
 
+  std::string names;  // of the devices
+  for (const std::unique_ptr<gpu::Device>& device : devices) names += device->name() + ";";
   TC_RETURN_IF_ERROR(engine->open_disk());
   TC_ASSIGN(engine->weights_, loader.load());
   const HostMemoryLedger ledger;
@@ -105,7 +107,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     engine->step_ = std::move(step);
   }
   if (engine->kv_disk_) {
-    TC_ASSIGN(engine->cache_identity_, cache_identity(o, *engine->weights_, cpu, engine->kv_->layout(), choice));
+    TC_ASSIGN(engine->cache_identity_, cache_identity(o, *engine->weights_, cpu, engine->kv_->layout(), names));
   }
   engine->driver_ = std::make_unique<StepDriver>(*engine->step_, *engine->kv_);
   if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};

@@ -410,6 +410,7 @@ void StepLoop::make_room_for(RunningRequest* r) {
   if (!r) return;
   for (size_t i = running_.size(); i-- > 0;)
     if (running_[i].get() != r) return preempt(running_[i]->id());
+  if (cache_.holds_blank_pages(nanoseconds(Clock::now()))) return;  // they are filled soon, and can be taken then
   r->fail({ErrorCode::out_of_memory, "the KV cache has no page for the next token"});
 }
 

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kCheckpointTokens = 4 * kPageTokens;   // of long prompts, for others that begin alike
 constexpr int64_t kSavedTokens = 8 * kCheckpointTokens;  // of those that go to the disk, beside both ends of a turn
-constexpr int kMostFetches = 2;  // of a request: what others evict before it runs is computed at last
+constexpr int kMostFetches = 8;                // of a request: what others evict before it runs is computed at last
+constexpr std::chrono::seconds kPatience{10};  // for a disk
 
 }  // namespace
 
@@ -29,17 +30,26 @@ void StepLoop::enqueue_behind(SubmittedRequest& submitted) {
 // Whether more of it is on its way from the disk: it waits for that, outside of the queue.
 bool StepLoop::await_prefix(RunningRequest& r) {
   if (r.fetches >= kMostFetches) return false;
-  r.arrival = cache_.fetch(r.prefix_keys, resumable(r), nanoseconds(Clock::now()));
+  r.awaits_since = Clock::now();
+  try {
+    r.arrival = cache_.fetch(r.prefix_keys, resumable(r), nanoseconds(r.awaits_since));
+  } catch (const std::bad_alloc&) {
+    spdlog::warn("request {}: no memory for its prefix from the disk", r.request().id);
+  }
   if (r.arrival) ++r.fetches;
   return r.arrival != nullptr;
 }
 
 // Whose prefix has arrived, or will not: it had its turn in the queue already.
 void StepLoop::take_arrivals(Clock::time_point now) {
-  if (!cache_.poll(nanoseconds(now))) return;
+  cache_.poll(nanoseconds(now));
   std::vector<RunningRequest*> ready;
-  for (const auto& [id, r] : waiting_)
-    if (r->arrival && r->arrival->done) ready.push_back(r.get());
+  for (const auto& [id, r] : waiting_) {
+    if (!r->arrival) continue;
+    const bool late = now - r->awaits_since > kPatience;
+    if (late) r->fetches = kMostFetches;
+    if (late || r->arrival->done) ready.push_back(r.get());
+  }
   for (RunningRequest* const r : ready) {
     r->arrival.reset();
     queue_.push_preempted(waiting_of(*r));

@@ -8,8 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -61,7 +63,7 @@ class UringCarrier : public Carrier {
  public:
   /// nullptr where the system has no io_uring for us.
   static std::unique_ptr<Carrier> create(std::span<std::byte> buffer) {
-    std::unique_ptr<UringCarrier> carrier(new UringCarrier(buffer));
+    std::unique_ptr<UringCarrier> carrier(new UringCarrier());
     if (io_uring_queue_init(DiskFiles::kDepth, &carrier->ring_, 0) < 0) return nullptr;
     carrier->started_ = true;
     const iovec vector{buffer.data(), buffer.size()};
@@ -89,16 +91,16 @@ class UringCarrier : public Carrier {
       op.write ? io_uring_prep_write(entry, fd, op.data.data(), bytes, op.offset)
                : io_uring_prep_read(entry, fd, op.data.data(), bytes, op.offset);
     io_uring_sqe_set_data64(entry, slot);
-    while (io_uring_submit(&ring_) == -EINTR) {
-    }
+    (void)io_uring_submit(&ring_);  // what it does not take now, wait() hands in
   }
 
   DiskFiles::Done wait() override {
     io_uring_cqe* completed = nullptr;
-    int status = 0;
-    while ((status = io_uring_wait_cqe(&ring_, &completed)) == -EINTR) {
+    while (io_uring_peek_cqe(&ring_, &completed) != 0) {
+      const int status = io_uring_submit_and_wait(&ring_, 1);
+      if (status == -EAGAIN || status == -EBUSY) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (status < 0 && status != -EINTR && status != -EAGAIN && status != -EBUSY) return give_up(-status);
     }
-    TC_CHECK_EQ(status, 0);
     const auto slot = static_cast<size_t>(io_uring_cqe_get_data64(completed));
     const DiskFiles::Done done{ops_[slot].tag, error_of(ops_[slot], completed->res)};
     io_uring_cqe_seen(&ring_, completed);
@@ -107,9 +109,16 @@ class UringCarrier : public Carrier {
   }
 
  private:
-  explicit UringCarrier(std::span<std::byte> buffer) : buffer_(buffer) {}
+  UringCarrier() = default;
 
-  const std::span<std::byte> buffer_;
+  // The ring is broken: every operation ends with its error.
+  DiskFiles::Done give_up(int error) {
+    const auto slot = static_cast<size_t>(std::find(used_.begin(), used_.end(), true) - used_.begin());
+    TC_CHECK(slot < used_.size(), "nothing is under way");
+    used_[slot] = false;
+    return {ops_[slot].tag, error};
+  }
+
   io_uring ring_{};
   bool started_ = false, registered_ = false;
   std::array<DiskFiles::Op, DiskFiles::kDepth> ops_;
@@ -258,7 +267,7 @@ class FolderFiles : public DiskFiles {
   Done wait() override { return carrier_->wait(); }
 
   Result<std::string> read_small(const std::string& name, uint64_t limit_bytes) override {
-    const Descriptor file(openat(folder_.get(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    const Descriptor file(openat(folder_.get(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (!file.open()) return error("opening", name);
     struct stat info {};
     if (fstat(file.get(), &info) != 0) return error("looking at", name);
@@ -316,12 +325,19 @@ Error folder_error(const std::filesystem::path& folder, const std::string& text)
   return invalid("the folder " + folder.string() + " " + text);
 }
 
+// A wrong name or wrong rights are the user's to mend, the rest is the disk's.
+Error refusal(const std::filesystem::path& folder, const char* action) {
+  const int code = errno;
+  Error error = folder_error(folder, std::string("cannot be ") + action + ": " + std::strerror(code));
+  if (code != EACCES && code != EPERM && code != ENOENT && code != ENOTDIR && code != ELOOP) error.code = ErrorCode::io;
+  return error;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<DiskFiles>> DiskFiles::open(const std::filesystem::path& path, const Options& options) {
   const std::filesystem::path folder = path.has_filename() ? path : path.parent_path();  // a/ would follow a link
-  if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
-    return folder_error(folder, std::string("cannot be made: ") + std::strerror(errno));
+  if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) return refusal(folder, "made");
   Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!fd.open())
     return folder_error(folder, errno == ELOOP || errno == ENOTDIR
@@ -333,7 +349,7 @@ Result<std::unique_ptr<DiskFiles>> DiskFiles::open(const std::filesystem::path& 
   if ((info.st_mode & 077) != 0)
     return folder_error(folder, "is open to others, and what people asked lies in it: chmod 700 " + folder.string());
   Descriptor lock(openat(fd.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!lock.open()) return folder_error(folder, std::string("cannot be locked: ") + std::strerror(errno));
+  if (!lock.open()) return refusal(folder, "locked");
   if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
     return Error{ErrorCode::unavailable, "the folder " + folder.string() + " is used by another server"};
   auto files = std::make_unique<FolderFiles>(folder, std::move(fd), std::move(lock));

@@ -11,8 +11,9 @@
 namespace thermocline {
 namespace {
 
-constexpr uint64_t kMostSegmentBytes = 256 << 20;
-constexpr size_t kMostSegments = 512;  // files that are open at once
+constexpr uint64_t kSegmentBytes = 256 << 20;
+constexpr size_t kMostSegments = 128;           // files that are open at once
+constexpr uint64_t kMostMovedBytes = 64 << 20;  // out of a file that goes
 constexpr int64_t kMostSkipped = 63;
 constexpr uint64_t kMostIndexBytes = uint64_t{1} << 30;
 
@@ -25,7 +26,8 @@ std::optional<uint32_t> segment_number(const std::string& name) {
   uint32_t number = 0;
   if (name.size() < 12 || name.compare(0, 4, "log-") != 0) return {};
   const auto [end, error] = std::from_chars(name.data() + 4, name.data() + name.size(), number);
-  return error == std::errc() && end == name.data() + name.size() && number > 0 ? std::optional(number) : std::nullopt;
+  const bool ours = error == std::errc() && end == name.data() + name.size() && number > 0 && number < 1u << 31;
+  return ours && segment_name(number) == name ? std::optional(number) : std::nullopt;
 }
 
 template <class Byte>
@@ -63,8 +65,8 @@ size_t KvLog::NameHash::operator()(const PrefixName& name) const {
 
 KvLog::KvLog(std::unique_ptr<DiskFiles> files, uint64_t space_bytes)
     : files_(std::move(files)),
-      space_bytes_(space_bytes),
-      segment_bytes_(std::min(kMostSegmentBytes, round_down(space_bytes / 8))),
+      space_bytes_(space_bytes - space_bytes / 32),  // the rest is the index's
+      segment_bytes_(round_down(std::min(space_bytes / 8, std::max(kSegmentBytes, space_bytes / (kMostSegments / 2))))),
       writing_(DiskFiles::kDepth) {}
 
 Result<std::unique_ptr<KvLog>> KvLog::open(std::unique_ptr<DiskFiles> files, uint64_t space_bytes) {
@@ -123,9 +125,11 @@ Status KvLog::recover() {
     const Result<int> file = files_->open_file(segment_name(number), false);
     const Result<uint64_t> bytes = file ? files_->size(*file) : Result<uint64_t>(file.error());
     if (!bytes || *bytes < kKvBlock) {
-      if (!bytes) spdlog::warn("the KV cache on disk: {}", bytes.error().message);
       if (file) files_->close_file(*file);
-      (void)files_->remove(segment_name(number));
+      if (bytes)
+        (void)files_->remove(segment_name(number));
+      else
+        failed(bytes.error().message);
       continue;
     }
     segments_.push_back({number, *file, round_down(*bytes), true});
@@ -163,8 +167,10 @@ void KvLog::recover_from_index() {
     if (std::all_of(entry.parts.begin(), entry.parts.end(),
                     [&](const KvPlace& place) { return known.count(place.segment) > 0; })) {
       const std::lock_guard lock(mutex_);
-      if (entry.head.kind == KvItemKind::checkpoint) checkpoints_[entry.head.parent].push_back(entry.head.name);
-      entries_.emplace(entry.head.name, std::move(entry));
+      const PrefixName name = entry.head.name;
+      const auto [at, is_new] = entries_.emplace(name, std::move(entry));
+      if (is_new && at->second.head.kind == KvItemKind::checkpoint)
+        checkpoints_[at->second.head.parent].push_back(name);
     }
   for (const Segment& s : segments_) {
     const auto from = known.find(s.number);
@@ -197,13 +203,13 @@ void KvLog::insert_part(const KvPartHead& part, const KvPlace& place) {
   const PrefixName& name = part.item.name;
   if (entries_.count(name) > 0) return;
   KvEntry& entry = partial_[name];
-  if (entry.parts.empty() || entry.bytes != part.item_bytes) {
+  if (entry.parts.empty() || entry.bytes != part.item_bytes || !(entry.head == part.item)) {
     entry = {part.item, part.item_bytes, clock_, clock_, {}};
     entry.parts.resize(kv_parts(part.item_bytes));
   }
   entry.parts[part.part] = place;
   if (std::any_of(entry.parts.begin(), entry.parts.end(), [](const KvPlace& p) { return p.segment == 0; })) return;
-  if (part.item.kind == KvItemKind::checkpoint) checkpoints_[part.item.parent].push_back(name);
+  if (entry.head.kind == KvItemKind::checkpoint) checkpoints_[entry.head.parent].push_back(name);
   entries_.emplace(name, std::move(entry));
   partial_.erase(name);
 }
@@ -219,8 +225,9 @@ std::vector<KvLog::Tail> KvLog::checkpoints(const PrefixName& parent) const {
   const auto found = checkpoints_.find(parent);
   if (found == checkpoints_.end()) return tails;
   for (const PrefixName& name : found->second) {
-    const KvEntry& entry = entries_.at(name);
-    tails.push_back({name, entry.head.tail_tokens, static_cast<int64_t>(entry.bytes)});
+    const auto entry = entries_.find(name);
+    if (entry != entries_.end())
+      tails.push_back({name, entry->second.head.tail_tokens, static_cast<int64_t>(entry->second.bytes)});
   }
   return tails;
 }
@@ -245,8 +252,8 @@ void KvLog::erase(const PrefixName& name) {
   if (found == entries_.end()) return;
   if (found->second.head.kind == KvItemKind::checkpoint) {
     const auto siblings = checkpoints_.find(found->second.head.parent);
-    std::erase(siblings->second, name);
-    if (siblings->second.empty()) checkpoints_.erase(siblings);
+    if (siblings != checkpoints_.end()) std::erase(siblings->second, name);
+    if (siblings != checkpoints_.end() && siblings->second.empty()) checkpoints_.erase(siblings);
   }
   entries_.erase(found);
 }
@@ -276,7 +283,7 @@ void KvLog::write_index() {
   }
   if (!segments_.empty()) (void)files_->sync(segments_.back().file);
   if (const Status written = files_->replace_small("index", thermocline::write_index(index)); !written.ok())
-    spdlog::warn("the KV cache on disk: {}", written.error().message);
+    failed(written.error().message);
 }
 
 // --- writing ---
@@ -353,9 +360,8 @@ void KvLog::finish(const DiskFiles::Done& done) {
   Writing& group = writing_[done.tag];
   group.busy = false;
   if (done.error != 0) {
-    writable_ = false;  // what follows a hole is not found again
-    crowded_ = done.error == ENOSPC;
-    skip_ = failures_ = std::min<int64_t>(kMostSkipped, failures_ * 2 + 1);
+    crowded_ = done.error == ENOSPC || done.error == EDQUOT;
+    back_off();
     return failed("writing " + segment_name(group.segment) + ": " + std::strerror(done.error));
   }
   failing_ = false;
@@ -379,6 +385,7 @@ void KvLog::drain() {
 // The last file takes a group more, or a new one does. False where nothing can be written now.
 bool KvLog::make_room() {
   if (writable_ && segments_.back().bytes + slot(0).size() <= segment_bytes_) return true;
+  if (moving_) return false;
   drain();
   writable_ = false;
   if (!segments_.empty() && !segments_.back().holds) {
@@ -386,7 +393,7 @@ bool KvLog::make_room() {
     segments_.pop_back();
   }
   Survivors survivors;
-  uint64_t bytes = 0, most = segment_bytes_ / 4;
+  uint64_t bytes = 0, most = std::min(segment_bytes_ / 4, kMostMovedBytes);
   for (const Segment& s : segments_) bytes += s.bytes;
   while (!segments_.empty() &&
          (crowded_ || bytes + segment_bytes_ > space_bytes_ || segments_.size() >= kMostSegments)) {
@@ -402,6 +409,7 @@ bool KvLog::make_room() {
   const Result<int> file = files_->open_file(name, true);
   ++next_segment_;  // whatever lies there if it failed
   if (!file) {
+    back_off();
     failed(file.error().message);
     return false;
   }
@@ -409,9 +417,17 @@ bool KvLog::make_room() {
   writable_ = true;
   std::vector<KvItem> items;
   for (const auto& [head, moved] : survivors) items.push_back({head, {std::span(moved)}});
+  moving_ = true;
   write(items);
   drain();
+  moving_ = false;
   return writable_;
+}
+
+// Nothing is tried for a while, longer with each failure; and what follows a hole is not found again.
+void KvLog::back_off() {
+  writable_ = false;
+  skip_ = failures_ = std::min<int64_t>(kMostSkipped, failures_ * 2 + 1);
 }
 
 // What somebody touched since it was saved is handed out, up to a number of bytes; the rest is gone.
@@ -421,10 +437,14 @@ KvLog::Survivors KvLog::drop_oldest(uint64_t most_bytes) {
   std::vector<KvRead> reads;
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& [name, entry] : entries_) {
-      if (entry.used <= entry.saved || entry.bytes > most_bytes || entry.parts[0].segment != oldest.number) continue;
-      most_bytes -= entry.bytes;
-      survivors.emplace_back(entry.head, std::vector<std::byte>(entry.bytes));
+    std::vector<const KvEntry*> touched;
+    for (const auto& [name, entry] : entries_)
+      if (entry.used > entry.saved && entry.parts[0].segment == oldest.number) touched.push_back(&entry);
+    std::sort(touched.begin(), touched.end(), [](const KvEntry* a, const KvEntry* b) { return a->used > b->used; });
+    for (const KvEntry* const entry : touched) {
+      if (entry->bytes > most_bytes) break;
+      most_bytes -= entry->bytes;
+      survivors.emplace_back(entry->head, std::vector<std::byte>(entry->bytes));
     }
   }
   for (auto& [head, bytes] : survivors) reads.push_back({head.name, {std::span(bytes)}});

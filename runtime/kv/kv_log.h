@@ -112,6 +112,7 @@ class KvLog {
   void remove(const Segment& s);
   void write(std::span<const KvItem> items);
   bool make_room();
+  void back_off();
   Survivors drop_oldest(uint64_t most_bytes);
   Writing& free_slot();
   void add_part(Writing& group, const KvItem& item, uint64_t bytes, uint64_t part);
@@ -129,6 +130,7 @@ class KvLog {
   const uint64_t space_bytes_, segment_bytes_;
   std::deque<Segment> segments_;     // oldest first
   bool writable_ = false;            // the last one takes more groups
+  bool moving_ = false;              // what survives its file is written again
   bool crowded_ = false;             // the disk was full
   bool failing_ = false;             // said already
   int64_t skip_ = 0, failures_ = 0;  // appends that are not tried after an error, more with each

@@ -27,6 +27,7 @@ struct KvItemHead {
   PrefixName parent{};  // of a checkpoint: the name of its whole pages
   KvItemKind kind = KvItemKind::page;
   uint32_t tail_tokens = 0;  // of a checkpoint: its tokens behind those
+  bool operator==(const KvItemHead&) const = default;
 };
 
 using KvSum = std::array<uint64_t, 2>;

@@ -68,16 +68,18 @@ void NvmeTier::post(std::deque<Job> NvmeTier::*queue, Job job) {
   wanted_.notify_one();
 }
 
+bool NvmeTier::full(int64_t bytes) const {
+  const std::lock_guard lock(mutex_);
+  return queued_bytes_ > 0 && queued_bytes_ + bytes > static_cast<int64_t>(options_.queue_bytes);
+}
+
 bool NvmeTier::save(std::vector<KvItem> items, std::function<void()> done) {
   Job job;
   for (const KvItem& item : items)
     for (const auto& piece : item.bytes) job.bytes += static_cast<int64_t>(piece.size());
-  {
-    const std::lock_guard lock(mutex_);
-    if (queued_bytes_ > 0 && queued_bytes_ + job.bytes > static_cast<int64_t>(options_.queue_bytes)) {
-      skipped_ += static_cast<int64_t>(items.size());
-      return false;
-    }
+  if (full(job.bytes)) {
+    skipped_ += static_cast<int64_t>(items.size());
+    return false;
   }
   std::vector<PrefixName> names;
   for (const KvItem& item : items) names.push_back(item.head.name);
@@ -99,7 +101,9 @@ void NvmeTier::read(std::vector<KvRead> reads, std::function<void(bool)> done) {
 }
 
 void NvmeTier::touch(std::vector<PrefixName> names) {
+  if (full(0)) return;
   Job job;
+  job.bytes = static_cast<int64_t>(names.size() * sizeof(PrefixName));
   job.touch = std::move(names);
   job.done = [](bool) {};
   post(&NvmeTier::saves_, std::move(job));
@@ -111,7 +115,11 @@ void NvmeTier::poll() {
     const std::lock_guard lock(mutex_);
     done.swap(done_);
   }
-  for (Job& job : done) job.done(job.ok);
+  for (Job& job : done) try {
+      job.done(job.ok);
+    } catch (const std::bad_alloc&) {
+      spdlog::warn("the KV cache on disk: no memory for what was read");
+    }
 }
 
 void NvmeTier::flush() {

@@ -78,6 +78,7 @@ class NvmeTier {
   };
 
   NvmeTier(std::unique_ptr<KvLog> log, const NvmeTierOptions& options, const PrefixSecret& secret);
+  bool full(int64_t bytes) const;
   void post(std::deque<Job> NvmeTier::*queue, Job job);
   void run();
   void carry_out(Job& job);

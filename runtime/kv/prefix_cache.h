@@ -59,11 +59,13 @@ class PrefixCache {
   /// Errors: internal (a device fault).
   Status keep(PrefixKeys& keys, std::span<const int32_t> ids, const SequenceKv& sequence, int64_t length,
               int64_t now_ns, bool durable = true);
-  /// Begins to read what the disk has of `ids`, if that is longer than what is kept and there is room for it; nullptr
-  /// where nothing is to be waited for.
+  /// Begins to read what the disk has of `ids`, if that is longer than what is kept and there is room for it; where too
+  /// much is on its way already, one of those is what to wait for. nullptr where there is nothing to wait for.
   std::shared_ptr<const PrefixArrival> fetch(PrefixKeys& keys, std::span<const int32_t> ids, int64_t now_ns);
-  /// Takes in what the disk has read and saved by now. Whether something has arrived.
-  bool poll(int64_t now_ns);
+  /// Whether pages wait for what the disk reads, and not for longer than somebody should wait.
+  bool holds_blank_pages(int64_t now_ns) const;
+  /// Takes in what the disk has read and saved by now.
+  void poll(int64_t now_ns);
   /// Waits for the disk.
   void flush();
   /// Lets go of what is worth least: a restore's tokens, by the chance of one, by the bytes. False: nothing is kept.
@@ -106,7 +108,7 @@ class PrefixCache {
   std::unordered_map<PrefixName, std::vector<Entries::iterator>, NameHash> by_name_;
   std::list<Arriving> arriving_;
   int64_t bytes_ = 0, now_ns_ = 0;
-  bool arrived_ = false;
+
   PrefixCacheStats counted_;
 };
 

@@ -1,5 +1,6 @@
 // What the prefix cache does with a disk: saves what it keeps, reads back what somebody asks for again.
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 #include "runtime/kv/prefix_cache.h"
@@ -7,8 +8,10 @@
 namespace thermocline {
 namespace {
 
-constexpr int64_t kLeastFetched = 16;       // tokens: what is less is computed as soon
-constexpr size_t kSavedTogether = 8 << 20;  // bytes: the disk writes them while the next are copied
+constexpr int64_t kLeastFetched = 16;  // tokens: what is less is computed as soon
+constexpr size_t kMostArriving = 8;
+constexpr int64_t kSlowNs = 10'000'000'000;  // a disk that takes longer is not waited for
+constexpr size_t kSavedTogether = 8 << 20;   // bytes: the disk writes them while the next are copied
 
 }  // namespace
 
@@ -24,6 +27,7 @@ struct PrefixCache::Arriving {
   std::shared_ptr<PrefixArrival> arrival = std::make_shared<PrefixArrival>();
   PrefixName name{};    // of its checkpoint on the disk
   PrefixName parent{};  // of its whole pages
+  int64_t begun_ns = 0;
   std::vector<int32_t> tail;
   KvCheckpoint checkpoint;
   std::vector<std::pair<int32_t, std::vector<std::byte>>> beside;  // pages that are not in host memory
@@ -41,11 +45,15 @@ std::optional<PrefixCache::OnDisk> PrefixCache::longest_on_disk(PrefixKeys& keys
   for (; pages >= have / kPageTokens; --pages) {
     const std::span rest = ids.subspan(static_cast<size_t>(pages * kPageTokens));
     OnDisk best;
-    for (const KvLog::Tail& tail : disk.checkpoints(keys.of(ids, pages)))
-      if (tail.tokens <= static_cast<int64_t>(rest.size()) && tail.tokens < kPageTokens &&
-          pages * kPageTokens + tail.tokens > std::max(have, best.length()) &&
-          secret_.with_tail(keys.of(ids, pages), rest.first(static_cast<size_t>(tail.tokens))) == tail.name)
-        best = {pages, tail.tokens, tail.name};
+    std::unordered_map<int64_t, PrefixName> names;  // of our own tails, by length
+    for (const KvLog::Tail& tail : disk.checkpoints(keys.of(ids, pages))) {
+      if (tail.tokens > static_cast<int64_t>(rest.size()) || tail.tokens >= kPageTokens ||
+          pages * kPageTokens + tail.tokens <= std::max(have, best.length()))
+        continue;
+      const auto [name, is_new] = names.try_emplace(tail.tokens);
+      if (is_new) name->second = secret_.with_tail(keys.of(ids, pages), rest.first(static_cast<size_t>(tail.tokens)));
+      if (name->second == tail.name) best = {pages, tail.tokens, tail.name};
+    }
     if (best.length() > 0) return best;
   }
   return {};
@@ -68,16 +76,22 @@ std::shared_ptr<const PrefixArrival> PrefixCache::fetch(PrefixKeys& keys, std::s
   if (!found || found->length() < (kept ? kept->checkpoint.length() : 0) + kLeastFetched) return nullptr;
   for (const Arriving& arriving : arriving_)
     if (arriving.name == found->name) return arriving.arrival;
+  // Blank pages are nobody else's until they are filled: a quarter of them at most, or one prefix.
+  int64_t blank_pages = pages_of(found->length(), kPageTokens);
+  for (const Arriving& arriving : arriving_) blank_pages += static_cast<int64_t>(arriving.checkpoint.pages().size());
+  if (arriving_.size() >= kMostArriving || (!arriving_.empty() && blank_pages > store_.compressed_pages() / 4))
+    return arriving_.front().arrival;
   std::vector<int32_t> first;  // pages that are kept
   if (kept) first = kept->checkpoint.pages();
   if (kept && !first.empty()) first.resize(static_cast<size_t>(kept->checkpoint.length() / kPageTokens));
   Result<KvCheckpoint> blank = store_.blank(found->length(), first);  // may let go of `kept`
   if (!blank || blank->bytes() > options_.bytes) return nullptr;
-  Arriving& arriving = arriving_.emplace_back(Arriving{.name = found->name,
-                                                       .parent = keys.of(ids, found->pages),
-                                                       .tail = {},
-                                                       .checkpoint = std::move(*blank),
-                                                       .beside = {}});
+  Arriving arriving{.name = found->name,
+                    .parent = keys.of(ids, found->pages),
+                    .begun_ns = now_ns_,
+                    .tail = {},
+                    .checkpoint = std::move(*blank),
+                    .beside = {}};
   const std::span tail = ids.subspan(static_cast<size_t>(found->pages * kPageTokens), static_cast<size_t>(found->tail));
   arriving.tail.assign(tail.begin(), tail.end());
   const std::vector<int32_t>& pages = arriving.checkpoint.pages();
@@ -95,17 +109,24 @@ std::shared_ptr<const PrefixArrival> PrefixCache::fetch(PrefixKeys& keys, std::s
   if (whole < static_cast<int64_t>(pages.size())) own.push_back(place(arriving, pages.back())[0]);
   reads.push_back({found->name, std::move(own)});
   options_.disk->touch(std::move(names));
-  options_.disk->read(std::move(reads), [this, it = std::prev(arriving_.end())](bool read) {
-    arrive(*it, read);
+  const auto it = arriving_.insert(arriving_.end(), std::move(arriving));  // what is read into stays where it is
+  options_.disk->read(std::move(reads), [this, it](bool read) {
+    Arriving here = std::move(*it);
     arriving_.erase(it);
+    arrive(here, read);
   });
   ++counted_.fetches;
-  return arriving.arrival;
+  return it->arrival;
+}
+
+bool PrefixCache::holds_blank_pages(int64_t now_ns) const {
+  return std::any_of(arriving_.begin(), arriving_.end(),
+                     [&](const Arriving& arriving) { return now_ns - arriving.begun_ns < kSlowNs; });
 }
 
 // It is kept like any other from now on, if all of it could be read.
 void PrefixCache::arrive(Arriving& arriving, bool read) {
-  arriving.arrival->done = arrived_ = true;
+  arriving.arrival->done = true;
   for (const auto& [page, bytes] : arriving.beside)
     read = read && store_.memory().write(KvPool::compressed, page, bytes.data()).ok();
   if (!read) {
@@ -122,10 +143,9 @@ void PrefixCache::arrive(Arriving& arriving, bool read) {
   insert({std::move(arriving.checkpoint), arriving.parent, std::move(arriving.tail), now_ns_, 0, pages, false});
 }
 
-bool PrefixCache::poll(int64_t now_ns) {
+void PrefixCache::poll(int64_t now_ns) {
   now_ns_ = std::max(now_ns_, now_ns);
   if (options_.disk) options_.disk->poll();
-  return std::exchange(arrived_, false);
 }
 
 void PrefixCache::flush() {
@@ -148,15 +168,18 @@ Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& 
     if (!items.empty()) disk.save(std::exchange(items, {}), [kept = std::exchange(copies, {})] {});
   };
   for (int64_t i = 0; i < whole; ++i) {
-    names.push_back(keys.of(ids, i + 1));
-    if (disk.has(names.back())) continue;
+    const PrefixName& name = keys.of(ids, i + 1);
+    if (disk.has(name)) {
+      names.push_back(name);
+      continue;
+    }
     if (copies.size() * page_bytes >= kSavedTogether) post();
     std::vector<std::byte>& copy = copies.emplace_back(page_bytes);
     TC_RETURN_IF_ERROR(store_.memory().read(KvPool::compressed, pages[static_cast<size_t>(i)], copy.data()));
-    items.push_back({{.name = names.back(), .kind = KvItemKind::page}, {copy}});
+    items.push_back({{.name = name, .kind = KvItemKind::page}, {copy}});
   }
-  if (durable) names.push_back(secret_.with_tail(entry.name, entry.tail));
-  if (durable && !disk.has(names.back())) {
+  const PrefixName own = durable ? secret_.with_tail(entry.name, entry.tail) : PrefixName();
+  if (durable && !disk.has(own)) {
     const std::span<const std::byte> image = checkpoint.image();
     std::vector<std::byte>& copy = copies.emplace_back(image.begin(), image.end());
     if (whole < static_cast<int64_t>(pages.size())) {
@@ -164,14 +187,14 @@ Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& 
       TC_RETURN_IF_ERROR(
           store_.memory().read(KvPool::compressed, pages.back(), copy.data() + copy.size() - page_bytes));
     }
-    items.push_back({{.name = names.back(),
+    items.push_back({{.name = own,
                       .parent = entry.name,
                       .kind = KvItemKind::checkpoint,
                       .tail_tokens = static_cast<uint32_t>(entry.tail.size())},
                      {copy}});
   }
   post();
-  if (durable) disk.touch(std::move(names));
+  if (durable && !names.empty()) disk.touch(std::move(names));
   return {};
 }
 

@@ -129,6 +129,12 @@ TEST_F(KvDisk, AnotherModelFindsNothing) {
     shard.put(byte);
   }
   EXPECT_EQ(Loop(other).ask(request(text_of(300), 1)).stats.cached_tokens, 0);
+  other.folder = dir.path() / "config";
+  test::copy_model(test::long_demo(), other.folder);
+  const std::string config = read_text_file(other.folder / "config.json").value();
+  std::filesystem::remove(other.folder / "config.json");
+  ASSERT_TRUE(write_text_file(other.folder / "config.json", config + " ").ok());
+  EXPECT_EQ(Loop(other).ask(request(text_of(300), 1)).stats.cached_tokens, 0);
   EXPECT_EQ(Loop(setup()).ask(request(text_of(300), 1)).stats.cached_tokens, 299) << "and the first still does";
 }
 
