@@ -82,10 +82,12 @@ Result<Sample> decode_together(Engine& engine, const StepRow& row) {
 }
 
 Result<Sample> run_once(Engine& engine, const StepRow& row) {
-  if (row.batch > 1 || row.context > 0) return decode_together(engine, row);
   const bool prefill = std::string_view(row.kind) == "prefill";
+  if (!prefill && (row.batch > 1 || row.context > 0)) return decode_together(engine, row);
   const std::vector<int32_t> ids = random_ids(row.tokens + 1, engine.geometry().vocab_size);
-  TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence, engine.driver().new_sequence());
+  TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence,
+            synthetic_sequence(engine.driver().kv(), engine.geometry(), engine.pool(),
+                               row.context > 0 ? row.context - row.tokens : 0));
   if (!prefill) TC_RETURN_IF_ERROR(engine.driver().decode(*sequence, ids[0]));
   Sample sample;
   const auto start = Clock::now();
@@ -151,7 +153,8 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow&
     double bound_seconds =
         std::max(sample.bytes / now.read_bandwidth, engine.gpu_step() ? 0.0 : 2 * macs_of(engine, row) / now.flops);
     if (row.context > 0 && !engine.gpu_step()) {  // layers wait for their attention: its time comes on top
-      const KvNeed need = kv_need(engine, row.context);
+      KvNeed need = kv_need(engine, row.context);
+      if (std::string_view(row.kind) == "prefill") need.bytes = 0;  // a chunk's tokens share them
       bound_seconds += tokens * need.seconds(now);
       row.kv_bytes_per_token = need.bytes;
     }
@@ -272,9 +275,11 @@ Result<std::vector<StepRow>> rows_of(const BenchOptions& o, int64_t max_context)
       if (kind[0] == 'p') rows.push_back({kind, tokens});
       for (const int64_t batch : o.batch)
         if (kind[0] == 'd') rows.push_back({kind, tokens, batch});
-      for (const int64_t context : o.fill_kv)
+      for (const int64_t context : o.fill_kv) {
+        if (kind[0] == 'p' && context > tokens) rows.push_back({kind, tokens, 1, context});
         for (const int64_t batch : o.batch)
           if (kind[0] == 'd') rows.push_back({kind, tokens, batch, context});
+      }
     }
   return rows;
 }
@@ -307,7 +312,7 @@ void add_bench_step(CLI::App& bench, Outcome& outcome) {
   command->add_option("--batch,-b", o->batch, "Sequences that decode together")->delimiter(',')->capture_default_str();
   command
       ->add_option("--fill-kv", o->fill_kv,
-                   "Also decode up to these contexts, over synthetic rows instead of a prefill")
+                   "Also prefill and decode up to these contexts, behind synthetic rows instead of a long prefill")
       ->delimiter(',');
   command->add_option("--chunk", o->chunk, "Tokens of a prefill step")->capture_default_str();
   command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the median counts")->capture_default_str();

@@ -151,6 +151,8 @@ def test_bench_decodes_from_a_synthetic_context():
     assert set(rows) == {(b, c) for b in (1, 2) for c in (0, 600, 2000)}
     assert rows[1, 0]["kv_bytes_per_token"] == 0 < rows[1, 600]["kv_bytes_per_token"] < rows[1, 2000]["kv_bytes_per_token"]
     assert all(r["tokens_per_second"] > 0 for r in rows.values())
+    out, _ = run(*flags[:6], "-p", 64, "-n", 0, "-r", 1, "--fill-kv", "32,2000", "--json", "-")
+    assert [(r["kind"], r["context"]) for r in json.loads(out)["results"]] == [("prefill", 0), ("prefill", 2000)]
     _, err = run(*flags, "--fill-kv", 5, code=1)
     assert "--fill-kv 5" in err
     _, err = run(*flags, "--fill-kv", 5000, code=1)
