@@ -72,10 +72,12 @@ TEST_P(KvDiskOn, AConversationGoesOnInAnotherProcess) {
 
 // More conversations than the memory of the cache holds: they come back from the disk, whoever was asked meanwhile.
 TEST_F(KvDisk, WhatMemoryCannotHoldComesBack) {
-  Loop cold(setup(false)), warm(setup());
-  const int conversations = 12;
+  ModelSetup little = setup();
+  little.context = little.kv_tokens = 1024;
+  Loop cold(setup(false)), warm(little);
+  const int conversations = 5;
   std::vector<std::vector<int32_t>> history;
-  for (int i = 0; i < conversations; ++i) history.push_back(text_of(1500 + 7 * i, i));
+  for (int i = 0; i < conversations; ++i) history.push_back(text_of(500 + 7 * i, i));
   for (int turn = 0; turn < 2; ++turn)
     for (int i = 0; i < conversations; ++i) {
       auto& ids = history[static_cast<size_t>(i)];
@@ -140,7 +142,7 @@ TEST_F(KvDisk, AnotherModelFindsNothing) {
 
 TEST_F(KvDisk, DamageCostsTimeOnly) {
   Loop cold(setup(false));
-  const Answer want = cold.ask(request(text_of(2000)));
+  const Answer want = cold.ask(request(text_of(700)));
   using Damage = std::function<void(const std::filesystem::path&)>;
   const std::pair<const char*, Damage> damages[] = {
       {"emptied", [](const auto& folder) { std::filesystem::remove_all(folder); }},
@@ -158,16 +160,16 @@ TEST_F(KvDisk, DamageCostsTimeOnly) {
     std::filesystem::remove_all(dir.path() / "kv");
     {
       Loop before(setup());
-      expect_same(before.ask(request(text_of(2000))), want, name);
+      expect_same(before.ask(request(text_of(700))), want, name);
     }
     damage(dir.path() / "kv");
     Loop after(setup());
-    const Answer got = after.ask(request(text_of(2000)));
+    const Answer got = after.ask(request(text_of(700)));
     expect_same(got, want, name);
-    EXPECT_TRUE(std::string(name) != "no index" || got.stats.cached_tokens == 1999);
-    const Answer again = after.ask(request(text_of(2000)));
+    EXPECT_TRUE(std::string(name) != "no index" || got.stats.cached_tokens == 699);
+    const Answer again = after.ask(request(text_of(700)));
     expect_same(again, want, name);
-    EXPECT_EQ(again.stats.cached_tokens, 1999) << name;
+    EXPECT_EQ(again.stats.cached_tokens, 699) << name;
   }
 }
 

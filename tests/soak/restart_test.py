@@ -6,7 +6,7 @@ import random
 import threading
 import time
 
-SECONDS = float(os.environ.get("TC_SOAK_SECONDS", "20"))
+SECONDS = float(os.environ.get("TC_SOAK_SECONDS", "20")) / 2
 SYSTEM = "You tell short stories about foxes and bears and answer questions of arithmetic. " * 12
 QUESTIONS = ["What is the capital of Norway?", "Tell me a story about a fox.", "What is 3 + 4?", "What is the opposite of hot?",
              "Tell me a story about a bear and a bird.", "Who are you?"]
@@ -53,7 +53,7 @@ def damage(folder, rng):
 
 
 def test_conversations_outlive_kills(start_server, tmp_path):
-    turns = max(3, int(SECONDS / 6))
+    turns = 3
     quiet = start_server(*LITTLE, "--no-prefix-cache")
     alone = [conversation(n, turns, lambda history: ask(quiet, history)[0]) for n in range(CONVERSATIONS)]
     quiet.stop()
