@@ -65,12 +65,12 @@ Status measure_plain(const std::filesystem::path& folder, const DiskFiles::Optio
   TC_ASSIGN(const std::unique_ptr<DiskFiles> files, DiskFiles::open(folder, options));
   (void)files->remove("plain");
   TC_ASSIGN(const int file, files->open_file("plain", true));
-  Status status;
+  Status written, read;
   const auto bytes = static_cast<double>(rates.bytes);
-  rates.plain_write.push_back(bytes / seconds_of([&] { status = plain(*files, file, true, rates.bytes); }));
-  TC_RETURN_IF_ERROR(std::move(status));
-  rates.plain_read.push_back(bytes / seconds_of([&] { status = plain(*files, file, false, rates.bytes); }));
-  TC_RETURN_IF_ERROR(std::move(status));
+  rates.plain_write.push_back(bytes / seconds_of([&] { written = plain(*files, file, true, rates.bytes); }));
+  rates.plain_read.push_back(bytes / seconds_of([&] { read = plain(*files, file, false, rates.bytes); }));
+  TC_RETURN_IF_ERROR(std::move(written));
+  TC_RETURN_IF_ERROR(std::move(read));
   return files->remove("plain");
 }
 

@@ -82,6 +82,7 @@ bool NvmeTier::save(std::vector<KvItem> items, std::function<void()> done) {
     return false;
   }
   std::vector<PrefixName> names;
+  names.reserve(items.size());
   for (const KvItem& item : items) names.push_back(item.head.name);
   saving_.insert(names.begin(), names.end());
   job.save = std::move(items);

@@ -91,7 +91,16 @@ class PrefixCache {
     }
   };
   struct OnDisk;
-  struct Arriving;
+  /// A prefix on its way.
+  struct Arriving {
+    std::shared_ptr<PrefixArrival> arrival = std::make_shared<PrefixArrival>();
+    PrefixName name{};    // of its checkpoint on the disk
+    PrefixName parent{};  // of its whole pages
+    int64_t begun_ns = 0;
+    std::vector<int32_t> tail;
+    KvCheckpoint checkpoint;
+    std::vector<std::pair<int32_t, std::vector<std::byte>>> beside;  // pages that are not in host memory
+  };
   std::optional<OnDisk> longest_on_disk(PrefixKeys& keys, std::span<const int32_t> ids, const Entry* kept) const;
   Pieces<std::byte> place(Arriving& arriving, int32_t page) const;
   void arrive(Arriving& arriving, bool read);
@@ -108,7 +117,6 @@ class PrefixCache {
   std::unordered_map<PrefixName, std::vector<Entries::iterator>, NameHash> by_name_;
   std::list<Arriving> arriving_;
   int64_t bytes_ = 0, now_ns_ = 0;
-
   PrefixCacheStats counted_;
 };
 

@@ -22,17 +22,6 @@ struct PrefixCache::OnDisk {
   int64_t length() const { return pages * kPageTokens + tail; }
 };
 
-/// A prefix on its way.
-struct PrefixCache::Arriving {
-  std::shared_ptr<PrefixArrival> arrival = std::make_shared<PrefixArrival>();
-  PrefixName name{};    // of its checkpoint on the disk
-  PrefixName parent{};  // of its whole pages
-  int64_t begun_ns = 0;
-  std::vector<int32_t> tail;
-  KvCheckpoint checkpoint;
-  std::vector<std::pair<int32_t, std::vector<std::byte>>> beside;  // pages that are not in host memory
-};
-
 // The longest that is longer than what is kept. Its first pages may be those of what is kept; the others are there.
 std::optional<PrefixCache::OnDisk> PrefixCache::longest_on_disk(PrefixKeys& keys, std::span<const int32_t> ids,
                                                                 const Entry* kept) const {

@@ -77,6 +77,7 @@ TEST_F(KvDisk, WhatMemoryCannotHoldComesBack) {
   Loop cold(setup(false)), warm(little);
   const int conversations = 5;
   std::vector<std::vector<int32_t>> history;
+  history.reserve(conversations);
   for (int i = 0; i < conversations; ++i) history.push_back(text_of(500 + 7 * i, i));
   for (int turn = 0; turn < 2; ++turn)
     for (int i = 0; i < conversations; ++i) {
