@@ -21,7 +21,7 @@ TC_KERNEL(kWarps * 32)
 index_scores_kernel(const IndexScoresArgs args) {
   TC_SHARED(uint8_t, ring, kWarps * kMaxTiles * 272);
   TC_SHARED(float, terms, kWarps * 16 * (kMaxHeads + 1));
-  const int64_t token = block_y();
+  const int64_t row = block_y(), token = args.first_token + row;
   const TokenInfo info = args.step.tokens(token);
   const int64_t visible = visible_rows(info, args.ratio);
   if (visible <= args.topk) return;  // the whole block: every row is chosen
@@ -67,7 +67,7 @@ index_scores_kernel(const IndexScoresArgs args) {
     if (lane() < 16) {
       float sum = 0;
       for (int head = 0; head < heads; ++head) sum = add(sum, terms[terms_at + lane() * (kMaxHeads + 1) + head]);
-      if (group * 16 + lane() < visible) args.scores(token, group * 16 + lane()) = to_bf16(sum);
+      if (group * 16 + lane() < visible) args.scores(row, group * 16 + lane()) = to_bf16(sum);
     }
   }
 }
@@ -85,7 +85,7 @@ select_kernel(const SelectArgs args) {
   TC_SHARED(int32_t, histogram, 256);
   TC_SHARED(uint32_t, found, 2);           // the key's bits so far; how many of its equals are wanted
   TC_SHARED(int32_t, warp_counts, 2 * 8);  // above, equal
-  const int64_t token = block_x(), topk = args.selected.shape[1];
+  const int64_t row = block_x(), token = args.first_token + row, topk = args.selected.shape[1];
   const TokenInfo info = args.step.tokens(token);
   const int64_t visible = visible_rows(info, args.ratio);
   if (visible <= topk) {  // the whole block
@@ -101,7 +101,7 @@ select_kernel(const SelectArgs args) {
     block_sync();
     const uint32_t prefix = found[0];
     for (int64_t i = thread(); i < visible; i += block_threads()) {
-      const uint32_t key = ordered(args.scores(token, i));
+      const uint32_t key = ordered(args.scores(row, i));
       if (shift == 24 || (key ^ prefix) >> (shift + 8) == 0) atomic_add(histogram, key >> shift & 255, 1);
     }
     block_sync();
@@ -118,7 +118,7 @@ select_kernel(const SelectArgs args) {
   int32_t equals_left = static_cast<int32_t>(static_cast<uint32_t>(found[1])), written = 0;
   for (int64_t base = 0; base < visible; base += block_threads()) {
     const int64_t i = base + thread();
-    const uint32_t key = i < visible ? ordered(args.scores(token, i)) : 0;
+    const uint32_t key = i < visible ? ordered(args.scores(row, i)) : 0;
     const bool above = i < visible && key > threshold, equal = i < visible && key == threshold;
     const uint32_t above_votes = ballot(kFullMask, above), equal_votes = ballot(kFullMask, equal);
     if (lane() == 0) {
@@ -153,11 +153,11 @@ void TC_BACKEND::index_scores(Stream& stream, const IndexScoresArgs& args) {
   TC_CHECK(args.q.shape[1] <= kMaxHeads && args.q.shape[2] % 32 == 0 && args.q.shape[2] <= 32 * kMaxTiles);
   // A grid for the longest context there can be; blocks stride over what is visible.
   const int64_t groups = (args.scores.shape[1] + 15) / 16, blocks = (groups + kWarps - 1) / kWarps;
-  launch(stream, "index_scores", index_scores_kernel, {blocks < 256 ? blocks : 256, args.q.shape[0]}, kWarps * 32,
+  launch(stream, "index_scores", index_scores_kernel, {blocks < 256 ? blocks : 256, args.scores.shape[0]}, kWarps * 32,
          args);
 }
 void TC_BACKEND::select(Stream& stream, const SelectArgs& args) {
-  launch(stream, "select", select_kernel, {args.selected.shape[0]}, 256, args);
+  launch(stream, "select", select_kernel, {args.scores.shape[0]}, 256, args);
 }
 
 }  // namespace thermocline::gpu

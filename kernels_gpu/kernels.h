@@ -218,18 +218,20 @@ struct IndexScoresArgs {
   LayerPages pages;
   DeviceView<const bf16, 3> q;       // [M, Hi, ci]
   DeviceView<const float, 2> gates;  // [M, Hi]
-  DeviceView<float, 2> scores;       // [M, max rows] out
+  DeviceView<float, 2> scores;       // [tokens of this launch, max rows] out
   int ratio = 0;
   int64_t topk = 0;
+  int64_t first_token = 0;  // of this launch
 };
 
 /// The exact topk of each token in rising order; all rows where they are no more. A tie goes to the lower row.
 /// The token's scores five times from L2; latency of one block a token.
 struct SelectArgs {
   StepTables step;
-  DeviceView<const float, 2> scores;  // [M, max rows]
+  DeviceView<const float, 2> scores;  // [tokens of this launch, max rows]
   DeviceView<int32_t, 2> selected;    // [M, topk] out
   int ratio = 0;
+  int64_t first_token = 0;  // of this launch
 };
 
 /// Attention of 16 heads of a token over the window and its compressed rows, in splits of kAttentionSplit rows.

@@ -15,6 +15,7 @@ namespace {
 using gpu::CopyKind;
 using gpu::DeviceView;
 
+constexpr int64_t kScoreBytes = int64_t{64} << 20;    // of index scores; longer steps go in waves
 constexpr int64_t kPartialBytes = int64_t{96} << 20;  // of attention partials; longer steps go in waves
 
 int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -84,7 +85,8 @@ void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o,
   f(b.q, m * heads);
   f(b.index_q, m * g.index_n_heads * g.index_head_dim);
   f(b.gates, m * g.index_n_heads);
-  f(b.index_scores, m * (o.max_context / 4 + 1));
+  b.score_tokens = std::clamp<int64_t>(kScoreBytes / 4 / (o.max_context / 4 + 1), 1, m);
+  f(b.index_scores, b.score_tokens * (o.max_context / 4 + 1));
   f(b.u, m * g.o_groups * g.o_lora_rank);
   const int64_t splits = max_splits(g, o.max_context), token_bytes = splits * g.n_heads * (g.head_dim + 2) * 4;
   b.partial_tokens = std::clamp<int64_t>(kPartialBytes / token_bytes, 1, m);

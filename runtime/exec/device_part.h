@@ -216,6 +216,7 @@ class DevicePart {
     bf16* hidden;
     float *logits, *mtp_logits;
     int32_t* most_likely;
+    int64_t score_tokens;    // tokens whose index scores fit at once
     int64_t partial_tokens;  // tokens whose attention partials fit at once
   } b_{};
   struct HostMail {

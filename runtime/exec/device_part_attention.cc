@@ -101,17 +101,21 @@ void DevicePart::choose_rows(int index) {
                                     {b_.gates, {m, g_.index_n_heads}},
                                     gate_scale,
                                     rope_dim});
-    kernel.index_scores(*stream_, {step_,
-                                   pages(index),
-                                   {b_.index_q_bf16, {m, g_.index_n_heads, ci}},
-                                   {b_.gates, {m, g_.index_n_heads}},
-                                   {b_.index_scores, {m, options_.max_context / 4 + 1}},
-                                   ratio,
-                                   g_.index_topk});
   }
-  kernel.select(
-      *stream_,
-      {step_, {b_.index_scores, {m, options_.max_context / 4 + 1}}, {b_.selected, {m, g_.index_topk}}, ratio});
+  const int64_t rows = options_.max_context / 4 + 1;
+  for (int64_t first = 0; first < m; first += b_.score_tokens) {
+    const int64_t count = std::min(b_.score_tokens, m - first);
+    if (shape_.scores)
+      kernel.index_scores(*stream_, {step_,
+                                     pages(index),
+                                     {b_.index_q_bf16, {m, g_.index_n_heads, ci}},
+                                     {b_.gates, {m, g_.index_n_heads}},
+                                     {b_.index_scores, {count, rows}},
+                                     ratio,
+                                     g_.index_topk,
+                                     first});
+    kernel.select(*stream_, {step_, {b_.index_scores, {count, rows}}, {b_.selected, {m, g_.index_topk}}, ratio, first});
+  }
 }
 
 void DevicePart::attend(int index) {

@@ -518,6 +518,16 @@ TEST_F(Kernels, SelectionIsExact) {
     ref::select_topk(scores.data(), visible, count, order.data(), expected.data());
     got.resize(static_cast<size_t>(count));
     EXPECT_EQ(got, expected) << visible << " rows";
+
+    // A later launch of the same step: the second token's scores alone, its rows in its own place.
+    const gpu::TokenInfo info = {0, static_cast<int32_t>(4 * visible - 1), 0, 0, 0, 1};
+    int32_t* const both = up(std::vector<int32_t>(2 * kTopK, -1));
+    kernels().select(*stream_, {step({{}, info}, {{}}, {0}), {up(scores), {1, visible}}, {both, {2, kTopK}}, 4, 1});
+    std::vector<int32_t> placed = down(both, 2 * kTopK);
+    EXPECT_TRUE(std::all_of(placed.begin(), placed.begin() + kTopK, [](int32_t row) { return row == -1; }));
+    placed.erase(placed.begin(), placed.begin() + kTopK);
+    placed.resize(static_cast<size_t>(count));
+    EXPECT_EQ(placed, expected) << visible << " rows";
   }
 }
 
@@ -560,6 +570,20 @@ TEST_F(Kernels, IndexScoresHaveTheBitsOfTheScalarKernel) {
       ASSERT_EQ(got[static_cast<size_t>(r)], expected[static_cast<size_t>(r)])
           << heads << " heads of " << width << ", row " << r;
     EXPECT_EQ(got[kVisible], 0) << "beyond what is visible";
+
+    // A later launch of the same step has the scores of its own tokens.
+    std::vector<float> two(q.size(), 0.0f), two_gates(gates.size(), 0.0f);
+    two.insert(two.end(), q.begin(), q.end());
+    two_gates.insert(two_gates.end(), gates.begin(), gates.end());
+    const gpu::TokenInfo info = {0, 4 * kVisible - 1, 0, 0, 0, 1};
+    args.step = step({info, info}, {{0, 0, 0, 0}}, {0, 1});
+    args.q = {up(test::to_bf16(two)), {2, heads, width}};
+    args.gates = {up(two_gates), {2, heads}};
+    args.first_token = 1;
+    float* const later = zeros<float>(kVisible + 5);
+    args.scores = {later, {1, kVisible + 5}};
+    kernels().index_scores(*stream_, args);
+    EXPECT_EQ(down(later, kVisible + 5), got);
   }
 }
 
