@@ -43,6 +43,9 @@ class ModelOptions {
   bool direct_io_ = false;
 };
 
+/// An option of bytes, such as 8GiB, 0 by default. A command line error: what is none, and negative ones.
+void as_size(CLI::Option* option);
+
 /// Prints `error: ...` on stderr and gives the exit code: 0 for success, 130 when cancelled, 1 otherwise.
 int exit_code_of(const Status& status);
 

@@ -7,6 +7,13 @@
 
 namespace thermocline::cli {
 
+// A minus is refused before CLI11 reads the text, as it takes -1 for 2^64 - 1. What is added last looks first.
+void as_size(CLI::Option* option) {
+  option->transform(CLI::AsSizeValue(false))->default_str("0");
+  option->transform(CLI::Validator(
+      [](std::string& text) { return text.starts_with('-') ? "a size is not negative" : std::string(); }, ""));
+}
+
 void ModelOptions::add_to(CLI::App& command, bool weights) {
   command.add_option("--model", model_, "Folder of a DeepSeek-V4 checkpoint")->required();
   if (!weights) return;
@@ -37,9 +44,8 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
           "Where attention and hot experts run: auto (CUDA where there is a card), cuda, cuda:2 (two cards), simt "
           "(the interpreter) or none")
       ->capture_default_str();
-  command.add_option("--gpu-memory", gpu_memory_, "Memory to use of each device, such as 20GiB; 0: what is free")
-      ->transform(CLI::AsSizeValue(false))
-      ->default_str("0");
+  as_size(
+      command.add_option("--gpu-memory", gpu_memory_, "Memory to use of each device, such as 20GiB; 0: what is free"));
   command
       .add_option("--experts-on-gpu", experts_on_gpu_,
                   "Routed experts to keep on devices: a number, all, or auto: as many as fit")

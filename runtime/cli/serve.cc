@@ -19,7 +19,8 @@ struct ServeOptions {
   server::HttpOptions http;
   server::Api::Options api;
   LoopOptions loop;
-  int64_t max_num_seqs = 16, max_num_batched_tokens = 512, kv_tokens = 0;
+  int64_t max_num_seqs = 16, max_num_batched_tokens = 512;
+  uint64_t kv_host_memory = 0, kv_gpu_memory = 0;
   int64_t prefix_cache_memory = 0;
   bool no_prefix_cache = false;
   std::string kv_disk_dir;
@@ -57,7 +58,9 @@ class Service {
     options.max_sequences = static_cast<int>(o_.max_num_seqs);
     options.max_chunk = o_.max_num_batched_tokens;
     options.max_logit_rows = std::min<int64_t>(o_.max_num_batched_tokens, 64);  // of prompts that are scored
-    options.kv_tokens = o_.kv_tokens;
+    options.kv_below_context = true;
+    options.kv_host_bytes = o_.kv_host_memory;
+    options.kv_gpu_bytes = o_.kv_gpu_memory;
     options.prefix_cache_bytes = o_.no_prefix_cache ? 0 : o_.prefix_cache_memory > 0 ? o_.prefix_cache_memory : -1;
     options.kv_disk = {.folder = o_.kv_disk_dir, .space_bytes = o_.kv_disk_space};
     options.cancel = &stopping_;
@@ -104,7 +107,7 @@ class Service {
         "serving {} on {}\n  context {} tokens, {} sequences at once, {} tokens of KV; {}\n  curl "
         "{}/v1/chat/completions -H 'content-type: "
         "application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
-        model_->name, url, engine_->max_context(), o_.max_num_seqs, engine_->stats().kv_tokens_total,
+        model_->name, url, engine_->max_context(), engine_->options().max_sequences, engine_->stats().kv_tokens_total,
         machine_line(machine_of(*engine_)), url);
     std::fflush(stdout);
   }
@@ -155,14 +158,16 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("--max-body", o->http.max_body_bytes, "Largest request body in bytes");
   add("--max-num-seqs,--parallel", o->max_num_seqs, "Sequences that run together");
   add("--max-num-batched-tokens", o->max_num_batched_tokens, "Tokens of one step");
-  add("--kv-tokens", o->kv_tokens, "Tokens the KV cache holds, of all sequences together; 0: what memory allows");
-  command
-      ->add_option(
-          "--prefix-cache-memory", o->prefix_cache_memory,
-          "Host memory for checkpoints of prompts, from which later ones that begin alike go on, such as 2GiB; "
-          "0: by the size of the KV cache")
-      ->transform(CLI::AsSizeValue(false))
-      ->default_str("0");
+  as_size(command->add_option(
+      "--kv-host-memory", o->kv_host_memory,
+      "Host memory for the KV cache, checkpoints of prompts included, such as 8GiB; 0: what is free"));
+  as_size(command->add_option(
+      "--kv-gpu-memory", o->kv_gpu_memory,
+      "Memory of all devices together for the KV cache; 0: half of what is free, the rest is for experts"));
+  as_size(
+      command->add_option("--prefix-cache-memory", o->prefix_cache_memory,
+                          "Of it, checkpoints of prompts, from which later ones that begin alike go on, such as 2GiB; "
+                          "0: by the size of the KV cache, an eighth at most"));
   command->add_flag("--no-prefix-cache,--no-enable-prefix-caching", o->no_prefix_cache,
                     "Every prompt is computed whole");
   command->add_option("--kv-disk-dir", o->kv_disk_dir,

@@ -66,14 +66,14 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
                                              .pool = engine->pool_.get(),
                                              .cancel = o.cancel,
                                              .progress = o.progress}));
-  const ExecOptions exec{.max_tokens = o.max_chunk,
-                         .max_logit_rows = o.max_logit_rows,
-                         .max_context = o.max_context,
-                         .mtp = o.mtp,
-                         .int8_activations = o.int8_activations,
-                         .fp8_rows = o.kv_dtype != KvDtype::bf16 && o.numerics != Numerics::fp32};
+  const ExecOptions wanted{.max_tokens = o.max_chunk,
+                           .max_logit_rows = o.max_logit_rows,
+                           .max_context = o.max_context,
+                           .mtp = o.mtp,
+                           .int8_activations = o.int8_activations,
+                           .fp8_rows = o.kv_dtype != KvDtype::bf16 && o.numerics != Numerics::fp32};
   if (!devices.empty()) {
-    const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, loader.shapes(), o.numerics, exec);
+    const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, loader.shapes(), o.numerics, wanted);
     if (!supported.ok() && choice.kind != gpu::DeviceChoice::Kind::automatic) return supported.error();
     if (!supported.ok()) {
       spdlog::warn("the CPU does all of it: {}", supported.error().message);
@@ -83,10 +83,12 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (o.kv_dtype == KvDtype::bf16 && !devices.empty())
     return invalid("devices keep the KV cache in FP8, exactly: leave out --kv-cache-dtype bf16, or use --device none");
   TC_ASSIGN(const EngineMemory memory,
-            plan_engine_memory(o, engine->geometry_, loader, cpu, exec, devices, free_memory()));
+            plan_engine_memory(o, engine->geometry_, loader, cpu, wanted, devices, free_memory()));
   spdlog::debug("memory\n{}", memory.plan.to_string());
   o.kv_tokens = memory.kv.max_tokens;
+  o.max_sequences = memory.kv.max_sequences;
   o.prefix_cache_bytes = memory.prefix_cache_bytes;
+  const ExecOptions& exec = memory.exec;
 
   std::string names;  // of the devices
   for (const std::unique_ptr<gpu::Device>& device : devices) names += device->name() + ";";
@@ -133,9 +135,16 @@ Status Engine::open_disk() {
 
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
-  const PrefixCache::Options prefixes{
-      .bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()};
-  TC_ASSIGN(loop_, StepLoop::start({*step_, *kv_, *pool_, geometry_, tokenizer, prefixes}, options));
+  TC_ASSIGN(loop_, StepLoop::start({.step = *step_,
+                                    .kv = *kv_,
+                                    .pool = *pool_,
+                                    .geometry = geometry_,
+                                    .tokenizer = tokenizer,
+                                    .max_context = options_.max_context,
+                                    .prefix_cache = {.bytes = options_.prefix_cache_bytes,
+                                                     .model = cache_identity_,
+                                                     .disk = kv_disk_.get()}},
+                                   options));
   return {};
 }
 

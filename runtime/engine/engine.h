@@ -28,11 +28,17 @@ struct EngineOptions {
   int64_t max_chunk = 512;     // tokens of a prefill step
   int64_t max_logit_rows = 1;  // tokens of a step whose logits can be asked for
   int max_sequences = 1;       // sequences that run together (--max-num-seqs)
-  /// Tokens the KV cache holds, of all sequences together; at least max_context. 0: max_context for each of
-  /// max_sequences, or as many as fit the free memory, of a device half of it: the rest is for experts.
+  /// Tokens the KV cache holds, of all sequences together; at least max_context, or with kv_below_context a step's
+  /// chunk. 0: max_context for each of max_sequences, or as many as fit the byte budget; without one the free memory,
+  /// of a device half of it: the rest is for experts.
   int64_t kv_tokens = 0;
+  bool kv_below_context = false;  // a cache smaller than max_context will do: what cannot fit is refused on its own
+  /// Host memory for the KV cache: rows, where the CPU keeps them, and checkpoints; 0: what is free. Where it does not
+  /// hold the windows and a chunk of max_sequences, fewer run together.
+  uint64_t kv_host_bytes = 0;
+  uint64_t kv_gpu_bytes = 0;  // the same for rows on devices, all of them together
   /// Host memory for checkpoints of prefixes (PrefixCache), their KV pages not among them; 0: none are kept, -1: by the
-  /// size of the cache and what is free.
+  /// size of the cache, an eighth of kv_host_bytes or of what is free at most.
   int64_t prefix_cache_bytes = -1;
   /// Prefixes outlive the process in a folder, and what memory cannot hold (NvmeTier); an empty folder: they do not.
   NvmeTierOptions kv_disk = {};
@@ -56,8 +62,9 @@ class Engine {
  public:
   /// Reads the config and the headers, checks that the devices can run it and that all of it fits the memory, loads,
   /// and makes every buffer resident. Errors: those of read_config and WeightLoader; invalid_argument for a context, a
-  /// KV cache or a thread count out of range, a KV dtype that numerics or devices exclude, a folder for the KV cache
-  /// that cannot be used; unsupported and out_of_memory before a weight is read; cancelled.
+  /// KV cache or a thread count out of range, a KV budget too small for a sequence, a KV dtype that numerics or devices
+  /// exclude, a folder for the KV cache that cannot be used; unsupported and out_of_memory before a weight is read;
+  /// cancelled.
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options);
 
   /// Starts the step loop on its own thread; from then on only requests step this engine. `tokenizer` outlives it.
@@ -86,7 +93,8 @@ class Engine {
   const ModelGeometry& geometry() const { return geometry_; }
   const deepseek_v4::Weights& weights() const { return *weights_; }
   const EngineOptions& options() const { return options_; }
-  int64_t max_context() const { return options_.max_context; }
+  /// Tokens a sequence may reach: options().max_context, or what the KV cache holds where that is less.
+  int64_t max_context() const { return step_->options().max_context; }
   const Topology& topology() const { return topology_; }
   const CpuFeatures& cpu() const { return cpu_; }
   const cpu::KernelTable& kernels() const { return table_; }

@@ -1,5 +1,7 @@
 #include "runtime/engine/engine_memory.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "runtime/base/log.h"
@@ -10,7 +12,27 @@ namespace {
 
 constexpr int kHost = sched::MemoryPlan::kHost;
 constexpr int64_t kMostTokens = kPageTokens << 31;  // pages are numbered by int32_t
-constexpr uint64_t kProgramBytes = 128 << 20;       // tokenizer, requests, connections, code: an estimate
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kProgramBytes = 128 << 20;  // tokenizer, requests, connections, code: an estimate
+
+struct KvSize {
+  int64_t sequences = 1, tokens = 0;
+};
+
+// The largest of [least, most] that fits, where smaller ones do too; `least` is taken for granted.
+template <class Fits>
+int64_t largest(int64_t least, int64_t most, const Fits& fits) {
+  while (least < most) {
+    const int64_t middle = least + (most - least + 1) / 2;
+    if (fits(middle))
+      least = middle;
+    else
+      most = middle - 1;
+  }
+  return least;
+}
+
+double mib(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
 
 class Planner {
  public:
@@ -19,12 +41,25 @@ class Planner {
           const MemoryBudget& host)
       : o_(options), g_(geometry), weights_(weights), cpu_(cpu), exec_(exec), devices_(devices), host_(host) {}
 
-  EngineMemory plan(int64_t kv_tokens) const;
-  int64_t most_tokens(int64_t wanted) const;
+  Result<KvSize> settle() const;
+  EngineMemory plan(const KvSize& size) const;
+  Status check(const EngineMemory& m) const;
+  void tell(const EngineMemory& m) const;
 
  private:
+  bool on_host() const { return devices_.empty(); }
+  // Bytes that the rows of the KV cache were given, 0: none said; on the host checkpoints come out of them too.
+  uint64_t budget() const { return on_host() ? o_.kv_host_bytes : o_.kv_gpu_bytes; }
+  const char* flag() const { return on_host() ? "--kv-host-memory" : "--kv-gpu-memory"; }
+  uint64_t of_budget(const EngineMemory& m) const;
+  int64_t least_tokens() const;
+  int64_t wanted_tokens(int64_t sequences) const;
+  int64_t most_sequences() const;
+  int64_t most_tokens(int64_t sequences) const;
+  bool fits(const KvSize& size, const sched::MemoryPlan& least) const;
+  uint64_t usual_checkpoints(const EngineMemory& m) const;
   int64_t checkpoint_bytes(const EngineMemory& m) const;
-  bool fits(int64_t kv_tokens, const sched::MemoryPlan& least) const;
+  uint64_t least_budget(const EngineMemory& m) const;
 
   const EngineOptions& o_;
   const ModelGeometry& g_;
@@ -35,61 +70,141 @@ class Planner {
   const MemoryBudget& host_;
 };
 
-EngineMemory Planner::plan(int64_t kv_tokens) const {
+EngineMemory Planner::plan(const KvSize& size) const {
   EngineMemory m;
   m.kv.bf16_rows = rounding_of(o_.numerics).results;
-  m.kv.fp8_rows = exec_.fp8_rows || !devices_.empty();
+  m.kv.fp8_rows = exec_.fp8_rows || !on_host();
   m.kv.mtp = o_.mtp;
-  m.kv.max_tokens = kv_tokens;
-  m.kv.max_sequences = o_.max_sequences;
+  m.kv.max_tokens = size.tokens;
+  m.kv.max_sequences = static_cast<int>(size.sequences);
   m.kv.max_chunk = o_.max_chunk;
-  m.kv.host_rows = devices_.empty();
+  m.kv.host_rows = on_host();
+  const HostMemoryMeasure rows;
+  const std::unique_ptr<KvStore> numbers = std::move(KvStore::create(g_, m.kv)).value();
+  m.exec = exec_;
+  m.exec.max_context = std::min(o_.max_context, numbers->most_tokens());
   m.plan.set_capacity(kHost, host_.bytes, host_.source);
   m.plan.add(kHost, "program", kProgramBytes);
   m.plan.add(kHost, "weights", weights_.arena_bytes());
   m.plan.add(kHost, "weights on their way", weights_.buffer_bytes());
-  if (devices_.empty()) {
-    m.plan.add(kHost, "KV pages", KvStore::bytes(g_, m.kv), "lower --max-model-len, --max-num-seqs or --kv-tokens");
-    m.plan.add(kHost, "step buffers", StepBuffers::bytes(g_, exec_, cpu_.pool.size()),
+  if (on_host()) {
+    m.plan.add(kHost, KvStore::kPlanOwner, rows.bytes(), "lower --max-model-len, --max-num-seqs or --kv-host-memory");
+    m.plan.add(kHost, "step buffers", StepBuffers::bytes(g_, m.exec, cpu_.pool.size()),
                "lower --max-num-batched-tokens");
   } else {
-    const HostMemoryMeasure no_memory;
-    const std::unique_ptr<KvStore> numbers = std::move(KvStore::create(g_, m.kv)).value();
-    DeepseekV4GpuStep::plan_memory(m.plan, g_, weights_.shapes(), cpu_, o_.numerics, exec_, o_.gpu, *numbers, devices_);
+    DeepseekV4GpuStep::plan_memory(m.plan, g_, weights_.shapes(), cpu_, o_.numerics, m.exec, o_.gpu, *numbers,
+                                   devices_);
   }
+  if (!o_.kv_disk.folder.empty()) m.plan.add(kHost, "KV on its way to the disk", o_.kv_disk.memory_bytes());
   m.prefix_cache_bytes = o_.prefix_cache_bytes >= 0 ? o_.prefix_cache_bytes : checkpoint_bytes(m);
   m.plan.add(kHost, "prefix checkpoints", static_cast<uint64_t>(m.prefix_cache_bytes), "lower --prefix-cache-memory");
   return m;
 }
 
-// A quarter of the pages, or a few dozen checkpoints where those are small; an eighth of what is left at most.
-int64_t Planner::checkpoint_bytes(const EngineMemory& m) const {
+// A quarter of the pages, or a few dozen checkpoints where those are small.
+uint64_t Planner::usual_checkpoints(const EngineMemory& m) const {
   const KvLayout layout(g_, m.kv);
   const int64_t pages = pages_of(m.kv.max_tokens, kPageTokens) * layout.compressed_page_bytes();
   const int64_t one = pages_of(g_.window_size, kWindowPageTokens) * layout.window_page_bytes() + layout.ring_bytes();
-  const uint64_t room = m.plan.room(kHost) / 8;
-  return static_cast<int64_t>(std::min<uint64_t>(room, static_cast<uint64_t>(std::max(pages / 4, 32 * one))));
+  return static_cast<uint64_t>(std::max(pages / 4, 32 * one));
 }
 
-// Of a device, what a KV cache of one context leaves is shared with the experts, half and half.
-bool Planner::fits(int64_t kv_tokens, const sched::MemoryPlan& least) const {
-  const sched::MemoryPlan plan = this->plan(kv_tokens).plan;
-  if (!plan.check().ok()) return false;
+// An eighth of the bytes at most, lest pages leave nothing; where the tokens are said, of what those leave.
+int64_t Planner::checkpoint_bytes(const EngineMemory& m) const {
+  uint64_t most = m.plan.room(kHost) / 8;
+  if (on_host() && o_.kv_host_bytes > 0)
+    most = o_.kv_host_bytes / 8;
+  else if (on_host() && o_.kv_tokens == 0)
+    most = (m.plan.room(kHost) + m.plan.owner_bytes(KvStore::kPlanOwner)) / 8;
+  else if (o_.kv_host_bytes > 0)
+    most = std::min(most, o_.kv_host_bytes);
+  return static_cast<int64_t>(std::min(most, usual_checkpoints(m)));
+}
+
+uint64_t Planner::of_budget(const EngineMemory& m) const {
+  return m.plan.owner_bytes(KvStore::kPlanOwner) + (on_host() ? static_cast<uint64_t>(m.prefix_cache_bytes) : 0);
+}
+
+// Of a device, what the smallest cache leaves is shared with the experts, half and half.
+bool Planner::fits(const KvSize& size, const sched::MemoryPlan& least) const {
+  const EngineMemory m = plan(size);
+  if (budget() > 0) return of_budget(m) <= budget();
+  if (!m.plan.check().ok()) return false;
   for (int device = 0; o_.gpu.experts < 0 && device < static_cast<int>(devices_.size()); ++device)
-    if (plan.planned_bytes(device) - least.planned_bytes(device) > least.room(device) / 2) return false;
+    if (m.plan.planned_bytes(device) - least.planned_bytes(device) > least.room(device) / 2) return false;
   return true;
 }
 
-// Between one context and `wanted`, in whole pages.
-int64_t Planner::most_tokens(int64_t wanted) const {
-  const sched::MemoryPlan least = plan(o_.max_context).plan;
-  if (fits(wanted, least)) return wanted;
-  int64_t good = 0, bad = (wanted - o_.max_context) / kPageTokens + 1;  // pages beyond one context
-  while (bad - good > 1) {
-    const int64_t middle = good + (bad - good) / 2;
-    (fits(o_.max_context + middle * kPageTokens, least) ? good : bad) = middle;
+int64_t Planner::wanted_tokens(int64_t sequences) const { return std::min(kMostTokens, o_.max_context * sequences); }
+
+int64_t Planner::least_tokens() const {
+  if (!o_.kv_below_context) return o_.max_context;
+  return std::min(o_.max_context, pages_of(o_.max_chunk, kPageTokens) * kPageTokens);
+}
+
+// Whoever runs can hold a step's chunk beside its windows.
+int64_t Planner::most_sequences() const {
+  if (budget() == 0) return o_.max_sequences;
+  return largest(1, o_.max_sequences, [&](int64_t sequences) {
+    return of_budget(plan({sequences, std::min(kMostTokens, sequences * least_tokens())})) <= budget();
+  });
+}
+
+// In whole pages. Devices hold a context, if they can, before their experts get anything.
+int64_t Planner::most_tokens(int64_t sequences) const {
+  const int64_t wanted = wanted_tokens(sequences);
+  int64_t least = least_tokens();
+  if (!on_host() && budget() == 0 && plan({sequences, o_.max_context}).plan.check().ok()) least = o_.max_context;
+  const sched::MemoryPlan smallest = plan({sequences, least}).plan;
+  const auto tokens = [&](int64_t pages) { return std::min(wanted, least + pages * kPageTokens); };
+  return tokens(largest(0, pages_of(wanted - least, kPageTokens), [&](int64_t pages) {
+    return fits({sequences, tokens(pages)}, smallest);
+  }));
+}
+
+Result<KvSize> Planner::settle() const {
+  if (o_.kv_tokens != 0 && (o_.kv_tokens < least_tokens() || o_.kv_tokens > kMostTokens))
+    return invalid(
+        fmt::format("a KV cache of {} tokens is outside {}..{}: what it should hold, and the pages that can "
+                    "be numbered",
+                    o_.kv_tokens, least_tokens(), kMostTokens));
+  if (o_.kv_tokens != 0) return KvSize{o_.max_sequences, o_.kv_tokens};
+  const int64_t sequences = most_sequences();
+  return KvSize{sequences, most_tokens(sequences)};
+}
+
+// The smallest that would do instead of one that `m`, as small as may be, does not fit.
+uint64_t Planner::least_budget(const EngineMemory& m) const {
+  const uint64_t rows = m.plan.owner_bytes(KvStore::kPlanOwner);
+  if (!on_host() || o_.prefix_cache_bytes >= 0) return of_budget(m);
+  return rows + std::min(usual_checkpoints(m), rows / 7 + 1);  // an eighth of the sum
+}
+
+Status Planner::check(const EngineMemory& m) const {
+  if (budget() > 0 && of_budget(m) > budget()) {
+    const uint64_t least = least_budget(m);
+    return invalid(
+        fmt::format("{} is {:.1f} MiB, and a KV cache of {} tokens and {} sequence{} takes {:.1f} MiB{}: "
+                    "give at least {}MiB",
+                    flag(), mib(budget()), m.kv.max_tokens, m.kv.max_sequences, m.kv.max_sequences == 1 ? "" : "s",
+                    mib(least), on_host() ? ", checkpoints included" : "", (least + kMiB - 1) / kMiB));
   }
-  return o_.max_context + good * kPageTokens;
+  if (o_.kv_host_bytes > 0 && static_cast<uint64_t>(m.prefix_cache_bytes) > o_.kv_host_bytes)
+    return invalid(fmt::format("--prefix-cache-memory is {:.1f} MiB, more than --kv-host-memory, {:.1f} MiB",
+                               mib(static_cast<uint64_t>(m.prefix_cache_bytes)), mib(o_.kv_host_bytes)));
+  return m.plan.check();
+}
+
+// Where the cache holds less than it was asked for.
+void Planner::tell(const EngineMemory& m) const {
+  if (o_.kv_gpu_bytes > 0 && on_host()) spdlog::warn("--kv-gpu-memory counts for nothing: the CPU keeps the KV cache");
+  if (m.kv.max_sequences < o_.max_sequences)
+    spdlog::info("{} sequences run together, not {}: no more fit {}", m.kv.max_sequences, o_.max_sequences, flag());
+  if (o_.kv_tokens != 0 || m.kv.max_tokens >= wanted_tokens(m.kv.max_sequences)) return;
+  spdlog::info("the KV cache holds {} tokens, not {} sequences of {}: more does not fit {}", m.kv.max_tokens,
+               m.kv.max_sequences, o_.max_context, budget() > 0 ? flag() : "the memory");
+  if (m.exec.max_context < o_.max_context)
+    spdlog::info("that is less than one context: requests of more than {} tokens are refused", m.exec.max_context);
 }
 
 }  // namespace
@@ -99,20 +214,11 @@ Result<EngineMemory> plan_engine_memory(const EngineOptions& options, const Mode
                                         const ExecOptions& exec,
                                         const std::vector<std::unique_ptr<gpu::Device>>& devices,
                                         const MemoryBudget& host) {
-  if (options.kv_tokens != 0 && options.kv_tokens < options.max_context)
-    return invalid("a KV cache of " + std::to_string(options.kv_tokens) + " tokens does not hold one context of " +
-                   std::to_string(options.max_context) + ": raise --kv-tokens, or lower --max-model-len");
-  if (options.kv_tokens > kMostTokens)
-    return invalid("a KV cache of " + std::to_string(options.kv_tokens) + " tokens is larger than the " +
-                   std::to_string(kMostTokens) + " that pages can be numbered for: lower --kv-tokens");
   const Planner planner(options, geometry, weights, cpu, exec, devices, host);
-  const int64_t all = std::min(kMostTokens, options.max_context * options.max_sequences);
-  const int64_t tokens = options.kv_tokens != 0 ? options.kv_tokens : planner.most_tokens(all);
-  EngineMemory memory = planner.plan(tokens);
-  TC_RETURN_IF_ERROR(memory.plan.check());
-  if (options.kv_tokens == 0 && tokens < all)
-    spdlog::info("the KV cache holds {} tokens, not {} sequences of {}: more does not fit the memory", tokens,
-                 options.max_sequences, options.max_context);
+  TC_ASSIGN(const KvSize size, planner.settle());
+  EngineMemory memory = planner.plan(size);
+  TC_RETURN_IF_ERROR(planner.check(memory));
+  planner.tell(memory);
   return memory;
 }
 

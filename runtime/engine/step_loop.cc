@@ -1,5 +1,7 @@
 #include "runtime/engine/step_loop.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <exception>
 #include <numeric>
@@ -115,11 +117,6 @@ Result<QueueTicket> StepLoop::ticket(const QueueCounters::Amount& amount) {
   return QueueTicket::take(counters_, amount);
 }
 
-// From what never changes: the pages in use are the step thread's.
-int64_t StepLoop::total_kv_tokens() const {
-  return m_.kv.layout().compressed_page_bytes() == 0 ? INT64_MAX : m_.kv.compressed_pages() * kPageTokens;
-}
-
 // The most tokens of prompt and answer.
 int64_t StepLoop::most_tokens(const Request& request) const {
   int64_t answer = request.max_tokens >= 0 ? request.max_tokens : options_.default_max_tokens;
@@ -127,7 +124,7 @@ int64_t StepLoop::most_tokens(const Request& request) const {
     answer = options_.max_answer_tokens;
   const int64_t prompt = static_cast<int64_t>(request.prompt.size());
   // The last token of an answer is chosen and never stored.
-  const int64_t room = std::min(m_.step.options().max_context, total_kv_tokens());
+  const int64_t room = m_.step.options().max_context;
   return answer < 0 || answer > room - prompt ? room : prompt + answer;
 }
 
@@ -145,16 +142,24 @@ Status StepLoop::check(const Request& request) const {
     return field_error(request.min_tokens < 0 ? "min_tokens" : "max_tokens", "should not be negative");
   for (const std::string& stop : request.stop)
     if (stop.empty()) return field_error("stop", "a stop string should not be empty");
-  const int64_t prompt = static_cast<int64_t>(request.prompt.size()), answer = request.max_tokens == 0 ? 0 : 1,
-                context = m_.step.options().max_context;
-  if (prompt + answer <= std::min(context, total_kv_tokens())) return {};
-  Error error{ErrorCode::context_length, "the prompt has " + std::to_string(prompt) + " tokens; the context holds " +
-                                             std::to_string(context) + ", answer included"};
-  if (prompt + answer <= context)
-    error.message = "the prompt has " + std::to_string(prompt) + " tokens; the KV cache holds " +
-                    std::to_string(total_kv_tokens()) + " of all requests together (--kv-tokens)";
-  error.field = "prompt";
-  error.counts = {{"n_prompt_tokens", prompt}, {"n_ctx", std::min(context, total_kv_tokens())}};
+  const int64_t prompt = static_cast<int64_t>(request.prompt.size()), answer = request.max_tokens == 0 ? 0 : 1;
+  if (prompt + answer <= m_.step.options().max_context) return {};
+  return too_long(prompt, prompt + answer > m_.max_context);
+}
+
+// For the context, or for the whole cache, where that holds less.
+Error StepLoop::too_long(int64_t prompt, bool for_context) const {
+  const int64_t room = m_.step.options().max_context;
+  const double cache_bytes = static_cast<double>(m_.kv.compressed_pages() * m_.kv.layout().compressed_page_bytes());
+  Error error{
+      ErrorCode::context_length,
+      for_context
+          ? fmt::format("the prompt has {} tokens; the context holds {}, answer included", prompt, m_.max_context)
+          : fmt::format("the prompt has {} tokens; the KV cache holds {} in {:.1f} MiB, answer "
+                        "included (--kv-{}-memory)",
+                        prompt, room, cache_bytes / (1 << 20), m_.kv.options().host_rows ? "host" : "gpu"),
+      "prompt"};
+  error.counts = {{"n_prompt_tokens", prompt}, {"n_ctx", room}};
   return error;
 }
 

@@ -32,6 +32,7 @@ class StepLoop {
     WorkerPool& pool;
     const ModelGeometry& geometry;
     const Tokenizer& tokenizer;
+    int64_t max_context = 0;  // as asked for: the cache may hold less
     PrefixCache::Options prefix_cache = {};
   };
   /// Measures the cost of two steps, then starts the thread. Errors: those of a step.
@@ -94,7 +95,7 @@ class StepLoop {
   void publish_stats();
   sched::KvPages pages() const;
   RunningRequest* running(uint64_t id);
-  int64_t total_kv_tokens() const;
+  Error too_long(int64_t prompt, bool for_context) const;
 
   const Machine m_;
   const LoopOptions options_;

@@ -136,7 +136,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
                                     const GpuOptions& gpu, const KvStore& kv,
                                     const std::vector<std::unique_ptr<gpu::Device>>& devices) {
   constexpr int kHost = sched::MemoryPlan::kHost;
-  const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-tokens";
+  const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-gpu-memory";
   const std::vector<PartOptions> parts = part_options(g, shapes, numerics, options, gpu, devices.size());
   uint64_t pinned = 0, interpreted = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -146,7 +146,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
     const int64_t residents = std::clamp<int64_t>(parts[i].experts, 0, s.experts) * s.slot;
     plan.set_capacity(tier, device.free_bytes(), device.name());
     plan.add(tier, "dense weights", static_cast<uint64_t>(s.dense), "give --gpu-memory more");
-    plan.add(tier, "KV pages", static_cast<uint64_t>(s.kv()), lower_kv);
+    plan.add(tier, KvStore::kPlanOwner, static_cast<uint64_t>(s.kv()), lower_kv);
     plan.add(tier, "step buffers", static_cast<uint64_t>(s.buffers() + s.slot_table + DevicePart::Sizes::kSlack),
              "lower --max-num-batched-tokens");
     if (s.staging > 0)

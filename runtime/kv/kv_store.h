@@ -22,6 +22,7 @@ class KvStore {
  public:
   /// Errors: out_of_memory.
   static Result<std::unique_ptr<KvStore>> create(const ModelGeometry& geometry, const KvOptions& options);
+  static constexpr const char* kPlanOwner = "KV pages";  // of its rows in a memory plan
   /// Bytes of host memory that create() takes.
   static uint64_t bytes(const ModelGeometry& geometry, const KvOptions& options);
 
@@ -39,6 +40,10 @@ class KvStore {
   /// A second sequence that goes on from the first one's present. Errors: those of restore().
   Result<std::unique_ptr<SequenceKv>> fork(const SequenceKv& sequence);
 
+  /// Tokens that one sequence may have, if it has all the pages; INT64_MAX where nothing is compressed.
+  int64_t most_tokens() const {
+    return layout_.compressed_page_bytes() == 0 ? INT64_MAX : compressed_.pages() * kPageTokens;
+  }
   const KvLayout& layout() const { return layout_; }
   const KvOptions& options() const { return options_; }
   int64_t window_pages() const { return window_.pages(); }

@@ -22,6 +22,8 @@ struct NvmeTierOptions {
   uint64_t space_bytes = 0;          // of all files in it
   uint64_t queue_bytes = 256 << 20;  // waiting to be written: what comes on top is not saved
   bool use_io_uring = true;
+  /// What it takes of host memory at most: the queue, the buffers, what moves within the log.
+  uint64_t memory_bytes() const { return queue_bytes + (96 << 20); }
 };
 
 struct NvmeTierStats {

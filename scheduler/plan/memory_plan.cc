@@ -47,6 +47,13 @@ uint64_t MemoryPlan::planned_bytes(int number) const {
   return bytes;
 }
 
+uint64_t MemoryPlan::owner_bytes(std::string_view owner) const {
+  uint64_t bytes = 0;
+  for (const Row& row : rows_)
+    if (row.owner == owner) bytes += row.bytes;
+  return bytes;
+}
+
 uint64_t MemoryPlan::room(int number) const {
   const Tier* const t = find(number);
   if (!t || !t->bounded) return std::numeric_limits<uint64_t>::max();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/base/result.h"
@@ -20,6 +21,8 @@ class MemoryPlan {
   void add(int tier, std::string owner, uint64_t bytes, std::string advice = "");
 
   uint64_t planned_bytes(int tier) const;
+  /// Of an owner, in all tiers together.
+  uint64_t owner_bytes(std::string_view owner) const;
   /// What the tier has beyond the plan; 0 where more is planned than there is, all of uint64_t without a capacity.
   uint64_t room(int tier) const;
 

@@ -82,6 +82,18 @@ def test_what_does_not_end_by_itself_is_refused_before_it_begins():
         attempt(*call, codes=(1, 2))
 
 
+def test_kv_memory_that_holds_no_sequence_says_what_would():
+    serve = ["serve", "--model", DEMO, "--quiet", "--port", 0, "--max-num-seqs", 64]
+    for flag in ("--kv-host-memory=x", "--kv-host-memory=-1", "--kv-host-memory=99999999999EiB", "--kv-gpu-memory=x", "--kv-gpu-memory=-1", "--prefix-cache-memory=-1", "--gpu-memory=-1", "--kv-tokens=1024"):
+        attempt(*serve, flag, codes=(2,))
+    code, err = attempt(*serve, "--device", "none", "--kv-host-memory", "200KiB", "--prefix-cache-memory", "3MiB")
+    assert code == 1 and "--kv-host-memory is 0.2 MiB" in err and "1 sequence takes" in err and "give at least 5MiB" in err, err
+    code, err = attempt(*serve, "--device", "simt", "--experts-on-gpu", 0, "--kv-gpu-memory", "200KiB")
+    assert code == 1 and "--kv-gpu-memory is 0.2 MiB" in err and "give at least 2MiB" in err, err
+    code, err = attempt(*serve, "--device", "none", "--kv-host-memory", "1PiB", "--max-model-len", 4096, "--prefix-cache-memory", "512TiB")
+    assert code == 1 and "not enough memory on the host" in err and "--prefix-cache-memory" in err, err
+
+
 def test_logits_with_more_tokens_than_context_say_both(tmp_path):
     (tmp_path / "ids").write_text("1 2 3 4 5")
     call = ["logits", "--model", TINY, "--ids", tmp_path / "ids", "--out", tmp_path / "out"]

@@ -467,6 +467,19 @@ def test_health_answers_under_hostile_load(start_server):
     other.stop()
 
 
+def test_a_cache_smaller_than_a_context_serves_what_fits(start_server):
+    other = start_server("--device", "none", "--max-num-seqs", "1", "--max-model-len", "4096", "--max-num-batched-tokens", "128", "--kv-host-memory", "2MiB", "--prefix-cache-memory", "1MiB")
+    room = other.request("GET", "/health")[2]["kv_tokens_total"]
+    assert 512 <= room < 4096
+    assert other.request("GET", "/v1/models")[2]["data"][0]["max_model_len"] == room
+    assert other.client.chat.completions.create(model="demo", messages=ASK, temperature=0).choices[0].message.content == "The capital of Norway is Oslo."
+    status, _, reply = other.request("POST", "/v1/completions", {"prompt": [5] * room, "max_tokens": 1})
+    assert status == 400 and reply["error"]["code"] == "context_length_exceeded" and (reply["error"]["n_prompt_tokens"], reply["error"]["n_ctx"]) == (room, room), reply
+    assert f"{room} tokens; the KV cache holds {room} in " in reply["error"]["message"] and "--kv-host-memory" in reply["error"]["message"], reply
+    assert other.request("POST", "/v1/completions", {"prompt": [5] * 4096, "max_tokens": 1})[2]["error"]["n_ctx"] == room
+    other.stop()
+
+
 def test_without_prose_completions_work_and_chats_say_why_not(start_server, temporary_model):
     model = temporary_model()
     (model / "encoding" / "encoding_dsv4.py").unlink()

@@ -3,6 +3,7 @@
 #include "runtime/engine/engine_memory.h"
 #include "runtime/hw/host_memory.h"
 #include "runtime/model/deepseek_v4/config.h"
+#include "tests/support/long_demo.h"
 #include "tests/support/models.h"
 
 namespace thermocline {
@@ -88,6 +89,109 @@ TEST(EngineMemory, TheCacheShrinksToWhatFitsButNotBelowOneContext) {
   EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument);
 }
 
+/// Bytes of a plan that a KV budget pays for.
+uint64_t kv_bytes(const EngineMemory& m) {
+  return m.plan.owner_bytes(KvStore::kPlanOwner) + static_cast<uint64_t>(m.prefix_cache_bytes);
+}
+
+TEST(EngineMemory, AByteBudgetIsFilledAndNotPassed) {
+  constexpr uint64_t kRounding = 2 << 20;  // of a large mapping
+  for (const int64_t checkpoints : {int64_t{-1}, int64_t{0}, int64_t{3} << 20})
+    for (const uint64_t budget : {uint64_t{8} << 20, uint64_t{12345678}, uint64_t{30} << 20}) {
+      Known known(64);
+      known.options.prefix_cache_bytes = checkpoints;
+      known.options.kv_below_context = true;
+      known.options.kv_host_bytes = budget;
+      known.options.max_context = known.exec.max_context = int64_t{1} << 20;
+      const EngineMemory m = known.plan(64 * kGiB).value();
+      const uint64_t page = static_cast<uint64_t>(KvLayout(known.g, m.kv).compressed_page_bytes());
+      EXPECT_LE(kv_bytes(m), budget);
+      EXPECT_GT(kv_bytes(m) + page + kRounding, budget) << checkpoints << " bytes of checkpoints in " << budget;
+      EXPECT_GE(m.kv.max_sequences, 1);
+      EXPECT_EQ(m.exec.max_context, (m.kv.max_tokens / kPageTokens + m.kv.max_sequences) * kPageTokens);
+      known.options.max_sequences = m.kv.max_sequences;
+      known.options.kv_tokens = m.kv.max_tokens;
+      EXPECT_EQ(kv_bytes(known.plan(64 * kGiB).value()), kv_bytes(m));
+      known.options.kv_tokens += kPageTokens + static_cast<int64_t>(kRounding / page) * kPageTokens;
+      EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument) << "so much more would have fit";
+    }
+}
+
+TEST(EngineMemory, ALargeBudgetTakesNoMoreThanContextsNeed) {
+  Known known(3);
+  const EngineMemory whole = known.plan(64 * kGiB).value();
+  known.options.kv_host_bytes = 8 * kGiB;
+  const EngineMemory m = known.plan(64 * kGiB).value();
+  EXPECT_EQ(m.kv.max_tokens, 3 * 1024);
+  EXPECT_EQ(m.kv.max_sequences, 3);
+  EXPECT_EQ(m.plan.owner_bytes(KvStore::kPlanOwner), whole.plan.owner_bytes(KvStore::kPlanOwner));
+  EXPECT_EQ(m.exec.max_context, 1024);
+  known.options.kv_host_bytes = 100 << 10;
+  EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument);
+}
+
+TEST(EngineMemory, ASmallBudgetHoldsFewerSequences) {
+  Known known(64);
+  known.options.kv_below_context = true;
+  int sequences = 0;
+  for (const uint64_t budget : {4 << 20, 12 << 20, 96 << 20}) {
+    known.options.kv_host_bytes = budget;
+    const EngineMemory m = known.plan(64 * kGiB).value();
+    EXPECT_GT(m.kv.max_sequences, sequences) << budget;
+    sequences = m.kv.max_sequences;
+  }
+  EXPECT_EQ(sequences, 64);
+}
+
+TEST(EngineMemory, TooSmallABudgetIsRefusedWithTheSmallestThatDoes) {
+  for (const int64_t checkpoints : {int64_t{-1}, int64_t{0}, int64_t{3} << 20}) {
+    Known known(64);
+    known.options.prefix_cache_bytes = checkpoints;
+    known.options.kv_below_context = true;
+    known.options.kv_host_bytes = 100 << 10;
+    const auto refused = known.plan(64 * kGiB);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::invalid_argument);
+    const std::string& text = refused.error().message;
+    EXPECT_EQ(text.find("--kv-host-memory is 0.1 MiB, and a KV cache of 256 tokens and 1 sequence takes "), 0u) << text;
+    const size_t at = text.find("give at least ");
+    ASSERT_NE(at, std::string::npos) << text;
+    const uint64_t least = std::stoull(text.substr(at + 14));
+    known.options.kv_host_bytes = least << 20;
+    EXPECT_TRUE(known.plan(64 * kGiB)) << text;
+    known.options.kv_host_bytes = (least - 1) << 20;
+    EXPECT_TRUE(least == 1 || !known.plan(64 * kGiB)) << text;
+  }
+  Known known(2);
+  known.options.kv_host_bytes = 512 << 20;
+  EXPECT_EQ(known.plan(64 << 20).error().code, ErrorCode::out_of_memory) << "asked for, it is not lowered";
+}
+
+TEST(EngineMemory, BelowAContextTheCacheShrinksToAStep) {
+  Known known(64);
+  known.options.prefix_cache_bytes = 0;
+  known.options.kv_below_context = true;
+  known.options.kv_tokens = kPageTokens;
+  const uint64_t least = known.plan(64 * kGiB).value().plan.planned_bytes(kHost);
+  known.options.kv_tokens = 0;
+  EXPECT_EQ(known.plan(least).value().plan.planned_bytes(kHost), least);
+  EXPECT_EQ(known.plan(least - 1).error().code, ErrorCode::out_of_memory);
+  known.options.kv_tokens = kPageTokens - 1;
+  EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument);
+}
+
+// On a small machine nothing that is allocated for steps is as long as a context that the cache cannot hold.
+TEST(EngineMemory, StepBuffersAreAsLongAsTheCacheAllows) {
+  Known known(64);
+  known.options.kv_below_context = true;
+  known.options.max_context = known.exec.max_context = int64_t{1} << 20;
+  known.options.kv_host_bytes = 16 << 20;
+  const EngineMemory m = known.plan(64 * kGiB).value();
+  EXPECT_LT(m.exec.max_context, known.exec.max_context);
+  EXPECT_LT(StepBuffers::bytes(known.g, m.exec, known.pool.size()),
+            StepBuffers::bytes(known.g, known.exec, known.pool.size()));
+}
+
 // Sequences that are as long as they may be, decoding and prefilling in every mixture, never lack a window page.
 TEST(EngineMemory, WindowPagesSufficeForEveryStep) {
   Known known(5);
@@ -112,6 +216,34 @@ TEST(EngineMemory, WindowPagesSufficeForEveryStep) {
     }
     for (const auto& [kv, count] : rows) kv->commit(count);
   }
+}
+
+TEST(EngineOpen, KvMemoryOfDevicesIsABudgetOfItsOwn) {
+  EngineOptions options;
+  options.model = test::long_demo();
+  options.device = "simt:2";
+  options.max_context = int64_t{1} << 20;
+  options.max_chunk = 32;
+  options.max_sequences = 4;
+  options.threads = 1;
+  options.quiet = true;
+  options.gpu.experts = 0;
+  options.kv_below_context = true;
+  options.kv_gpu_bytes = 1 << 10;
+  const auto refused = Engine::open(options);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::invalid_argument);
+  EXPECT_NE(refused.error().message.find("--kv-gpu-memory is 0.0 MiB"), std::string::npos) << refused.error().message;
+  options.kv_gpu_bytes = 2 << 20;
+  options.kv_host_bytes = 1 << 20;
+  const auto engine = Engine::open(options);
+  ASSERT_TRUE(engine) << engine.error().message;
+  EXPECT_LT((*engine)->max_context(), 10000);
+  EXPECT_EQ((*engine)->max_context() % kPageTokens, 0);
+  EXPECT_LT((*engine)->options().max_sequences, 4);
+  EXPECT_EQ((*engine)->options().prefix_cache_bytes, 1 << 20) << "the host's part is for checkpoints alone";
+  options.prefix_cache_bytes = 2 << 20;
+  EXPECT_EQ(Engine::open(options).error().code, ErrorCode::invalid_argument);
 }
 
 TEST(EngineOpen, RefusesBeforeItReads) {

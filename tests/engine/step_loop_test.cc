@@ -292,6 +292,39 @@ TEST(StepLoop, LogprobsAreThoseOfATeacherForcedRun) {
   EXPECT_EQ(scored.prompt_logprobs[3].logprob, answer.prompt_logprobs[3].logprob);
 }
 
+TEST(StepLoop, ACacheBelowOneContextServesWhatFits) {
+  LoopOptions options;
+  options.step_budget = 60s;
+  Served small({.sequences = 2, .context = 4096, .kv_tokens = 512, .kv_below_context = true}, options);
+  Served whole({.sequences = 2, .context = 4096}, options);
+  constexpr int64_t kPool = 1024;  // and a page for each sequence
+  EXPECT_EQ(small.engine->max_context(), kPool);
+  EXPECT_EQ(whole.engine->max_context(), 4096);
+  expect_same(test::ask(*small.engine, small.request(kQuestions[0])),
+              test::ask(*whole.engine, whole.request(kQuestions[0])), 0);
+  const auto prompt_of = [&](int64_t tokens, int64_t answer) {
+    Request r = small.request(kQuestions[1], answer);
+    r.prompt.resize(static_cast<size_t>(tokens), 5);
+    r.ignore_eos = true;
+    return r;
+  };
+  const Answer full = test::ask(*small.engine, prompt_of(kPool - 5, -1));
+  EXPECT_EQ(full.ids.size(), 5u) << "up to the last page";
+  expect_same(full, test::ask(*whole.engine, prompt_of(kPool - 5, 5)), 1);
+  const auto message = [&](int64_t tokens) {
+    const auto handle = small.engine->submit(prompt_of(tokens, 1));
+    TC_CHECK(!handle.has_value());
+    EXPECT_EQ(handle.error().code, ErrorCode::context_length);
+    EXPECT_EQ(handle.error().counts,
+              (std::vector<std::pair<std::string, int64_t>>{{"n_prompt_tokens", tokens}, {"n_ctx", kPool}}));
+    return handle.error().message;
+  };
+  EXPECT_EQ(message(kPool).find("the prompt has 1024 tokens; the KV cache holds 1024 in "), 0u) << message(kPool);
+  EXPECT_NE(message(kPool).find(" MiB, answer included (--kv-host-memory)"), std::string::npos) << message(kPool);
+  EXPECT_EQ(message(4096), "the prompt has 4096 tokens; the context holds 4096, answer included");
+  EXPECT_EQ(small.settled(2).kv_tokens_used, 0);
+}
+
 TEST(StepLoop, WhatCannotFitIsRefusedAtOnceAndNamesItsField) {
   Served served({.context = 64});
   const auto refusal = [&](auto change) {

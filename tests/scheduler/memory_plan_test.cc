@@ -30,6 +30,8 @@ TEST(MemoryPlan, TiersAreAddedUpApart) {
   EXPECT_EQ(plan.planned_bytes(0), 4 * kGiB);
   EXPECT_EQ(plan.room(0), 0u) << "to the byte";
   EXPECT_EQ(plan.planned_bytes(1), 0u);
+  EXPECT_EQ(plan.owner_bytes("KV pages"), 5 * kGiB) << "of both";
+  EXPECT_EQ(plan.owner_bytes("KV"), 0u);
 }
 
 TEST(MemoryPlan, ATierWithoutACapacityHoldsAnything) {

@@ -10,8 +10,8 @@ SECONDS = float(os.environ.get("TC_SOAK_SECONDS", "20")) / 2
 SYSTEM = "You tell short stories about foxes and bears and answer questions of arithmetic. " * 12
 QUESTIONS = ["What is the capital of Norway?", "Tell me a story about a fox.", "What is 3 + 4?", "What is the opposite of hot?",
              "Tell me a story about a bear and a bird.", "Who are you?"]
-CONVERSATIONS, PLAYERS = 32, 8  # of 400 tokens: ten times what the cache holds
-LITTLE = ["--device", "none", "--max-num-seqs", "4", "--max-model-len", "1024", "--kv-tokens", "1024", "--prefix-cache-memory", "4MiB"]
+CONVERSATIONS, PLAYERS = 32, 8  # of 400 tokens: four times what the cache holds
+LITTLE = ["--device", "none", "--max-num-seqs", "4", "--max-model-len", "1024", "--max-num-batched-tokens", "128", "--kv-host-memory", "6MiB", "--prefix-cache-memory", "4MiB"]
 
 
 def ask(server, history):

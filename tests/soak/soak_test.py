@@ -125,7 +125,7 @@ def check(server, result):
 @pytest.mark.parametrize("flags, clients, requests", [
     (["--device", "none", "--max-num-seqs", "16", "--max-model-len", "1024", "--no-prefix-cache"], 32, catalogue(50)),
     (["--device", "none", "--max-num-seqs", "16", "--max-model-len", "1024", "--prefix-cache-memory", "8MiB"], 32, catalogue(50)),
-    (["--device", "none", "--max-num-seqs", "6", "--max-model-len", "512", "--kv-tokens", "1024", "--step-budget-ms", "20"], 24, catalogue(50)),
+    (["--device", "none", "--max-num-seqs", "6", "--max-model-len", "512", "--max-num-batched-tokens", "128", "--kv-host-memory", "13668KiB", "--prefix-cache-memory", "8MiB", "--step-budget-ms", "20"], 24, catalogue(50)),
     (["--device", "simt", "--experts-on-gpu", "60", "--max-num-seqs", "4", "--max-model-len", "256"], 4, catalogue(4)[5:21:5]),  # interpreted: a token takes a third of a second
 ], ids=["cpu", "cpu-prefix-cache", "cpu-short-of-pages", "simt"])
 def test_answers_are_those_of_a_quiet_server(start_server, flags, clients, requests):

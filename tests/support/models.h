@@ -18,6 +18,7 @@ struct ModelSetup {
   bool int8 = false;
   int64_t context = 1024;
   int64_t kv_tokens = 0;
+  bool kv_below_context = false;
   int64_t prefix_cache_bytes = 0;  // off, so that what is asked twice is computed twice
   std::string device = "none";
   KvDtype kv_dtype = KvDtype::automatic;
@@ -35,6 +36,7 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.max_chunk = options.max_logit_rows = setup.chunk;
   options.max_sequences = setup.sequences;
   options.kv_tokens = setup.kv_tokens;
+  options.kv_below_context = setup.kv_below_context;
   options.prefix_cache_bytes = setup.prefix_cache_bytes;
   options.device = setup.device;
   if (setup.device != "none") options.gpu.experts = 60;
