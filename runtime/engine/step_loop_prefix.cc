@@ -10,8 +10,7 @@ namespace {
 
 constexpr int64_t kCheckpointTokens = 4 * kPageTokens;   // of long prompts, for others that begin alike
 constexpr int64_t kSavedTokens = 8 * kCheckpointTokens;  // of those that go to the disk, beside both ends of a turn
-constexpr int kMostFetches = 8;                // of a request: what others evict before it runs is computed at last
-constexpr std::chrono::seconds kPatience{10};  // for a disk
+constexpr int kMostFetches = 8;  // of a request: what others evict before it runs is computed at last
 
 }  // namespace
 
@@ -46,7 +45,7 @@ void StepLoop::take_arrivals(Clock::time_point now) {
   std::vector<RunningRequest*> ready;
   for (const auto& [id, r] : waiting_) {
     if (!r->arrival) continue;
-    const bool late = now - r->awaits_since > kPatience;
+    const bool late = now - r->awaits_since > PrefixCache::kPatience;
     if (late) r->fetches = kMostFetches;
     if (late || r->arrival->done) ready.push_back(r.get());
   }

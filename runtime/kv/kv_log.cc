@@ -57,12 +57,6 @@ uint64_t round_up(uint64_t bytes) { return round_down(bytes + kKvBlock - 1); }
 
 }  // namespace
 
-size_t KvLog::NameHash::operator()(const PrefixName& name) const {
-  size_t value;
-  std::memcpy(&value, name.data(), sizeof value);
-  return value;
-}
-
 KvLog::KvLog(std::unique_ptr<DiskFiles> files, uint64_t space_bytes)
     : files_(std::move(files)),
       space_bytes_(space_bytes - space_bytes / 32),  // the rest is the index's

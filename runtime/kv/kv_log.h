@@ -83,9 +83,6 @@ class KvLog {
     uint64_t bytes = 0;
     bool holds = false;  // groups that were written whole
   };
-  struct NameHash {
-    size_t operator()(const PrefixName& name) const;
-  };
   /// A group on its way to the disk: it lies in the slot of the buffer with its number in writing_.
   struct Writing {
     bool busy = false;
@@ -139,9 +136,9 @@ class KvLog {
   std::vector<Writing> writing_;  // by slot
 
   mutable std::mutex mutex_;  // of what follows
-  std::unordered_map<PrefixName, KvEntry, NameHash> entries_;
-  std::unordered_map<PrefixName, std::vector<PrefixName>, NameHash> checkpoints_;  // by parent
-  std::unordered_map<PrefixName, KvEntry, NameHash> partial_;                      // whose other parts are to come
+  std::unordered_map<PrefixName, KvEntry, PrefixNameHash> entries_;
+  std::unordered_map<PrefixName, std::vector<PrefixName>, PrefixNameHash> checkpoints_;  // by parent
+  std::unordered_map<PrefixName, KvEntry, PrefixNameHash> partial_;  // whose other parts are to come
   KvLogStats stats_;
 };
 

@@ -22,12 +22,6 @@ Result<PrefixSecret> secret_of(DiskFiles& files) {
 
 }  // namespace
 
-size_t NvmeTier::NameHash::operator()(const PrefixName& name) const {
-  size_t value;
-  std::memcpy(&value, name.data(), sizeof value);
-  return value;
-}
-
 Result<std::unique_ptr<NvmeTier>> NvmeTier::open(const NvmeTierOptions& options) {
   TC_ASSIGN(std::unique_ptr<DiskFiles> files, DiskFiles::open(options.folder, {.use_io_uring = options.use_io_uring}));
   if (options.use_io_uring && files->kind() != "io_uring")

@@ -75,9 +75,6 @@ class NvmeTier {
     int64_t bytes = 0;  // to be written
     bool ok = true;
   };
-  struct NameHash {
-    size_t operator()(const PrefixName& name) const;
-  };
 
   NvmeTier(std::unique_ptr<KvLog> log, const NvmeTierOptions& options, const PrefixSecret& secret);
   bool full(int64_t bytes) const;
@@ -88,8 +85,8 @@ class NvmeTier {
   const NvmeTierOptions options_;
   const PrefixSecret secret_;
   const std::unique_ptr<KvLog> log_;
-  std::unordered_set<PrefixName, NameHash> saving_;  // step thread
-  int64_t skipped_ = 0;                              // step thread
+  std::unordered_set<PrefixName, PrefixNameHash> saving_;  // step thread
+  int64_t skipped_ = 0;                                    // step thread
 
   mutable std::mutex mutex_;
   std::condition_variable wanted_, ended_;

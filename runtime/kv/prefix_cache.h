@@ -3,7 +3,7 @@
 // they are saved as they are kept, and read back when somebody asks for what is not kept any more.
 #pragma once
 
-#include <cstring>
+#include <chrono>
 #include <list>
 #include <memory>
 #include <optional>
@@ -62,7 +62,8 @@ class PrefixCache {
   /// Begins to read what the disk has of `ids`, if that is longer than what is kept and there is room for it; where too
   /// much is on its way already, one of those is what to wait for. nullptr where there is nothing to wait for.
   std::shared_ptr<const PrefixArrival> fetch(PrefixKeys& keys, std::span<const int32_t> ids, int64_t now_ns);
-  /// Whether pages wait for what the disk reads, and not for longer than somebody should wait.
+  static constexpr std::chrono::seconds kPatience{10};  // for a disk; what takes longer is computed
+  /// Whether pages wait for what the disk reads, and not for longer than kPatience.
   bool holds_blank_pages(int64_t now_ns) const;
   /// Takes in what the disk has read and saved by now.
   void poll(int64_t now_ns);
@@ -83,13 +84,6 @@ class PrefixCache {
     bool superseded = false;  // a longer one grew from it
   };
   using Entries = std::list<Entry>;
-  struct NameHash {
-    size_t operator()(const PrefixName& name) const {
-      size_t value;
-      std::memcpy(&value, name.data(), sizeof value);
-      return value;
-    }
-  };
   struct OnDisk;
   /// A prefix on its way.
   struct Arriving {
@@ -114,7 +108,7 @@ class PrefixCache {
   const Options options_;
   const PrefixSecret secret_;
   Entries entries_;
-  std::unordered_map<PrefixName, std::vector<Entries::iterator>, NameHash> by_name_;
+  std::unordered_map<PrefixName, std::vector<Entries::iterator>, PrefixNameHash> by_name_;
   std::list<Arriving> arriving_;
   int64_t bytes_ = 0, now_ns_ = 0;
   PrefixCacheStats counted_;

@@ -10,8 +10,7 @@ namespace {
 
 constexpr int64_t kLeastFetched = 16;  // tokens: what is less is computed as soon
 constexpr size_t kMostArriving = 8;
-constexpr int64_t kSlowNs = 10'000'000'000;  // a disk that takes longer is not waited for
-constexpr size_t kSavedTogether = 8 << 20;   // bytes: the disk writes them while the next are copied
+constexpr size_t kSavedTogether = 8 << 20;  // bytes: the disk writes them while the next are copied
 
 }  // namespace
 
@@ -109,8 +108,9 @@ std::shared_ptr<const PrefixArrival> PrefixCache::fetch(PrefixKeys& keys, std::s
 }
 
 bool PrefixCache::holds_blank_pages(int64_t now_ns) const {
-  return std::any_of(arriving_.begin(), arriving_.end(),
-                     [&](const Arriving& arriving) { return now_ns - arriving.begun_ns < kSlowNs; });
+  return std::any_of(arriving_.begin(), arriving_.end(), [&](const Arriving& arriving) {
+    return std::chrono::nanoseconds(now_ns - arriving.begun_ns) < kPatience;
+  });
 }
 
 // It is kept like any other from now on, if all of it could be read.

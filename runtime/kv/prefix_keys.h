@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -11,6 +12,14 @@
 namespace thermocline {
 
 using PrefixName = std::array<uint8_t, 32>;
+/// Of a map by name: a name is a hash already.
+struct PrefixNameHash {
+  size_t operator()(const PrefixName& name) const {
+    size_t value;
+    std::memcpy(&value, name.data(), sizeof value);
+    return value;
+  }
+};
 
 /// The secret that names are made with: nobody can tell from outside which tokens meet in one.
 class PrefixSecret {
