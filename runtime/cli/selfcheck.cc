@@ -14,6 +14,7 @@ namespace {
 struct SelfcheckOptions {
   ModelOptions model;
   bool quick = false;
+  std::string kv_disk_dir;
 };
 
 using Ids = std::vector<int32_t>;
@@ -33,8 +34,9 @@ class Selfcheck {
  public:
   static constexpr int kSequences = 4, kAnswer = 6;
 
-  Selfcheck(Engine& engine, bool quick)
-      : engine_(engine), step_(&engine.step()), kv_(engine.driver().kv()), tokens_(quick ? 40 : 300) {
+  /// `disk`: null, or a tier that KV pages take a way through.
+  Selfcheck(Engine& engine, bool quick, NvmeTier* disk)
+      : engine_(engine), step_(&engine.step()), kv_(engine.driver().kv()), disk_(disk), tokens_(quick ? 40 : 300) {
     std::mt19937 random(1);
     for (Ids& ids : texts_) {
       const int64_t longer = static_cast<int64_t>(random() % 17);  // so that they stand at different positions
@@ -57,6 +59,7 @@ class Selfcheck {
     TC_RETURN_IF_ERROR(rollback());
     TC_RETURN_IF_ERROR(fork());
     TC_RETURN_IF_ERROR(checkpoint());
+    TC_RETURN_IF_ERROR(tiers());
     TC_RETURN_IF_ERROR(threads());
     return cache();
   }
@@ -237,6 +240,53 @@ class Selfcheck {
     return {};
   }
 
+  // All bytes of a prefix leave its pages, go to the disk if there is one, and come back to other pages.
+  Status tiers() {
+    const std::span<const int32_t> text = prompt(texts_[0]), most = text.first(text.size() - 10);
+    TC_ASSIGN(std::unique_ptr<SequenceKv> kv, sequence());
+    TC_RETURN_IF_ERROR(feed(*kv, most, step_->options().max_tokens, nullptr));
+    TC_ASSIGN(const KvCheckpoint kept, kv_.checkpoint(*kv, kv->length()));
+    kv.reset();
+    std::vector<std::vector<std::byte>> images;
+    for (const int32_t page : kept.pages()) {
+      images.emplace_back(static_cast<size_t>(kv_.layout().compressed_page_bytes()));
+      TC_RETURN_IF_ERROR(kv_.memory().read(KvPool::compressed, page, images.back().data()));
+    }
+    images.emplace_back(kept.image().begin(), kept.image().end());
+    if (disk_) TC_RETURN_IF_ERROR(through_disk(images));
+    TC_ASSIGN(KvCheckpoint back, kv_.blank(kept.length(), {}));
+    for (size_t i = 0; i < back.pages().size(); ++i)
+      TC_RETURN_IF_ERROR(kv_.memory().write(KvPool::compressed, back.pages()[i], images[i].data()));
+    std::copy(images.back().begin(), images.back().end(), back.image().begin());
+    back.settle();
+    TC_ASSIGN(const std::unique_ptr<SequenceKv> resumed, kv_.restore(back));
+    Logits out;
+    TC_RETURN_IF_ERROR(feed(*resumed, text.subspan(most.size()), step_->options().max_tokens, &out));
+    TC_RETURN_IF_ERROR(answer(*resumed, texts_[0], out));
+    report("tiers", fmt::format("{} tokens moved to other pages{}", most.size(), disk_ ? ", by way of the disk" : ""),
+           difference(out, expected_[0]));
+    return {};
+  }
+  Status through_disk(std::vector<std::vector<std::byte>>& images) {
+    std::vector<KvItem> items;
+    std::vector<KvRead> reads;
+    std::random_device random;
+    for (std::vector<std::byte>& image : images) {
+      PrefixName name;
+      for (uint8_t& byte : name) byte = static_cast<uint8_t>(random());
+      items.push_back({{.name = name, .kind = KvItemKind::page}, {image}});
+      reads.push_back({name, {image}});
+    }
+    if (!disk_->save(std::move(items), [] {})) return Error{ErrorCode::io, "the disk's queue is full"};
+    disk_->flush();
+    for (std::vector<std::byte>& image : images) std::fill(image.begin(), image.end(), std::byte{0});
+    bool read = false;
+    disk_->read(std::move(reads), [&read](bool all) { read = all; });
+    disk_->flush();
+    if (!read) return Error{ErrorCode::io, "the disk did not give back what was saved to it"};
+    return {};
+  }
+
   // Other steps over the same weights: one worker a node, and half of them.
   Status threads() {
     if (engine_.gpu_step()) return {};
@@ -305,6 +355,7 @@ class Selfcheck {
   Engine& engine_;
   StepExecutor* step_;
   KvStore& kv_;
+  NvmeTier* const disk_;
   const int64_t tokens_;
   Ids texts_[kSequences];
   std::vector<Logits> expected_;
@@ -318,7 +369,11 @@ Status selfcheck(const SelfcheckOptions& o) {
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   if (engine->max_context() < 400)
     return invalid("selfcheck needs a context of 400 tokens, not " + std::to_string(engine->max_context()));
-  Selfcheck check(*engine, o.quick);
+  std::unique_ptr<NvmeTier> disk;
+  if (!o.kv_disk_dir.empty()) {
+    TC_ASSIGN(disk, NvmeTier::open({.folder = o.kv_disk_dir, .space_bytes = 1 << 30}));
+  }
+  Selfcheck check(*engine, o.quick, disk.get());
   TC_RETURN_IF_ERROR(check.run());
   if (!check.same())
     return Error{ErrorCode::internal,
@@ -333,8 +388,10 @@ void add_selfcheck(CLI::App& app, Outcome& outcome) {
   auto options = std::make_shared<SelfcheckOptions>();
   CLI::App* command = app.add_subcommand(
       "selfcheck",
-      "Check on this machine that results do not depend on batch, chunks, threads, cache, cancels or rollbacks");
+      "Check on this machine that results do not depend on batch, chunks, threads, cache, disk, cancels or rollbacks");
   options->model.add_to(*command);
+  command->add_option("--kv-disk-dir", options->kv_disk_dir,
+                      "A folder that serve would keep the KV cache in: what is compared goes through it too");
   command->add_flag("--quick", options->quick, "Texts of 40 tokens instead of 300");
   command->callback([options, &outcome] { outcome.exit_code = exit_code_of(selfcheck(*options)); });
 }

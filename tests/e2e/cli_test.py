@@ -135,11 +135,12 @@ def test_logits_match_the_published_code(logits):
         assert np.abs(out["mtp_logits"][: len(g["mtp_logits"])] - g["mtp_logits"]).max() < 2e-3, model
 
 
-def test_selfcheck_finds_no_difference():
-    out, _ = run("selfcheck", "--model", DEMO, "--device", "none", "--threads", 2, *(("--quick",) if SLOW else ()))
+def test_selfcheck_finds_no_difference(tmp_path):
+    out, _ = run("selfcheck", "--model", DEMO, "--device", "none", "--threads", 2, "--kv-disk-dir", tmp_path / "kv", *(("--quick",) if SLOW else ()))
     rows = [line.split() for line in out.splitlines()[1:-1]]
-    assert [row[0] for row in rows] == ["repeat", "chunks", "batch", "cancel", "rollback", "fork", "checkpoint", "threads", "cache"]
+    assert [row[0] for row in rows] == ["repeat", "chunks", "batch", "cancel", "rollback", "fork", "checkpoint", "tiers", "threads", "cache"]
     assert all(row[-1] == "none" for row in rows), out
+    assert "by way of the disk" in out
     assert "41 tokens from the prefix cache" in out or "301 tokens from the prefix cache" in out
     run("selfcheck", "--model", DEMO, "--device", "none", "--max-model-len", 64, code=1)
 
