@@ -29,6 +29,15 @@ TC_DEVICE RowList list_rows(const AttendArgs& args, const TokenInfo& token) {
   return list;
 }
 
+/// The i-th compressed row of a token: a copy on the device where there is one.
+TC_DEVICE DeviceView<uint8_t, 1> compressed_row(const AttendArgs& args, const TokenInfo& info, int64_t token,
+                                                int64_t i) {
+  const int64_t row = args.selects ? static_cast<int64_t>(static_cast<int32_t>(args.selected(token, i))) : i;
+  const RowPlace place = row_place(args.step, args.pages, info, row);
+  const int32_t slot = slot_of_row(args.pages, place);
+  return slot >= 0 ? hot_row(args.pages, slot) : home_row(args.pages, place);
+}
+
 TC_KERNEL(kWarps * 32)
 attend_kernel(const AttendArgs args) {
   // Queries [16], then rows [32], kStride each: three blocks fit sm_80, and one loads while the others compute.
@@ -52,10 +61,7 @@ attend_kernel(const AttendArgs args) {
       if (i < list.window)
         source = raw_row(args.step, args.pages, info, info.pos - list.window + 1 + i);
       else
-        source = compressed_row(args.step, args.pages, info,
-                                args.selects
-                                    ? static_cast<int64_t>(static_cast<int32_t>(args.selected(token, i - list.window)))
-                                    : i - list.window);
+        source = compressed_row(args, info, token, i - list.window);
       const int at = (kHeads + row) * kStride;
       for (int d = 8 * lane(); d < rope; d += 256)
         store_shared_as(tile, at + nope + d, *reinterpret_cast<const Vec4*>(source.read(2 * d, 16)));

@@ -196,7 +196,13 @@ compress_kernel(const CompressArgs args) {
   warp_sync();
   rotate(x, width - args.rope_dim, args.step, args.rope_table, token, args.rope_dim / 2);
   warp_sync();
-  if (!indexer) return store_cached(x, width - args.rope_dim, width, compressed_row(args.step, args.pages, info, row));
+  if (!indexer) {
+    const RowPlace place = row_place(args.step, args.pages, info, row);
+    store_cached(x, width - args.rope_dim, width, home_row(args.pages, place));
+    const int32_t slot = slot_of_row(args.pages, place);  // of whoever had the page before
+    if (slot >= 0) store_cached(x, width - args.rope_dim, width, hot_row(args.pages, slot));
+    return;
+  }
   // An index key: one row of an mxfp4 row group of 16 keys (packed_matrix.h), its nibbles and scales.
   hadamard(x, static_cast<int>(width));
   const DeviceView<uint8_t, 1> group = index_group(args.step, args.pages, info, row / 16);

@@ -9,10 +9,10 @@ const KernelTable& cuda_kernels() {
 const KernelTable& simt_kernels() {
 #endif
   using namespace TC_BACKEND;
-  static const KernelTable table = {embed,     hc_mix,       hc_read, head_read, hc_write,     linear_input,
-                                    norm_rows, add_rows,     gemm,    rows,      queries,      index_queries,
-                                    compress,  index_scores, select,  attend,    attend_merge, route,
-                                    partition, publish,      fetch,   gate_up,   down,         argmax};
+  static const KernelTable table = {
+      embed, hc_mix,    hc_read,       head_read, hc_write,     linear_input, norm_rows,  add_rows, gemm,
+      rows,  queries,   index_queries, compress,  index_scores, select,       stage_rows, attend,   attend_merge,
+      route, partition, publish,       fetch,     gate_up,      down,         argmax};
   return table;
 }
 

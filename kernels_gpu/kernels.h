@@ -45,13 +45,19 @@ struct StepTables {
   DeviceView<const uint32_t, 1> step;   // [1] the step's number
 };
 
-/// The rows of one layer in the page pools.
+/// The rows of one layer in the page pools. Compressed rows and index keys have pools of their own or share one.
 struct LayerPages {
-  DeviceView<uint8_t, 1> window, compressed;  // the pools
-  int64_t window_page_bytes = 0, compressed_page_bytes = 0;
-  int64_t window_offset = 0, compressed_offset = 0, index_offset = 0;  // of the layer in a page
+  DeviceView<uint8_t, 1> window, rows, keys;  // the pools
+  int64_t window_page_bytes = 0, row_page_bytes = 0, key_page_bytes = 0;
+  int64_t window_offset = 0, row_offset = 0, key_offset = 0;  // of the layer in a page
   int64_t row_bytes = 0, index_group_bytes = 0, rows_per_page = 1;
+
+  // Where `rows` is pinned host memory: copies of some of the layer's rows in device memory.
+  DeviceView<uint8_t, 1> hot;      // [slots] rows
+  DeviceView<int32_t, 1> slot_of;  // [pages, page_entries] where a row's copy is, or kNoSlot; empty: `rows` is it
+  int64_t page_entries = 0, first_entry = 0;  // of a page in slot_of; of the layer in those
 };
+inline constexpr int32_t kNoSlot = -1;
 
 /// A packed weight in device memory: one slice, whatever the host's NUMA layout.
 struct DeviceMatrix : cpu::PackedShape {
@@ -234,6 +240,20 @@ struct SelectArgs {
   int64_t first_token = 0;  // of this launch
 };
 
+/// Copies selected rows that no slot holds from host memory to slots that no token of the last step used, as long as
+/// there are any. Which rows have a copy changes no result. row_bytes a missing row over PCIe (at most topk: 0.3 MB a
+/// token); latency of a warp a row.
+struct StageRowsArgs {
+  StepTables step;
+  LayerPages pages;
+  DeviceView<const int32_t, 2> selected;  // [M, topk]
+  DeviceView<int32_t, 1> entry_of;        // [slots] the entry of slot_of whose row a slot holds; kNoSlot: none
+  DeviceView<uint32_t, 1> used;           // [slots] the step that needed it last
+  DeviceView<uint32_t, 1> hand;           // [1] the slot after the last one that was looked at
+  DeviceView<uint32_t, 1> counts;  // [3] added to: rows in slots, rows copied, rows that attention reads in host memory
+  int ratio = 0;
+};
+
 /// Attention of 16 heads of a token over the window and its compressed rows, in splits of kAttentionSplit rows.
 /// fp8_row_bytes a row (640 rows: 0.38 MB, from L2 for all heads but the first 16), 4 H c FLOPs a row; L2 for few
 /// tokens, tensor cores for many.
@@ -375,6 +395,7 @@ struct KernelTable {
   void (*compress)(Stream&, const CompressArgs&) = nullptr;
   void (*index_scores)(Stream&, const IndexScoresArgs&) = nullptr;
   void (*select)(Stream&, const SelectArgs&) = nullptr;
+  void (*stage_rows)(Stream&, const StageRowsArgs&) = nullptr;
   void (*attend)(Stream&, const AttendArgs&) = nullptr;
   void (*attend_merge)(Stream&, const AttendMergeArgs&) = nullptr;
   void (*route)(Stream&, const RouteArgs&) = nullptr;

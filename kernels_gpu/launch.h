@@ -67,6 +67,7 @@ void index_queries(Stream& stream, const IndexQueryArgs& args);
 void compress(Stream& stream, const CompressArgs& args);
 void index_scores(Stream& stream, const IndexScoresArgs& args);
 void select(Stream& stream, const SelectArgs& args);
+void stage_rows(Stream& stream, const StageRowsArgs& args);
 void attend(Stream& stream, const AttendArgs& args);
 void attend_merge(Stream& stream, const AttendMergeArgs& args);
 void route(Stream& stream, const RouteArgs& args);

@@ -69,6 +69,17 @@ TC_DEVICE T atomic_add(A& a, int64_t i, T x) {
   return atomicAdd(&a[i], x);
 }
 
+/// a[i] = x; the old value.
+template <class A, class T>
+TC_DEVICE T atomic_exchange(A& a, int64_t i, T x) {
+  return atomicExch(&a[i], x);
+}
+/// a[i] = x if it was `expected`; the old value.
+template <class A, class T>
+TC_DEVICE T atomic_compare_exchange(A& a, int64_t i, T expected, T x) {
+  return atomicCAS(&a[i], expected, x);
+}
+
 // Flags that host and device see, in pinned memory.
 TC_DEVICE uint32_t load_acquire_system(const uint32_t* p) {
   uint32_t x;

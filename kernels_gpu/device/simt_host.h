@@ -154,6 +154,16 @@ T atomic_add(View& a, int64_t i, T x) {
   return std::atomic_ref<T>(*a.address(i)).fetch_add(x);
 }
 
+template <class View, class T>
+T atomic_exchange(View& a, int64_t i, T x) {
+  return std::atomic_ref<T>(*a.address(i)).exchange(x);
+}
+template <class View, class T>
+T atomic_compare_exchange(View& a, int64_t i, T expected, T x) {
+  std::atomic_ref<T>(*a.address(i)).compare_exchange_strong(expected, x);
+  return expected;
+}
+
 inline uint32_t load_acquire_system(const uint32_t* p) {
   return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
 }

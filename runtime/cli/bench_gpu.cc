@@ -281,8 +281,8 @@ class GpuBench {
     TC_ASSIGN(float* const gates, array<float>(s_.index_heads));
     TC_ASSIGN(float* const scores, array<float>(keys));
     TC_ASSIGN(int32_t* const selected, array<int32_t>(s_.topk));
-    args.pages.compressed = {pool, {pages * 4 * group_bytes}};
-    args.pages.compressed_page_bytes = 4 * group_bytes;
+    args.pages.keys = {pool, {pages * 4 * group_bytes}};
+    args.pages.key_page_bytes = 4 * group_bytes;
     args.pages.rows_per_page = 64;
     args.pages.index_group_bytes = group_bytes;
     args.q = {q, {1, s_.index_heads, s_.index_dim}};

@@ -35,7 +35,8 @@ class ModelOptions {
   const std::string& model() const { return model_; }
 
  private:
-  std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto";
+  std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto",
+                      kv_offload_ = "auto";
   std::string device_ = "auto", experts_on_gpu_ = "auto", expert_cache_ = "static", prefill_ = "cpu";
   uint64_t gpu_memory_ = 0;
   int threads_ = 0;

@@ -27,6 +27,12 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
       .add_option("--kv-cache-dtype", kv_dtype_,
                   "Rows of the KV cache: fp8 (exact, 0.58 of the bytes) or bf16; auto: fp8, f32 in the fp32 numerics")
       ->capture_default_str();
+  command
+      .add_option(
+          "--kv-offload", kv_offload_,
+          "With a device, CSA rows of the KV cache in host memory, those in use also on the device: off, on, or "
+          "auto: where it cannot hold them all, or experts make more of its memory (docs/kv.md)")
+      ->capture_default_str();
   command.add_option("--threads", threads_, "Worker threads; 0: one per core this process may use")
       ->capture_default_str();
   command
@@ -66,6 +72,7 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   options.model = model_;
   TC_ASSIGN(options.numerics, parse_numerics(numerics_));
   TC_ASSIGN(options.kv_dtype, parse_kv_dtype(kv_dtype_));
+  TC_ASSIGN(options.kv_offload, parse_kv_offload(kv_offload_));
   TC_ASSIGN(options.max_isa, parse_isa(max_isa_));
   if (activations_ != "exact" && activations_ != "int8")
     return invalid("unknown activations '" + activations_ + "': use exact or int8");

@@ -19,7 +19,7 @@ if(TC_CUDA AND NOT TC_SANITIZE)
 endif()
 message(STATUS "CUDA toolkit: ${TC_HAVE_CUDA} (everything but the GPU kernels builds without it)")
 
-set(gpu_sources attention attention_rows gemm hyper_connections indexer kernel_table moe_gemm moe_routing)
+set(gpu_sources attention attention_rows gemm hot_rows hyper_connections indexer kernel_table moe_gemm moe_routing)
 list(TRANSFORM gpu_sources PREPEND ${CMAKE_SOURCE_DIR}/kernels_gpu/)
 list(TRANSFORM gpu_sources APPEND .cu)
 

@@ -33,10 +33,11 @@ struct EngineOptions {
   /// of a device half of it: the rest is for experts.
   int64_t kv_tokens = 0;
   bool kv_below_context = false;  // a cache smaller than max_context will do: what cannot fit is refused on its own
-  /// Host memory for the KV cache: rows, where the CPU keeps them, and checkpoints; 0: what is free. Where it does not
-  /// hold the windows and a chunk of max_sequences, fewer run together.
+  /// Host memory for the KV cache: rows, where the CPU or devices keep them there, and checkpoints; 0: what is free.
+  /// Where it does not hold the windows and a chunk of max_sequences, fewer run together.
   uint64_t kv_host_bytes = 0;
   uint64_t kv_gpu_bytes = 0;  // the same for rows on devices, all of them together
+  KvOffload kv_offload = KvOffload::automatic;
   /// Host memory for checkpoints of prefixes (PrefixCache), their KV pages not among them; 0: none are kept, -1: by the
   /// size of the cache, an eighth of kv_host_bytes or of what is free at most.
   int64_t prefix_cache_bytes = -1;

@@ -6,6 +6,7 @@
 
 #include "runtime/base/log.h"
 #include "runtime/hw/host_memory.h"
+#include "scheduler/kv/residency.h"
 
 namespace thermocline {
 namespace {
@@ -17,6 +18,7 @@ constexpr uint64_t kProgramBytes = 128 << 20;  // tokenizer, requests, connectio
 
 struct KvSize {
   int64_t sequences = 1, tokens = 0;
+  bool offload = false;  // CSA rows of devices in host memory
 };
 
 // The largest of [least, most] that fits, where smaller ones do too; `least` is taken for granted.
@@ -52,10 +54,15 @@ class Planner {
   uint64_t budget() const { return on_host() ? o_.kv_host_bytes : o_.kv_gpu_bytes; }
   const char* flag() const { return on_host() ? "--kv-host-memory" : "--kv-gpu-memory"; }
   uint64_t of_budget(const EngineMemory& m) const;
+  uint64_t host_bytes(const EngineMemory& m) const;
   int64_t least_tokens() const;
   int64_t wanted_tokens(int64_t sequences) const;
-  int64_t most_sequences() const;
-  int64_t most_tokens(int64_t sequences) const;
+  int64_t most_sequences(bool offload) const;
+  int64_t most_tokens(int64_t sequences, bool offload) const;
+  KvSize size(bool offload) const;
+  int64_t hot_rows(int64_t sequences) const;
+  bool within(const EngineMemory& m) const;
+  bool prefers_offload(const KvSize& on_device, const KvSize& offloaded) const;
   bool fits(const KvSize& size, const sched::MemoryPlan& least) const;
   uint64_t usual_checkpoints(const EngineMemory& m) const;
   int64_t checkpoint_bytes(const EngineMemory& m) const;
@@ -82,6 +89,7 @@ EngineMemory Planner::plan(const KvSize& size) const {
   const HostMemoryMeasure rows;
   const std::unique_ptr<KvStore> numbers = std::move(KvStore::create(g_, m.kv)).value();
   m.exec = exec_;
+  m.exec.hot_rows = size.offload ? hot_rows(size.sequences) : 0;
   m.exec.max_context = std::min(o_.max_context, numbers->most_tokens());
   m.plan.set_capacity(kHost, host_.bytes, host_.source);
   m.plan.add(kHost, "program", kProgramBytes);
@@ -117,7 +125,7 @@ int64_t Planner::checkpoint_bytes(const EngineMemory& m) const {
   else if (on_host() && o_.kv_tokens == 0)
     most = (m.plan.room(kHost) + m.plan.owner_bytes(KvStore::kPlanOwner)) / 8;
   else if (o_.kv_host_bytes > 0)
-    most = std::min(most, o_.kv_host_bytes);
+    most = std::min(most, m.exec.hot_rows > 0 ? o_.kv_host_bytes / 8 : o_.kv_host_bytes);
   return static_cast<int64_t>(std::min(most, usual_checkpoints(m)));
 }
 
@@ -125,10 +133,22 @@ uint64_t Planner::of_budget(const EngineMemory& m) const {
   return m.plan.owner_bytes(KvStore::kPlanOwner) + (on_host() ? static_cast<uint64_t>(m.prefix_cache_bytes) : 0);
 }
 
+// Of what devices leave to the host.
+uint64_t Planner::host_bytes(const EngineMemory& m) const {
+  return m.plan.owner_bytes(KvStore::kPlanHostRows) + static_cast<uint64_t>(m.prefix_cache_bytes);
+}
+
+// Whether it keeps the budgets that were given.
+bool Planner::within(const EngineMemory& m) const {
+  if (budget() > 0 && of_budget(m) > budget()) return false;
+  return on_host() || o_.kv_host_bytes == 0 || host_bytes(m) <= o_.kv_host_bytes;
+}
+
 // Of a device, what the smallest cache leaves is shared with the experts, half and half.
 bool Planner::fits(const KvSize& size, const sched::MemoryPlan& least) const {
   const EngineMemory m = plan(size);
-  if (budget() > 0) return of_budget(m) <= budget();
+  if (!within(m)) return false;
+  if (budget() > 0) return on_host() || m.plan.planned_bytes(kHost) <= host_.bytes;
   if (!m.plan.check().ok()) return false;
   for (int device = 0; o_.gpu.experts < 0 && device < static_cast<int>(devices_.size()); ++device)
     if (m.plan.planned_bytes(device) - least.planned_bytes(device) > least.room(device) / 2) return false;
@@ -143,23 +163,58 @@ int64_t Planner::least_tokens() const {
 }
 
 // Whoever runs can hold a step's chunk beside its windows.
-int64_t Planner::most_sequences() const {
-  if (budget() == 0) return o_.max_sequences;
+int64_t Planner::most_sequences(bool offload) const {
+  if (budget() == 0 && !offload) return o_.max_sequences;
   return largest(1, o_.max_sequences, [&](int64_t sequences) {
-    return of_budget(plan({sequences, std::min(kMostTokens, sequences * least_tokens())})) <= budget();
+    return within(plan({sequences, std::min(kMostTokens, sequences * least_tokens()), offload}));
   });
 }
 
 // In whole pages. Devices hold a context, if they can, before their experts get anything.
-int64_t Planner::most_tokens(int64_t sequences) const {
+int64_t Planner::most_tokens(int64_t sequences, bool offload) const {
   const int64_t wanted = wanted_tokens(sequences);
   int64_t least = least_tokens();
-  if (!on_host() && budget() == 0 && plan({sequences, o_.max_context}).plan.check().ok()) least = o_.max_context;
-  const sched::MemoryPlan smallest = plan({sequences, least}).plan;
+  if (!on_host() && budget() == 0) {
+    const EngineMemory m = plan({sequences, o_.max_context, offload});
+    if (within(m) && m.plan.check().ok()) least = o_.max_context;
+  }
+  const sched::MemoryPlan smallest = plan({sequences, least, offload}).plan;
   const auto tokens = [&](int64_t pages) { return std::min(wanted, least + pages * kPageTokens); };
   return tokens(largest(0, pages_of(wanted - least, kPageTokens), [&](int64_t pages) {
-    return fits({sequences, tokens(pages)}, smallest);
+    return fits({sequences, tokens(pages), offload}, smallest);
   }));
+}
+
+KvSize Planner::size(bool offload) const {
+  if (o_.kv_tokens != 0) return {o_.max_sequences, o_.kv_tokens, offload};
+  const int64_t sequences = most_sequences(offload);
+  return {sequences, most_tokens(sequences, offload), offload};
+}
+
+// Of each CSA layer, copies on the device: what a few steps of every sequence select, as most of it is selected again.
+int64_t Planner::hot_rows(int64_t sequences) const {
+  if (o_.gpu.hot_rows > 0) return o_.gpu.hot_rows;
+  return g_.index_topk * std::clamp<int64_t>(2 * sequences, 4, 32);
+}
+
+bool Planner::prefers_offload(const KvSize& on_device, const KvSize& offloaded) const {
+  const auto works = [&](const EngineMemory& m) { return within(m) && m.plan.check().ok(); };
+  const EngineMemory there = plan(on_device), here = plan(offloaded);
+  if (!works(here)) return false;
+  if (!works(there)) return true;
+  if (there.kv.max_sequences != here.kv.max_sequences) return here.kv.max_sequences > there.kv.max_sequences;
+  if (there.kv.max_tokens != here.kv.max_tokens) return here.kv.max_tokens > there.kv.max_tokens;
+  if (o_.gpu.experts >= 0) return false;  // the bytes would be nobody's
+  const KvLayout layout(g_, here.kv);
+  const uint64_t rows = there.plan.owner_bytes(KvStore::kPlanOwner),
+                 copies = here.plan.owner_bytes(KvStore::kPlanOwner);
+  return sched::offload_pays({.freed_bytes = static_cast<int64_t>(rows) - static_cast<int64_t>(copies),
+                              .sequences = here.kv.max_sequences,
+                              .csa_layers = layout.csa_layers(),
+                              .topk = g_.index_topk,
+                              .row_bytes = layout.row_bytes(),
+                              .routed_experts = g_.n_routed_experts,
+                              .active_experts = g_.n_activated_experts});
 }
 
 Result<KvSize> Planner::settle() const {
@@ -168,9 +223,11 @@ Result<KvSize> Planner::settle() const {
         fmt::format("a KV cache of {} tokens is outside {}..{}: what it should hold, and the pages that can "
                     "be numbered",
                     o_.kv_tokens, least_tokens(), kMostTokens));
-  if (o_.kv_tokens != 0) return KvSize{o_.max_sequences, o_.kv_tokens};
-  const int64_t sequences = most_sequences();
-  return KvSize{sequences, most_tokens(sequences)};
+  const KvSize near = size(false);  // rows where they are computed
+  const bool selects = KvLayout(g_, plan(near).kv).csa_layers() > 0;
+  if (on_host() || o_.kv_offload == KvOffload::off || !selects) return near;
+  const KvSize offloaded = size(true);
+  return o_.kv_offload == KvOffload::on || prefers_offload(near, offloaded) ? offloaded : near;
 }
 
 // The smallest that would do instead of one that `m`, as small as may be, does not fit.
@@ -189,6 +246,12 @@ Status Planner::check(const EngineMemory& m) const {
                     flag(), mib(budget()), m.kv.max_tokens, m.kv.max_sequences, m.kv.max_sequences == 1 ? "" : "s",
                     mib(least), on_host() ? ", checkpoints included" : "", (least + kMiB - 1) / kMiB));
   }
+  if (const uint64_t rows = m.plan.owner_bytes(KvStore::kPlanHostRows);
+      rows > 0 && o_.kv_host_bytes > 0 && host_bytes(m) > o_.kv_host_bytes)
+    return invalid(fmt::format(
+        "--kv-host-memory is {:.1f} MiB, and the CSA rows of {} tokens take {:.1f} MiB, checkpoints "
+        "{:.1f} MiB: give more, or --kv-offload off",
+        mib(o_.kv_host_bytes), m.kv.max_tokens, mib(rows), mib(static_cast<uint64_t>(m.prefix_cache_bytes))));
   if (o_.kv_host_bytes > 0 && static_cast<uint64_t>(m.prefix_cache_bytes) > o_.kv_host_bytes)
     return invalid(fmt::format("--prefix-cache-memory is {:.1f} MiB, more than --kv-host-memory, {:.1f} MiB",
                                mib(static_cast<uint64_t>(m.prefix_cache_bytes)), mib(o_.kv_host_bytes)));
@@ -198,6 +261,12 @@ Status Planner::check(const EngineMemory& m) const {
 // Where the cache holds less than it was asked for.
 void Planner::tell(const EngineMemory& m) const {
   if (o_.kv_gpu_bytes > 0 && on_host()) spdlog::warn("--kv-gpu-memory counts for nothing: the CPU keeps the KV cache");
+  if (o_.kv_offload == KvOffload::on && m.exec.hot_rows == 0)
+    spdlog::warn("--kv-offload on counts for nothing: {}",
+                 on_host() ? "the CPU keeps the KV cache" : "no layer selects");
+  if (m.exec.hot_rows > 0)
+    spdlog::info("{:.0f} MiB of KV rows lie in host memory, {} rows of each layer have copies on a device",
+                 mib(m.plan.owner_bytes(KvStore::kPlanHostRows)), m.exec.hot_rows);
   if (m.kv.max_sequences < o_.max_sequences)
     spdlog::info("{} sequences run together, not {}: no more fit {}", m.kv.max_sequences, o_.max_sequences, flag());
   if (o_.kv_tokens != 0 || m.kv.max_tokens >= wanted_tokens(m.kv.max_sequences)) return;

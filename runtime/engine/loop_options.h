@@ -6,6 +6,7 @@
 #include <string>
 
 #include "runtime/engine/queue_ticket.h"
+#include "runtime/exec/step_report.h"
 #include "runtime/kv/prefix_cache.h"
 
 namespace thermocline {
@@ -35,6 +36,7 @@ struct EngineStats {
   int64_t steps = 0, prompt_tokens = 0, answer_tokens = 0, preemptions = 0;
   int64_t finished = 0, cancelled = 0, failed = 0;  // choices
   PrefixCacheStats prefix_cache = {};
+  HotRows hot_rows = {};  // of devices whose CSA rows lie in host memory
   double step_seconds = 0, last_step_seconds = 0;
   double longest_decode_step_seconds = 0;  // of steps that decoded for somebody
 };

@@ -109,6 +109,7 @@ std::vector<PartOptions> DeepseekV4GpuStep::part_options(const ModelGeometry& g,
     o.max_tokens = std::max(options.max_tokens, bucket_of(std::min(options.max_tokens, kDecodeTokens)));
     o.max_logit_rows = std::max(options.max_logit_rows, bucket_of(std::min(options.max_logit_rows, kDecodeTokens)));
     o.max_context = options.max_context;
+    o.hot_rows = options.hot_rows;
     o.mtp = options.mtp && !weights.mtp.empty() && o.last_layer == g.n_layers;
     o.round_linear = rounding_of(numerics).linear_inputs;
     o.experts = gpu.experts < 0 ? -1 : gpu.experts * (i + 1) / count - gpu.experts * i / count;
@@ -138,7 +139,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
   constexpr int kHost = sched::MemoryPlan::kHost;
   const std::string lower_kv = "lower --max-model-len, --max-num-seqs or --kv-gpu-memory";
   const std::vector<PartOptions> parts = part_options(g, shapes, numerics, options, gpu, devices.size());
-  uint64_t pinned = 0, interpreted = 0;
+  uint64_t pinned = 0, host_rows = 0, interpreted = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     const gpu::Device& device = *devices[i];
     const DevicePart::Sizes s = DevicePart::sizes(g, shapes, kv, parts[i]);
@@ -155,6 +156,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
       plan.add(tier, fmt::format("{} experts", residents / s.slot), static_cast<uint64_t>(residents),
                "lower --experts-on-gpu");
     pinned += static_cast<uint64_t>(s.pinned());
+    host_rows += static_cast<uint64_t>(s.host_rows);
     const int64_t all = s.fixed() + (parts[i].experts < 0 ? s.experts * s.slot : residents);
     if (device.kind() == gpu::DeviceKind::simt)
       interpreted += std::min<uint64_t>(device.free_bytes(), static_cast<uint64_t>(all));
@@ -163,6 +165,7 @@ void DeepseekV4GpuStep::plan_memory(sched::MemoryPlan& plan, const ModelGeometry
   const HostMemoryMeasure measure;
   TC_CHECK(step.allocate_host_side(parts[0].max_tokens).ok());
   plan.add(kHost, "step buffers", measure.bytes() + pinned, "lower --max-num-batched-tokens");
+  if (host_rows > 0) plan.add(kHost, KvStore::kPlanHostRows, host_rows, "lower --max-model-len or --kv-host-memory");
   if (interpreted > 0) plan.add(kHost, "memory of --device simt", interpreted, "lower --gpu-memory");
 }
 
@@ -248,8 +251,18 @@ Status DeepseekV4GpuStep::read(KvPool pool, int32_t page, std::byte* to) {
   for (const auto& part : parts_) {
     const std::span<std::byte> piece = part->kv_page(pool, page);
     part->stream().copy(to, piece.data(), piece.size(), gpu::CopyKind::d2h);
-    TC_RETURN_IF_ERROR(part->stream().synchronize());
     to += piece.size();
+  }
+  for (const auto& part : parts_) {
+    if (pool == KvPool::compressed) {
+      const auto [rows, on_host] = part->selected_rows(page);
+      if (on_host)
+        std::memcpy(to, rows.data(), rows.size());
+      else
+        part->stream().copy(to, rows.data(), rows.size(), gpu::CopyKind::d2h);
+      to += rows.size();
+    }
+    TC_RETURN_IF_ERROR(part->stream().synchronize());
   }
   return {};
 }
@@ -258,8 +271,19 @@ Status DeepseekV4GpuStep::write(KvPool pool, int32_t page, const std::byte* from
   for (const auto& part : parts_) {
     const std::span<std::byte> piece = part->kv_page(pool, page);
     part->stream().copy(piece.data(), from, piece.size(), gpu::CopyKind::h2d);
-    TC_RETURN_IF_ERROR(part->stream().synchronize());
     from += piece.size();
+  }
+  for (const auto& part : parts_) {
+    if (pool == KvPool::compressed) {
+      const auto [rows, on_host] = part->selected_rows(page);
+      if (on_host)
+        std::memcpy(rows.data(), from, rows.size());
+      else
+        part->stream().copy(rows.data(), from, rows.size(), gpu::CopyKind::h2d);
+      part->forget_hot_rows(page);
+      from += rows.size();
+    }
+    TC_RETURN_IF_ERROR(part->stream().synchronize());
   }
   return {};
 }
@@ -268,9 +292,29 @@ Status DeepseekV4GpuStep::copy(KvPool pool, int32_t from, int32_t to) {
   for (const auto& part : parts_) {
     const std::span<std::byte> source = part->kv_page(pool, from), target = part->kv_page(pool, to);
     part->stream().copy(target.data(), source.data(), source.size(), gpu::CopyKind::d2d);
+    if (pool == KvPool::compressed) {
+      const auto [rows, on_host] = part->selected_rows(from);
+      std::byte* const copy = part->selected_rows(to).bytes.data();
+      if (on_host)
+        std::memcpy(copy, rows.data(), rows.size());
+      else
+        part->stream().copy(copy, rows.data(), rows.size(), gpu::CopyKind::d2d);
+      part->forget_hot_rows(to);
+    }
     TC_RETURN_IF_ERROR(part->stream().status());
   }
   return {};
+}
+
+HotRows DeepseekV4GpuStep::hot_rows() const {
+  HotRows sum;
+  for (const auto& part : parts_) {
+    const auto counts = part->hot_row_counts();
+    sum.found += counts[0];
+    sum.copied += counts[1];
+    sum.left += counts[2];
+  }
+  return sum;
 }
 
 void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,

@@ -30,8 +30,10 @@ struct GpuOptions {
   int experts = -1;  // slots of all devices together; -1: all that fit
   sched::PolicyKind policy = sched::PolicyKind::fixed;
   PrefillMode prefill = PrefillMode::cpu;
-  int max_fills = 16;  // experts a policy may bring in per step and device
-  bool graphs = true;  // capture decode steps
+  int max_fills = 16;    // experts a policy may bring in per step and device
+  bool graphs = true;    // capture decode steps
+  int64_t hot_rows = 0;  // of each CSA layer, copies on the device where --kv-offload puts rows in host memory; 0: by
+                         // how many sequences run together
 };
 
 class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
@@ -59,7 +61,8 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
 
   Result<StepReport> run(const StepInput& input) override;
 
-  // KvMemory: a page is one piece on every device. Between steps.
+  // KvMemory: a page is a piece on every device; rows in host memory are read and written there. Between steps, when
+  // nothing is queued that touches them.
   Status read(KvPool pool, int32_t page, std::byte* to) override;
   Status write(KvPool pool, int32_t page, const std::byte* from) override;
   Status copy(KvPool pool, int32_t from, int32_t to) override;
@@ -67,6 +70,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   TensorView<const float, 2> mtp_logits() const override;
   int64_t logit_row_count() const override { return logit_rows_; }
   std::optional<int32_t> most_likely(int64_t row) const override;
+  HotRows hot_rows() const override;
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
 
   int parts() const { return static_cast<int>(parts_.size()); }

@@ -131,7 +131,16 @@ void DevicePart::carve_host(HostMail& mail, const ModelGeometry& g, const PartOp
           place.template operator()<float>(rows * g.vocab_size),
           place.template operator()<float>(o.mtp ? rows * g.vocab_size : 0),
           place.template operator()<int32_t>(rows),
-          place.template operator()<int32_t>(kMaxWaves * g.n_routed_experts)};
+          place.template operator()<int32_t>(kMaxWaves * g.n_routed_experts),
+          place.template operator()<uint32_t>(3)};
+}
+
+template <class Place>
+void DevicePart::carve_hot(HotTables& hot, const KvLayout& layout, int64_t pages, int64_t slots, Place&& place) {
+  const int64_t entries = layout.selected_page_bytes() / layout.row_bytes(), layers = layout.csa_layers();
+  hot = {place.template operator()<int32_t>(pages * entries), place.template operator()<int32_t>(entries),
+         place.template operator()<int32_t>(layers * slots),  place.template operator()<uint32_t>(layers * slots),
+         place.template operator()<uint32_t>(layers),         place.template operator()<uint32_t>(3)};
 }
 
 KvLayout DevicePart::layout_of(const ModelGeometry& g, const KvStore& kv, const PartOptions& o) {
@@ -155,7 +164,18 @@ DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::W
   Sizes s;
   s.dense = DeviceWeights::bytes(g, weights, o.first_layer, o.last_layer, o.mtp);
   s.window_pages = kv.window_pages() * layout.window_page_bytes();
-  s.compressed_pages = kv.compressed_pages() * layout.compressed_page_bytes();
+  s.scanned_pages = kv.compressed_pages() * layout.scanned_page_bytes();
+  const int64_t selected = kv.compressed_pages() * layout.selected_page_bytes();
+  if (o.hot_rows > 0 && selected > 0) {
+    Carver hot_tables(nullptr);
+    HotTables hot{};
+    carve_hot(hot, layout, kv.compressed_pages(), o.hot_rows, hot_tables);
+    s.hot_tables = hot_tables.bytes();
+    s.hot_rows = layout.csa_layers() * o.hot_rows * layout.row_bytes();
+    s.host_rows = selected;
+  } else {
+    s.selected_pages = selected;
+  }
   s.rings = kv.options().max_sequences * layout.ring_bytes();
   Carver device(nullptr), host(nullptr);
   Buffers buffers{};
@@ -215,9 +235,7 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
                     slots > 0 ? fmt::format(", {} experts {}", slots, mib(slots * s.slot)) : "")};
   TC_ASSIGN(p.weights_,
             DeviceWeights::upload(d, *p.stream_, g, weights, options.first_layer, options.last_layer, options.mtp));
-  TC_ASSIGN(p.window_pages_, d.allocate(static_cast<size_t>(s.window_pages)));
-  TC_ASSIGN(p.compressed_pages_, d.allocate(static_cast<size_t>(s.compressed_pages)));
-  TC_ASSIGN(p.rings_, d.allocate(static_cast<size_t>(s.rings)));
+  TC_RETURN_IF_ERROR(p.allocate_kv(s, kv.compressed_pages()));
   TC_ASSIGN(p.activations_, d.allocate(static_cast<size_t>(s.activations)));
   TC_ASSIGN(p.tables_, d.allocate(static_cast<size_t>(s.tables)));
   TC_ASSIGN(p.host_tables_, d.allocate_pinned(static_cast<size_t>(s.host_tables)));
@@ -246,6 +264,29 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
                   options.first_layer, options.last_layer - 1, mib(s.dense), mib(s.kv()), mib(s.buffers()), slots,
                   mib(slots * s.slot), options.staging, mib(s.staging), mib(static_cast<int64_t>(d.free_bytes())));
   return part;
+}
+
+Status DevicePart::allocate_kv(const Sizes& s, int64_t pages) {
+  gpu::Device& d = *device_;
+  TC_ASSIGN(window_pages_, d.allocate(static_cast<size_t>(s.window_pages)));
+  TC_ASSIGN(scanned_pages_, d.allocate(static_cast<size_t>(s.scanned_pages)));
+  TC_ASSIGN(selected_pages_, d.allocate(static_cast<size_t>(s.selected_pages)));
+  TC_ASSIGN(rings_, d.allocate(static_cast<size_t>(s.rings)));
+  if (s.host_rows == 0) return {};
+  TC_ASSIGN(host_rows_, d.allocate_pinned(static_cast<size_t>(s.host_rows)));
+  TC_ASSIGN(hot_rows_, d.allocate(static_cast<size_t>(s.hot_rows)));
+  TC_ASSIGN(hot_tables_, d.allocate(static_cast<size_t>(s.hot_tables)));
+  // No row has a copy: the tables begin as an image of them.
+  std::vector<std::byte> image(static_cast<size_t>(s.hot_tables));
+  Carver carver(hot_tables_.data()), image_carver(image.data());
+  HotTables tables{};
+  carve_hot(hot_, layout_, pages, options_.hot_rows, carver);
+  carve_hot(tables, layout_, pages, options_.hot_rows, image_carver);
+  std::fill_n(tables.slot_of, pages * page_entries(), gpu::kNoSlot);
+  std::fill_n(tables.no_slots, page_entries(), gpu::kNoSlot);
+  std::fill_n(tables.entry_of, layout_.csa_layers() * options_.hot_rows, gpu::kNoSlot);
+  stream_->copy(hot_tables_.data(), image.data(), image.size(), CopyKind::h2d);
+  return stream_->synchronize();
 }
 
 // --- tables ---
@@ -290,29 +331,55 @@ void DevicePart::begin(const StepShape& shape) {
 
 std::span<std::byte> DevicePart::kv_page(KvPool pool, int32_t page) {
   const int64_t bytes = pool == KvPool::window       ? layout_.window_page_bytes()
-                        : pool == KvPool::compressed ? layout_.compressed_page_bytes()
+                        : pool == KvPool::compressed ? layout_.scanned_page_bytes()
                                                      : layout_.ring_bytes();
-  gpu::DeviceBuffer& buffer = pool == KvPool::window       ? window_pages_
-                              : pool == KvPool::compressed ? compressed_pages_
-                                                           : rings_;
-  return {static_cast<std::byte*>(buffer.data()) + page * bytes, static_cast<size_t>(bytes)};
+  const gpu::DeviceBuffer& buffer = pool == KvPool::window       ? window_pages_
+                                    : pool == KvPool::compressed ? scanned_pages_
+                                                                 : rings_;
+  return {buffer.data() + page * bytes, static_cast<size_t>(bytes)};
+}
+
+DevicePart::SelectedRows DevicePart::selected_rows(int32_t page) {
+  const int64_t bytes = layout_.selected_page_bytes();
+  const bool on_host = host_rows_.size() > 0;
+  return {{(on_host ? host_rows_.data() : selected_pages_.data()) + page * bytes, static_cast<size_t>(bytes)}, on_host};
+}
+
+void DevicePart::forget_hot_rows(int32_t page) {
+  if (hot_.slot_of)
+    stream_->copy(hot_.slot_of + page * page_entries(), hot_.no_slots,
+                  static_cast<size_t>(page_entries()) * sizeof(int32_t), CopyKind::d2d);
 }
 
 gpu::LayerPages DevicePart::pages(int index) const {
   gpu::LayerPages pages;
   pages.window = {reinterpret_cast<uint8_t*>(window_pages_.data()), {static_cast<int64_t>(window_pages_.size())}};
-  pages.compressed = {reinterpret_cast<uint8_t*>(compressed_pages_.data()),
-                      {static_cast<int64_t>(compressed_pages_.size())}};
+  pages.keys = {reinterpret_cast<uint8_t*>(scanned_pages_.data()), {static_cast<int64_t>(scanned_pages_.size())}};
   pages.window_page_bytes = layout_.window_page_bytes();
-  pages.compressed_page_bytes = layout_.compressed_page_bytes();
+  pages.key_page_bytes = layout_.scanned_page_bytes();
   pages.window_offset = layout_.window_offset(index);
   pages.row_bytes = layout_.row_bytes();
   pages.index_group_bytes = layout_.index_group_bytes();
-  if (index < g_.n_layers && g_.kind(index) != LayerKind::swa) {
-    pages.compressed_offset = layout_.compressed_offset(index);
-    pages.index_offset = layout_.index_offset(index);
-    pages.rows_per_page = layout_.rows_per_page(index);
-  }
+  const LayerKind kind = kind_of(index);
+  if (kind == LayerKind::swa) return pages;
+  pages.rows_per_page = layout_.rows_per_page(index);
+  pages.row_offset = layout_.compressed_offset(index);
+  pages.rows = pages.keys;
+  pages.row_page_bytes = pages.key_page_bytes;
+  if (kind == LayerKind::hca) return pages;
+  pages.key_offset = layout_.index_offset(index);
+  pages.row_offset -= layout_.scanned_page_bytes();
+  pages.row_page_bytes = layout_.selected_page_bytes();
+  const auto pool = [](const auto& buffer) {
+    return DeviceView<uint8_t, 1>{reinterpret_cast<uint8_t*>(buffer.data()), {static_cast<int64_t>(buffer.size())}};
+  };
+  pages.rows = host_rows_.size() > 0 ? pool(host_rows_) : pool(selected_pages_);
+  if (host_rows_.size() == 0) return pages;
+  const int64_t csa = layout_.csa_layer(index), bytes = options_.hot_rows * layout_.row_bytes();
+  pages.hot = {reinterpret_cast<uint8_t*>(hot_rows_.data()) + csa * bytes, {bytes}};
+  pages.page_entries = page_entries();
+  pages.first_entry = pages.row_offset / layout_.row_bytes();
+  pages.slot_of = {hot_.slot_of, {static_cast<int64_t>(host_rows_.size()) / layout_.row_bytes()}};
   return pages;
 }
 
@@ -605,6 +672,7 @@ void DevicePart::read_streams(float* out) {
 void DevicePart::end() {
   const int64_t layers = static_cast<int64_t>(weights_.layers.size());
   stream_->copy(host_.ids, b_.ids, static_cast<size_t>(layers * pairs()) * 4, CopyKind::d2h);
+  if (hot_.counts) stream_->copy(host_.row_counts, hot_.counts, 3 * sizeof(uint32_t), CopyKind::d2h);
 }
 
 }  // namespace thermocline

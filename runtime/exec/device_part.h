@@ -19,6 +19,7 @@ struct PartOptions {
   bool round_linear = true;  // inputs of FP8 and FP4 linears to e4m3
   int experts = -1;          // slots; -1: all that fit
   int staging = 0;           // slots of experts that pass through in prefill
+  int64_t hot_rows = 0;      // ExecOptions::hot_rows
 };
 
 /// What varies between the launches of a step.
@@ -31,16 +32,18 @@ class DevicePart {
  public:
   /// Bytes a part takes, known before the weights are loaded. Routed experts come on top: a slot each, of what is left.
   struct Sizes {
-    int64_t dense = 0, window_pages = 0, compressed_pages = 0, rings = 0, activations = 0, tables = 0, slot_table = 0;
+    int64_t dense = 0, window_pages = 0, scanned_pages = 0, selected_pages = 0, rings = 0;
+    int64_t activations = 0, tables = 0, slot_table = 0;
+    int64_t hot_rows = 0, hot_tables = 0, host_rows = 0;  // instead of selected_pages; host_rows is pinned
     int64_t slot = 0, experts = 0, staging = 0;           // bytes of a slot, experts of the layers, bytes of staging
     int64_t host_tables = 0, host_memory = 0, flags = 0;  // pinned
     int64_t page_capacity = 0, sequence_capacity = 0;     // of a step's tables
 
-    int64_t kv() const { return window_pages + compressed_pages + rings; }
+    int64_t kv() const { return window_pages + scanned_pages + selected_pages + rings + hot_rows + hot_tables; }
     int64_t buffers() const { return activations + tables; }
     /// Everything on the device but the slots of residents.
     int64_t fixed() const { return dense + kv() + buffers() + slot_table + staging + kSlack; }
-    int64_t pinned() const { return host_tables + host_memory + flags + slot_table; }
+    int64_t pinned() const { return host_tables + host_memory + flags + slot_table; }  // without host_rows
     static constexpr int64_t kSlack = 1 << 16;
   };
   /// `weights` may be shapes only (WeightLoader::shapes); of the cache the numbers count.
@@ -79,8 +82,18 @@ class DevicePart {
   Tables host_tables(const StepShape& shape);
   int64_t page_capacity() const { return page_capacity_; }
   const std::vector<int>& ratios() const { return ratios_; }
-  /// This device's piece of a KV page.
+  /// This device's piece of a KV page; of compressed pages what steps scan.
   std::span<std::byte> kv_page(KvPool pool, int32_t page);
+  /// The rows of a compressed page that the indexer selects from, on the device or in pinned memory.
+  struct SelectedRows {
+    std::span<std::byte> bytes;
+    bool on_host = false;
+  };
+  SelectedRows selected_rows(int32_t page);
+  /// Their copies on the device no longer count: queued.
+  void forget_hot_rows(int32_t page);
+  /// Of all steps so far: selected rows that had a copy, that got one, that attention read in host memory.
+  std::span<const uint32_t, 3> hot_row_counts() const { return std::span<const uint32_t, 3>(host_.row_counts, 3); }
 
   // --- kernels, in order ---
   void begin(const StepShape& shape);  // copies the tables
@@ -138,10 +151,13 @@ class DevicePart {
 
   struct Buffers;   // device activations
   struct HostMail;  // pinned
+  struct HotTables;
   /// Splits of the rows a token may attend to.
   static int64_t max_splits(const ModelGeometry& g, int64_t context);
   template <class Place>
   static void carve(Buffers& b, const ModelGeometry& g, const PartOptions& o, Place&& place);
+  template <class Place>
+  static void carve_hot(HotTables& hot, const KvLayout& layout, int64_t pages, int64_t slots, Place&& place);
   template <class Place>
   static void carve_host(HostMail& mail, const ModelGeometry& g, const PartOptions& o, Place&& place);
   static KvLayout layout_of(const ModelGeometry& g, const KvStore& kv, const PartOptions& o);
@@ -165,6 +181,7 @@ class DevicePart {
   void project_inputs(int layer);
   void compress(int layer);
   void choose_rows(int layer);
+  void stage_rows(int layer);
   void attend(int layer);
   void project_output(int layer);
   void route(int layer);
@@ -176,6 +193,8 @@ class DevicePart {
   int64_t pairs() const { return shape_.tokens * g_.n_activated_experts; }
   int64_t ids_at(int layer) const { return (layer - options_.first_layer) * pairs(); }
   gpu::LayerPages pages(int layer) const;
+  Status allocate_kv(const Sizes& s, int64_t pages);
+  int64_t page_entries() const { return layout_.selected_page_bytes() / layout_.row_bytes(); }
   const DeviceLayer& layer(int index) const {
     return weights_.layers[static_cast<size_t>(index - options_.first_layer)];
   }
@@ -191,8 +210,9 @@ class DevicePart {
   std::unique_ptr<gpu::Event> done_, routed_, staging_free_[2], staging_filled_[2];
   std::unique_ptr<SlotPool> slots_;
   DeviceWeights weights_;
-  gpu::DeviceBuffer window_pages_, compressed_pages_, rings_, activations_, tables_;
-  gpu::PinnedBuffer host_tables_, flags_, host_memory_;
+  gpu::DeviceBuffer window_pages_, scanned_pages_, selected_pages_, rings_, activations_, tables_;
+  gpu::DeviceBuffer hot_rows_, hot_tables_;
+  gpu::PinnedBuffer host_tables_, flags_, host_memory_, host_rows_;
   std::vector<int> ratios_;  // distinct, > 0
   int64_t page_capacity_ = 0, sequence_capacity_ = 0;
   std::string memory_map_;
@@ -226,7 +246,17 @@ class DevicePart {
     float *weights, *logits, *mtp_logits;
     int32_t* most_likely;
     int32_t* wave_table;
+    uint32_t* row_counts;
   } host_{};
+  /// Which rows have copies, by layer one after the other where not said otherwise.
+  struct HotTables {
+    int32_t* slot_of;   // [pages, page_entries()]
+    int32_t* no_slots;  // [page_entries()] kNoSlot: what forgetting a page copies
+    int32_t* entry_of;  // [layers, slots]
+    uint32_t* used;     // [layers, slots]
+    uint32_t* hand;     // [layers]
+    uint32_t* counts;   // [3]
+  } hot_{};
 
   // Of the step being queued.
   StepShape shape_;

@@ -13,7 +13,10 @@ void DevicePart::attention(int index) {
   hc_read(layer(index).hc_attn, layer(index).attn_norm);
   project_inputs(index);
   if (kind != LayerKind::swa) compress(index);
-  if (kind == LayerKind::csa) choose_rows(index);
+  if (kind == LayerKind::csa) {
+    choose_rows(index);
+    stage_rows(index);
+  }
   attend(index);
   project_output(index);
 }
@@ -116,6 +119,21 @@ void DevicePart::choose_rows(int index) {
                                      first});
     kernel.select(*stream_, {step_, {b_.index_scores, {count, rows}}, {b_.selected, {m, g_.index_topk}}, ratio, first});
   }
+}
+
+// Copies of them on the device, where the rows are in host memory: all the heads read what crossed the bus once.
+void DevicePart::stage_rows(int index) {
+  const gpu::LayerPages pages = this->pages(index);
+  if (!pages.slot_of.pointer) return;
+  const int64_t slots = options_.hot_rows, csa = layout_.csa_layer(index);
+  device_->kernels().stage_rows(*stream_, {step_,
+                                           pages,
+                                           {b_.selected, {shape_.tokens, g_.index_topk}},
+                                           {hot_.entry_of + csa * slots, {slots}},
+                                           {hot_.used + csa * slots, {slots}},
+                                           {hot_.hand + csa, {1}},
+                                           {hot_.counts, {3}},
+                                           g_.compress_ratios[static_cast<size_t>(index)]});
 }
 
 void DevicePart::attend(int index) {

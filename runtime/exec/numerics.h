@@ -39,6 +39,20 @@ enum class KvDtype {
   bf16,
 };
 
+/// Where devices keep CSA rows (--kv-offload).
+enum class KvOffload {
+  automatic,  // in host memory where the device cannot hold what is asked for, or experts make more of its memory
+  off,        // on the device
+  on,         // in host memory, copies of those in use on the device
+};
+
+inline Result<KvOffload> parse_kv_offload(std::string_view name) {
+  if (name == "auto") return KvOffload::automatic;
+  if (name == "off") return KvOffload::off;
+  if (name == "on") return KvOffload::on;
+  return invalid("unknown KV offload '" + std::string(name) + "': use auto, off or on");
+}
+
 inline Result<KvDtype> parse_kv_dtype(std::string_view name) {
   if (name == "auto") return KvDtype::automatic;
   if (name == "fp8") return KvDtype::fp8;

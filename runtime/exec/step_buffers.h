@@ -18,6 +18,9 @@ struct ExecOptions {
   bool mtp = false;
   bool int8_activations = false;  // of routed experts whose weights are small integers
   bool fp8_rows = false;          // the KV cache's; attention reads them unpacked
+  /// On devices: CSA rows are at home in host memory, and so many of each layer have a copy on the device. 0: all of
+  /// them are on the device.
+  int64_t hot_rows = 0;
 };
 
 /// Names and shapes follow the data path; M = max_tokens.

@@ -51,6 +51,9 @@ class StepExecutor {
     return std::nullopt;
   }
 
+  /// Of all steps.
+  virtual HotRows hot_rows() const { return {}; }
+
   /// What the CPU read of the weights in the last run, by worker and node, and how long it was at it.
   virtual const cpu::WeightTraffic& traffic() const = 0;
 

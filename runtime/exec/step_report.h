@@ -11,4 +11,10 @@ struct StepReport {
   uint64_t weight_bytes = 0;  // that the CPU read
 };
 
+/// Selected rows where CSA rows lie in host memory: those with a copy on the device, those that got one, and those that
+/// were read where they lie.
+struct HotRows {
+  int64_t found = 0, copied = 0, left = 0;
+};
+
 }  // namespace thermocline

@@ -1,5 +1,8 @@
 #include "runtime/kv/kv_layout.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "kernels_cpu/indexer.h"
 
 namespace thermocline {
@@ -24,11 +27,13 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_l
     if (const int64_t ratio = g.compress_ratios[static_cast<size_t>(i)]; ratio > 0 && i >= first_layer && i < last) {
       const bool csa = g.kind(i) == LayerKind::csa;
       layer.rows_per_page = (kPageTokens + ratio - 1) / ratio;
-      layer.compressed = compressed_page_bytes_;
       shares_pages_ = shares_pages_ && kPageTokens % ratio == 0;
-      compressed_page_bytes_ += layer.rows_per_page * row_bytes_;
-      layer.index = compressed_page_bytes_;
-      if (csa) compressed_page_bytes_ += layer.rows_per_page / cpu::kKeyGroup * index_group_bytes_;  // 64 rows a page
+      const int64_t bytes = layer.rows_per_page * row_bytes_;
+      int64_t& section = csa ? selected_page_bytes_ : scanned_page_bytes_;
+      layer.compressed = std::exchange(section, section + (csa ? bytes : align64(bytes)));
+      layer.index = scanned_page_bytes_;
+      if (csa) layer.csa = csa_layers_++;
+      if (csa) scanned_page_bytes_ += layer.rows_per_page / cpu::kKeyGroup * index_group_bytes_;  // 64 rows a page
       // Pooling row r reads its own window and, where windows overlap, the one before.
       layer.ring = {.offset = ring_floats_,
                     .slots = (csa ? 2 * ratio : ratio) + options.rollback_tokens,
@@ -42,6 +47,8 @@ KvLayout::KvLayout(const ModelGeometry& g, const KvOptions& options, int first_l
     }
     layers_.push_back(layer);
   }
+  for (int i = first_layer; i < std::min(last, g.n_layers); ++i)
+    if (g.kind(i) == LayerKind::csa) layers_[static_cast<size_t>(i)].compressed += scanned_page_bytes_;
 }
 
 }  // namespace thermocline

@@ -1,6 +1,8 @@
 // KvLayout: where each layer's rows lie inside a page, and each layer's projections inside a sequence's ring.
 //   window pages      kWindowPageTokens tokens: raw rows of every layer; a sequence keeps those its window still
-//   reaches compressed pages  kPageTokens tokens: CSA rows, their index keys and HCA rows; a sequence keeps all of them
+//   reaches compressed pages  kPageTokens tokens; a sequence keeps all of them. First what every step reads whole,
+//   index keys and
+//                     HCA rows (scanned); then what the indexer selects from, CSA rows (selected)
 //   rings             what is not a row: the compressors' projections of the last few tokens, by position
 #pragma once
 
@@ -38,17 +40,23 @@ struct KvOptions {
 class KvLayout {
  public:
   /// Of the layers [first, last), MTP layers counting on from the main ones; last < 0: all. Other layers have no place.
-  /// Pages and rings of consecutive layer ranges, one after the other, are those of all layers.
+  /// Window pages and rings of consecutive layer ranges, one after the other, are those of all layers; of compressed
+  /// pages so are both sections, each by itself.
   KvLayout(const ModelGeometry& geometry, const KvOptions& options, int first_layer = 0, int last_layer = -1);
 
   int64_t window_page_bytes() const { return window_page_bytes_; }
-  int64_t compressed_page_bytes() const { return compressed_page_bytes_; }
+  int64_t compressed_page_bytes() const { return scanned_page_bytes_ + selected_page_bytes_; }
+  int64_t scanned_page_bytes() const { return scanned_page_bytes_; }
+  int64_t selected_page_bytes() const { return selected_page_bytes_; }
   int64_t ring_bytes() const { return ring_floats_ * static_cast<int64_t>(sizeof(float)); }
   int64_t row_bytes() const { return row_bytes_; }
   /// Index keys lie in groups of 16 rows: FP4 tiles and scales (kernels_cpu/indexer.h), or rows of f32.
   int64_t index_group_bytes() const { return index_group_bytes_; }
   /// Compressed rows a page holds for a layer: those of 256 tokens, rounded up.
   int64_t rows_per_page(int layer) const { return at(layer).rows_per_page; }
+  /// Layers with selected rows, and a layer's number among them.
+  int64_t csa_layers() const { return csa_layers_; }
+  int64_t csa_layer(int layer) const { return at(layer).csa; }
   int64_t window_offset(int layer) const { return (layer - first_layer_) * kWindowPageTokens * row_bytes_; }
   int64_t compressed_offset(int layer) const { return at(layer).compressed; }
   int64_t index_offset(int layer) const { return at(layer).index; }
@@ -77,7 +85,7 @@ class KvLayout {
 
  private:
   struct Layer {
-    int64_t rows_per_page = 0, compressed = 0, index = 0;
+    int64_t rows_per_page = 0, compressed = 0, index = 0, csa = 0;
     Ring ring;
   };
   const Layer& at(int layer) const { return layers_[static_cast<size_t>(layer)]; }
@@ -85,7 +93,8 @@ class KvLayout {
   std::vector<Layer> layers_;
   int first_layer_ = 0;
   bool shares_pages_ = true;
-  int64_t row_bytes_ = 0, index_group_bytes_ = 0, window_page_bytes_ = 0, compressed_page_bytes_ = 0, ring_floats_ = 0;
+  int64_t row_bytes_ = 0, index_group_bytes_ = 0, window_page_bytes_ = 0, ring_floats_ = 0;
+  int64_t scanned_page_bytes_ = 0, selected_page_bytes_ = 0, csa_layers_ = 0;
 };
 
 }  // namespace thermocline

@@ -22,7 +22,8 @@ class KvStore {
  public:
   /// Errors: out_of_memory.
   static Result<std::unique_ptr<KvStore>> create(const ModelGeometry& geometry, const KvOptions& options);
-  static constexpr const char* kPlanOwner = "KV pages";  // of its rows in a memory plan
+  static constexpr const char* kPlanOwner = "KV pages";            // of its rows in a memory plan
+  static constexpr const char* kPlanHostRows = "KV rows of GPUs";  // of those that devices keep in host memory
   /// Bytes of host memory that create() takes.
   static uint64_t bytes(const ModelGeometry& geometry, const KvOptions& options);
 

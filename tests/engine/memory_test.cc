@@ -1,6 +1,8 @@
 // Engine::open and memory: sizes are known before anything is read, what does not fit is refused by then, and what is
 // planned is what is taken.
 #include "runtime/engine/engine_memory.h"
+
+#include "kernels_gpu/open_device.h"
 #include "runtime/hw/host_memory.h"
 #include "runtime/model/deepseek_v4/config.h"
 #include "tests/support/long_demo.h"
@@ -128,6 +130,51 @@ TEST(EngineMemory, ALargeBudgetTakesNoMoreThanContextsNeed) {
   EXPECT_EQ(m.exec.max_context, 1024);
   known.options.kv_host_bytes = 100 << 10;
   EXPECT_EQ(known.plan(64 * kGiB).error().code, ErrorCode::invalid_argument);
+}
+
+TEST(EngineMemory, RowsMoveToHostMemoryWhereTheDeviceCannotHoldThem) {
+  const auto plan = [](KvOffload offload, uint64_t gpu_bytes, uint64_t host_budget = 0, int experts = 0) {
+    Known known(2);
+    known.options.max_context = known.exec.max_context = 16384;
+    known.options.kv_below_context = true;
+    known.options.kv_offload = offload;
+    known.options.kv_gpu_bytes = gpu_bytes;
+    known.options.kv_host_bytes = host_budget;
+    known.options.gpu.experts = experts;
+    known.options.prefix_cache_bytes = 0;
+    const auto devices = gpu::open_devices(gpu::parse_device("simt:1").value(), uint64_t{256} << 20).value();
+    return plan_engine_memory(known.options, known.g, known.loader, {known.pool, known.table}, known.exec, devices,
+                              {64 * kGiB, "a test"});
+  };
+  constexpr uint64_t kMiB = 1 << 20;
+  const auto host_rows = [](const EngineMemory& m) { return m.plan.owner_bytes(KvStore::kPlanHostRows); };
+  const EngineMemory all = plan(KvOffload::off, 64 * kMiB).value();
+  EXPECT_EQ(all.kv.max_tokens, 2 * 16384);
+  EXPECT_EQ(all.exec.hot_rows, 0);
+  EXPECT_EQ(host_rows(all), 0u);
+  EXPECT_EQ(plan(KvOffload::automatic, 64 * kMiB).value().exec.hot_rows, 0) << "all of it fits";
+  const EngineMemory on = plan(KvOffload::on, 64 * kMiB).value();
+  const ModelGeometry g = deepseek_v4::read_config(test::demo_model()).value();
+  EXPECT_EQ(on.exec.hot_rows, 4 * g.index_topk);
+  const int64_t pages = pages_of(on.kv.max_tokens, kPageTokens) + on.kv.max_sequences;
+  EXPECT_EQ(host_rows(on), static_cast<uint64_t>(pages * KvLayout(g, on.kv).selected_page_bytes()));
+  EXPECT_LT(on.plan.owner_bytes(KvStore::kPlanOwner), all.plan.owner_bytes(KvStore::kPlanOwner));
+
+  const uint64_t little = on.plan.owner_bytes(KvStore::kPlanOwner) + kMiB / 8;
+  ASSERT_LT(little, all.plan.owner_bytes(KvStore::kPlanOwner));
+  const EngineMemory less = plan(KvOffload::off, little).value();
+  EXPECT_LT(less.kv.max_tokens, all.kv.max_tokens);
+  const EngineMemory moved = plan(KvOffload::automatic, little).value();
+  EXPECT_EQ(moved.kv.max_tokens, all.kv.max_tokens);
+  EXPECT_GT(moved.exec.hot_rows, 0);
+  EXPECT_LE(moved.plan.owner_bytes(KvStore::kPlanOwner), little);
+  // What host memory is given is kept too.
+  const EngineMemory both = plan(KvOffload::on, little, host_rows(moved) / 2).value();
+  EXPECT_LE(host_rows(both), host_rows(moved) / 2);
+  EXPECT_LT(both.kv.max_tokens, moved.kv.max_tokens);
+  const auto refused = plan(KvOffload::on, little, 1000);
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("--kv-host-memory"), std::string::npos) << refused.error().message;
 }
 
 TEST(EngineMemory, ASmallBudgetHoldsFewerSequences) {

@@ -26,6 +26,7 @@ struct GpuSetup {
   bool graphs = true;
   int threads = 2;
   Isa isa = Isa::amx;
+  int64_t hot_rows = 0;  // KV offload with so many copies
 };
 
 std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
@@ -41,7 +42,8 @@ std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
   options.quiet = true;
   options.device = s.device;
   options.gpu_memory = uint64_t{512} << 20;
-  options.gpu = {s.experts, s.policy, s.prefill, 16, s.graphs};
+  options.gpu = {s.experts, s.policy, s.prefill, 16, s.graphs, s.hot_rows};
+  options.kv_offload = s.hot_rows > 0 ? KvOffload::on : KvOffload::off;
   Result<std::unique_ptr<Engine>> engine = Engine::open(options);
   TC_CHECK(engine.has_value(), engine ? "" : engine.error().message);
   return std::move(*engine);
@@ -279,6 +281,83 @@ TEST(GpuStep, WarmEqualsColdAndSeveralDevicesEqualOne) {
       open_engine({.folder = small_model(), .experts = 24, .device = kTokens > 4 ? "simt:3" : "simt:2"});
   EXPECT_EQ(two->gpu_step()->parts(), kTokens > 4 ? 3 : 2);
   EXPECT_EQ(test::run_logits(*two, ids, 64, kTokens - 3).logits, cold);
+}
+
+// --- CSA rows in host memory ---
+
+// With more copies than rows, with fewer than a token selects, with one; on pages of which another text has left
+// copies; over several devices.
+TEST(GpuStep, RowsInHostMemoryGiveTheSameBits) {
+  const int64_t tokens = kTokens > 12 ? kTokens / 2 : kTokens;
+  const std::vector<int32_t> ids = small_ids(tokens);
+  const std::vector<int32_t> other(ids.rbegin(), ids.rend());
+  const std::unique_ptr<Engine> near = open_engine({.folder = small_model(), .experts = 24});
+  const std::vector<float> expected = test::run_logits(*near, ids, 64, tokens - 4).logits;
+  EXPECT_EQ(near->step().hot_rows().found, 0);
+  const int64_t most = 64;  // all rows of 256 tokens
+  for (const int64_t hot_rows : kTokens > 4 ? std::vector<int64_t>{3, most} : std::vector<int64_t>{1}) {
+    const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(), .experts = 24, .hot_rows = hot_rows});
+    EXPECT_EQ(test::run_logits(*engine, ids, 64, tokens - 4).logits, expected) << hot_rows << " copies";
+    if (const HotRows counts = engine->step().hot_rows(); kTokens > 12) {
+      EXPECT_GT(counts.copied, 0) << hot_rows;
+      EXPECT_EQ(counts.left > 0, hot_rows < most) << hot_rows;
+      EXPECT_GT(counts.found, 0) << hot_rows;
+    }
+    test::run_logits(*engine, other, 16);
+    EXPECT_EQ(test::run_logits(*engine, ids, 7).logits, expected) << hot_rows << " copies, of another text";
+  }
+  if (test::device_name() != "simt" || kTokens <= 4) return;
+  const std::unique_ptr<Engine> three =
+      open_engine({.folder = small_model(), .experts = 24, .device = "simt:3", .hot_rows = 3});
+  EXPECT_EQ(test::run_logits(*three, ids, 64, tokens - 3).logits, expected);
+}
+
+// A page comes back as it was written, and is never read through copies of what was in it before.
+TEST(GpuStep, PagesWithRowsInHostMemoryAreReadWrittenAndCopied) {
+  for (const std::string device : {"", ":3"}) {
+    if (!device.empty() && test::device_name() != "simt") continue;  // one card
+    const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(),
+                                                        .experts = 8,
+                                                        .device = test::device_name() + device,
+                                                        .sequences = 2,
+                                                        .hot_rows = 64});
+    KvStore& kv = engine->driver().kv();
+    const std::vector<int32_t> ids = small_ids(kTokens > 12 ? 12 : kTokens);
+    const auto logits_after = [&](SequenceKv& sequence, int32_t id) {
+      TC_CHECK(engine->driver().decode(sequence, id).ok());
+      const std::span<const float> logits = engine->driver().logits();
+      return std::vector<float>(logits.begin(), logits.end());
+    };
+    std::unique_ptr<SequenceKv> first = engine->driver().new_sequence().value();
+    for (const int32_t id : ids) logits_after(*first, id);
+    const KvCheckpoint kept = kv.checkpoint(*first, first->length()).value();
+    const std::vector<float> expected = logits_after(*first, 7);
+    const int32_t page = kept.pages().front();
+    std::vector<std::byte> image(static_cast<size_t>(kv.layout().compressed_page_bytes())), read(image.size());
+    ASSERT_TRUE(kv.memory().read(KvPool::compressed, page, image.data()).ok());
+
+    const std::vector<std::byte> noise(image.size(), std::byte{60});
+    ASSERT_TRUE(kv.memory().write(KvPool::compressed, page, noise.data()).ok());
+    ASSERT_TRUE(kv.memory().read(KvPool::compressed, page, read.data()).ok());
+    EXPECT_EQ(read, noise);
+    if (kTokens > 12) {
+      EXPECT_NE(logits_after(*kv.restore(kept).value(), 7), expected) << "copies of the noise are made";
+    }
+    ASSERT_TRUE(kv.memory().write(KvPool::compressed, page, image.data()).ok());
+    EXPECT_EQ(logits_after(*kv.restore(kept).value(), 7), expected);
+
+    // Another text's page becomes the copy that a sequence writes on.
+    std::unique_ptr<SequenceKv> other = engine->driver().new_sequence().value();
+    for (size_t i = 0; i < ids.size(); ++i) logits_after(*other, static_cast<int32_t>(i));
+    const int32_t freed = other->compressed_pages().front();
+    other.reset();
+    const std::unique_ptr<SequenceKv> again = kv.restore(kept).value();
+    EXPECT_EQ(logits_after(*again, 7), expected);
+    EXPECT_EQ(again->compressed_pages().front(), freed);
+    ASSERT_TRUE(kv.memory().copy(KvPool::compressed, page, freed).ok());
+    ASSERT_TRUE(kv.memory().read(KvPool::compressed, freed, read.data()).ok());
+    EXPECT_EQ(read, image);
+  }
 }
 
 // --- slots that move ---

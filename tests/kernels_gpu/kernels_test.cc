@@ -554,8 +554,8 @@ TEST_F(Kernels, IndexScoresHaveTheBitsOfTheScalarKernel) {
 
     gpu::IndexScoresArgs args;
     args.step = step({{0, 4 * kVisible - 1, 0, 0, 0, 1}}, {{0, 0, 0, 0}}, {0, 1});
-    args.pages.compressed = {up(keys), {static_cast<int64_t>(keys.size())}};
-    args.pages.compressed_page_bytes = 4 * group_bytes;  // 64 rows a page, in two neighbouring pages
+    args.pages.keys = {up(keys), {static_cast<int64_t>(keys.size())}};
+    args.pages.key_page_bytes = 4 * group_bytes;  // 64 rows a page, in two neighbouring pages
     args.pages.rows_per_page = 64;
     args.pages.index_group_bytes = group_bytes;
     args.q = {up(test::to_bf16(q)), {1, heads, width}};
@@ -643,7 +643,7 @@ TEST_F(Kernels, AttentionMatchesTheReferenceAndDoesNotDependOnItsCompany) {
     attend.step = step(infos, {{0, 0, 0, static_cast<int32_t>(pages.size()) - 1}}, pages, 1, kRope / 2, cos, sin);
     attend.pages.window = {up(window_pool), {256 * row_bytes}};
     attend.pages.window_page_bytes = kWindowPageTokens * row_bytes;
-    attend.pages.compressed = {up(compressed_pool), {kRows * row_bytes}};
+    attend.pages.rows = {up(compressed_pool), {kRows * row_bytes}};
     attend.pages.row_bytes = row_bytes;
     attend.pages.rows_per_page = kRows;
     attend.q = {up(test::to_bf16(q)), {tokens, heads, width}};
@@ -689,6 +689,26 @@ TEST_F(Kernels, AttentionMatchesTheReferenceAndDoesNotDependOnItsCompany) {
     const std::vector<float> alone = test::to_float(down(args.out.pointer, tokens * heads * width));
     for (int64_t i = (tokens - 2) * heads * width; i < (tokens - 1) * heads * width; ++i)
       ASSERT_EQ(alone[static_cast<size_t>(i)], got[static_cast<size_t>(i)]);
+    // Every third row has a copy, and is nothing where it is at home.
+    std::vector<uint8_t> home = compressed_pool, hot(compressed_pool.size());
+    std::vector<int32_t> slot_of(kRows + 3, gpu::kNoSlot);
+    for (int64_t row = 0; row < kRows; row += 3) {
+      const int64_t slot = kRows - 1 - row;
+      slot_of[static_cast<size_t>(3 + row)] = static_cast<int32_t>(slot);
+      std::copy_n(&compressed_pool[static_cast<size_t>(row * row_bytes)], row_bytes,
+                  &hot[static_cast<size_t>(slot * row_bytes)]);
+      std::fill_n(&home[static_cast<size_t>(row * row_bytes)], row_bytes, uint8_t{0});
+    }
+    attend.pages.rows = {up(home), {kRows * row_bytes}};
+    attend.pages.hot = {up(hot), {kRows * row_bytes}};
+    attend.pages.slot_of = {up(slot_of), {kRows + 3}};
+    attend.pages.page_entries = kRows + 3;
+    attend.pages.first_entry = 3;
+    attend.first_token = 0;
+    attend.tokens = tokens;
+    kernels().attend(*stream_, attend);
+    kernels().attend_merge(*stream_, args);
+    EXPECT_EQ(test::to_float(down(args.out.pointer, tokens * heads * width)), got);
   }
 }
 
