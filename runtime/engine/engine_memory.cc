@@ -34,6 +34,14 @@ int64_t largest(int64_t least, int64_t most, const Fits& fits) {
   return least;
 }
 
+// Each node's workers scan the keys on their own node; with one node there is nothing to choose.
+std::vector<int> kv_nodes(const WorkerPool& pool) {
+  if (pool.nodes() == 1) return {-1};
+  std::vector<int> nodes(static_cast<size_t>(pool.nodes()));
+  for (int node = 0; node < pool.nodes(); ++node) nodes[static_cast<size_t>(node)] = pool.os_node(node);
+  return nodes;
+}
+
 double mib(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
 
 class Planner {
@@ -86,6 +94,7 @@ EngineMemory Planner::plan(const KvSize& size) const {
   m.kv.max_sequences = static_cast<int>(size.sequences);
   m.kv.max_chunk = o_.max_chunk;
   m.kv.host_rows = on_host();
+  m.kv.nodes = kv_nodes(cpu_.pool);
   const HostMemoryMeasure rows;
   const std::unique_ptr<KvStore> numbers = std::move(KvStore::create(g_, m.kv)).value();
   m.exec = exec_;

@@ -261,16 +261,20 @@ void DeepseekV4Step::index_select_together(int index, const SequenceKv& kv, int6
   float* scores = b_.index_scores.data();
   int32_t *order = b_.index_order.data(), *out = &b_.selected[token * g_.index_topk];
   b_.selected_count[token] = static_cast<int32_t>(count);
+  const NearKeys near(kv, index, groups);
+  const bool by_node = near.fair(cpu_.pool);  // a region of its own: the choice is by parts of neighbouring rows
+  if (by_node) cpu_.pool.run([&](int worker) { score_near_keys(index, kv, near, token, worker, scores); });
   if (visible <= StepBuffers::kSplitTopKRows || count == visible) {
-    cpu_.pool.split(groups, [&](int64_t begin, int64_t end, int worker) {
-      score_keys(index, kv, token, begin, end, worker, scores);
-    });
+    if (!by_node)
+      cpu_.pool.split(groups, [&](int64_t begin, int64_t end, int worker) {
+        score_keys(index, kv, token, begin, end, worker, scores);
+      });
     return cpu::select_topk(scores, visible, count, order, out);
   }
   cpu::SplitTopK top(scores, visible, count, cpu_.pool.size(), b_.index_topk.data(), order, out);
   cpu_.pool.run([&](int worker) {
     const auto group = [&](int part) { return (top.first(part) + cpu::kKeyGroup - 1) / cpu::kKeyGroup; };
-    score_keys(index, kv, token, group(worker), group(worker + 1), worker, scores);
+    if (!by_node) score_keys(index, kv, token, group(worker), group(worker + 1), worker, scores);
     top.count(worker);
   });
   top.find();
@@ -282,25 +286,46 @@ void DeepseekV4Step::index_select_together(int index, const SequenceKv& kv, int6
 // Scores of key groups [begin, end): scores[row], rows counted from the sequence's first.
 void DeepseekV4Step::score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                                 float* scores) {
-  constexpr int64_t kBlock = StepBuffers::kIndexBlock;  // rows
+  for (int64_t first = begin; first < end; first += key_block()) {
+    const int64_t count = std::min(key_block(), end - first);
+    score_block(token, count, worker, scores + first * cpu::kKeyGroup,
+                [&](int64_t i) { return kv.index_group(index, first + i); });
+  }
+}
+
+// Those of a worker's share of the groups on its node: scored page after page together, as groups of a page alone are
+// too few to read ahead, and put where they belong.
+void DeepseekV4Step::score_near_keys(int index, const SequenceKv& kv, const NearKeys& near, int64_t token, int worker,
+                                     float* scores) {
+  alignas(64) float block[StepBuffers::kIndexBlock * cpu::kKeyGroup];
+  const WorkerPool::Team& team = cpu_.pool.team(worker);
+  const NearKeys::Share share = near.share(team);
+  for (int64_t first = share.begin; first < share.end; first += key_block()) {
+    const int64_t count = std::min(key_block(), share.end - first);
+    const auto group = [&](int64_t i) { return near.group(team.node, first + i); };
+    score_block(token, count, worker, block, [&](int64_t i) { return kv.index_group(index, group(i)); });
+    for (int64_t i = 0; i < count; ++i)
+      std::copy_n(block + i * cpu::kKeyGroup, cpu::kKeyGroup, scores + group(i) * cpu::kKeyGroup);
+  }
+}
+
+// Scores of `count` key groups, at most key_block(), that lie at keys_at(0), keys_at(1) ..; out [count, kKeyGroup].
+template <class KeysAt>
+void DeepseekV4Step::score_block(int64_t token, int64_t count, int worker, float* out, const KeysAt& keys_at) {
   const void** keys = &b_.rows[worker * b_.row_stride()];
   const float* gates = &b_.index_g[token * g_.index_n_heads];
-  const int64_t c = g_.index_head_dim, per_block = round_.cached_rows ? kBlock : kBlock / cpu::kKeyGroup;
-  for (int64_t first = begin; first < end; first += per_block) {
-    const int64_t count = std::min(per_block, end - first);
-    float* out = scores + first * cpu::kKeyGroup;
-    if (round_.cached_rows) {
-      for (int64_t i = 0; i < count; ++i) keys[i] = kv.index_group(index, first + i);
-      cpu_.table.index_scores_fp4(&b_.index_query[token * g_.index_n_heads * b_.key_tiles], gates, g_.index_n_heads,
-                                  reinterpret_cast<const uint8_t* const*>(keys), count, b_.key_tiles, out);
-    } else {
-      for (int64_t i = 0; i < count * cpu::kKeyGroup; ++i)
-        keys[i] =
-            reinterpret_cast<const float*>(kv.index_group(index, first + i / cpu::kKeyGroup)) + i % cpu::kKeyGroup * c;
-      cpu::index_scores_f32(cpu_.table, &b_.index_q[token * g_.index_n_heads * c], g_.index_n_heads, keys,
-                            count * cpu::kKeyGroup, c, gates, &b_.index_dots[worker * g_.index_n_heads * kBlock], out);
-    }
+  const int64_t c = g_.index_head_dim;
+  if (round_.cached_rows) {
+    for (int64_t i = 0; i < count; ++i) keys[i] = keys_at(i);
+    return cpu_.table.index_scores_fp4(&b_.index_query[token * g_.index_n_heads * b_.key_tiles], gates,
+                                       g_.index_n_heads, reinterpret_cast<const uint8_t* const*>(keys), count,
+                                       b_.key_tiles, out);
   }
+  for (int64_t i = 0; i < count * cpu::kKeyGroup; ++i)
+    keys[i] = reinterpret_cast<const float*>(keys_at(i / cpu::kKeyGroup)) + i % cpu::kKeyGroup * c;
+  cpu::index_scores_f32(cpu_.table, &b_.index_q[token * g_.index_n_heads * c], g_.index_n_heads, keys,
+                        count * cpu::kKeyGroup, c, gates,
+                        &b_.index_dots[worker * g_.index_n_heads * StepBuffers::kIndexBlock], out);
 }
 
 // What a token attends to: raw rows of its window, then compressed rows, each in rising order.

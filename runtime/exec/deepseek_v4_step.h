@@ -9,6 +9,7 @@
 
 #include "kernels_cpu/attention.h"
 #include "kernels_cpu/cpu_context.h"
+#include "runtime/exec/near_keys.h"
 #include "runtime/exec/numerics.h"
 #include "runtime/exec/step_executor.h"
 #include "runtime/model/deepseek_v4/weights.h"
@@ -62,6 +63,13 @@ class DeepseekV4Step : public StepExecutor {
   void index_select_together(int index, const SequenceKv& kv, int64_t token, int64_t visible);
   void score_keys(int index, const SequenceKv& kv, int64_t token, int64_t begin, int64_t end, int worker,
                   float* scores);
+  void score_near_keys(int index, const SequenceKv& kv, const NearKeys& near, int64_t token, int worker, float* scores);
+  template <class KeysAt>
+  void score_block(int64_t token, int64_t count, int worker, float* out, const KeysAt& keys_at);
+  /// Key groups scored at a time: the kernel takes a pointer a group, of f32 keys one a key.
+  int64_t key_block() const {
+    return round_.cached_rows ? StepBuffers::kIndexBlock : StepBuffers::kIndexBlock / cpu::kKeyGroup;
+  }
   RowList row_list(int index, int64_t token, const Segments& segments) const;
   void gather_rows(int index, const RowList& list, int64_t first, int64_t last, const void** rows,
                    bf16* unpacked) const;

@@ -9,6 +9,13 @@ namespace {
 
 constexpr uint64_t kPage = 4096, kPiece = 2 << 20;  // a worker's pieces are whole transparent huge pages
 
+// Whose workers touch what is meant for an OS node; -1: all, where no team's is.
+int team_of(const WorkerPool& pool, int os_node) {
+  for (int node = 0; os_node >= 0 && node < pool.nodes(); ++node)
+    if (pool.os_node(node) == os_node) return node;
+  return -1;
+}
+
 }  // namespace
 
 HostMemoryMeasure*& HostMemoryMeasure::current() {
@@ -27,25 +34,29 @@ HostMemoryLedger::~HostMemoryLedger() { current() = outer_; }
 
 uint64_t HostMemoryLedger::bytes() const {
   uint64_t sum = 0;
-  for (const auto& [data, bytes] : mappings_) sum += bytes;
+  for (const Mapping& mapping : mappings_) sum += mapping.bytes;
   return sum;
 }
 
 void HostMemoryLedger::remove(const std::byte* data) {
-  std::erase_if(mappings_, [&](const auto& mapping) { return mapping.first == data; });
+  std::erase_if(mappings_, [&](const Mapping& mapping) { return mapping.data == data; });
 }
 
 void HostMemoryLedger::make_resident(WorkerPool& pool) const {
   pool.run([&](int worker) {
+    const WorkerPool::Team& team = pool.team(worker);
     int64_t piece = 0;  // dealt out in turn over all buffers
-    for (const auto& [data, bytes] : mappings_)
-      for (uint64_t begin = 0; begin < bytes; begin += kPiece) {
-        if (piece++ % pool.size() != worker) continue;
-        for (uint64_t at = begin; at < std::min(bytes, begin + kPiece); at += kPage) {
-          volatile std::byte* const byte = data + at;
+    for (const Mapping& mapping : mappings_) {
+      const int node = team_of(pool, mapping.os_node);
+      const int64_t sharers = node < 0 ? pool.size() : team.size, mine = node < 0 ? worker : team.rank;
+      for (uint64_t begin = 0; begin < mapping.bytes; begin += kPiece, ++piece) {
+        if ((node >= 0 && node != team.node) || piece % sharers != mine) continue;
+        for (uint64_t at = begin; at < std::min(mapping.bytes, begin + kPiece); at += kPage) {
+          volatile std::byte* const byte = mapping.data + at;
           *byte = *byte;
         }
       }
+    }
   });
 }
 

@@ -40,15 +40,21 @@ class HostMemoryLedger {
 
   uint64_t bytes() const;
   /// Touches every page of them without changing a byte, the workers side by side: no page fault and no kill for want
-  /// of memory is left for later. A range lies on the node of the worker that touched it, the whole on all of them.
+  /// of memory is left for later. A range lies on the node of the worker that touched it, the whole on all of them;
+  /// what is one node's is touched by its own workers, so that it lies there even where the system refuses to bind it.
   void make_resident(WorkerPool& pool) const;
 
  private:
   friend class NumaBuffer;
   static HostMemoryLedger*& current();
-  void add(std::byte* data, uint64_t bytes) { mappings_.emplace_back(data, bytes); }
+  struct Mapping {
+    std::byte* data = nullptr;
+    uint64_t bytes = 0;
+    int os_node = -1;  // it is meant for, -1: for all
+  };
+  void add(std::byte* data, uint64_t bytes, int os_node) { mappings_.push_back({data, bytes, os_node}); }
   void remove(const std::byte* data);
-  std::vector<std::pair<std::byte*, uint64_t>> mappings_;
+  std::vector<Mapping> mappings_;
   HostMemoryLedger* const outer_;
 };
 

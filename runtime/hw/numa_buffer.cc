@@ -70,7 +70,8 @@ Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
 #endif
   }
   TC_RETURN_IF_ERROR(buffer.map(node));
-  if (HostMemoryLedger* const ledger = HostMemoryLedger::current()) ledger->add(buffer.data_, buffer.mapped_bytes_);
+  if (HostMemoryLedger* const ledger = HostMemoryLedger::current())
+    ledger->add(buffer.data_, buffer.mapped_bytes_, node);
   return buffer;
 }
 

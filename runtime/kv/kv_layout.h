@@ -35,6 +35,8 @@ struct KvOptions {
   int64_t max_chunk = 512;      // tokens of one step, of all its sequences together
   int64_t rollback_tokens = 8;  // a sequence can go back this far behind the longest it has been
   bool host_rows = true;        // false: page and ring numbers only; the rows are a device's
+  /// OS nodes that compressed pages are dealt out to in turn, a buffer each; -1: bound to none.
+  std::vector<int> nodes = {-1};
 };
 
 class KvLayout {

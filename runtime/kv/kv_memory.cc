@@ -4,13 +4,22 @@
 
 namespace thermocline {
 
-Result<HostKvMemory> HostKvMemory::allocate(const std::array<Size, kKvPools>& sizes) {
+Result<HostKvMemory> HostKvMemory::allocate(const std::array<Size, kKvPools>& sizes, std::span<const int> nodes) {
+  constexpr int kUnbound[] = {-1};
+  TC_CHECK(!nodes.empty());
   HostKvMemory memory;
   for (size_t i = 0; i < sizes.size(); ++i) {
-    memory.parts_[i].page_bytes = sizes[i].page_bytes;
-    if (const int64_t bytes = sizes[i].pages * sizes[i].page_bytes; bytes > 0) {
-      TC_ASSIGN(memory.parts_[i].buffer, NumaBuffer::allocate(static_cast<uint64_t>(bytes)));
+    Part& part = memory.parts_[i];
+    part.page_bytes = sizes[i].page_bytes;
+    const std::span<const int> places = i == static_cast<size_t>(KvPool::compressed) ? nodes : kUnbound;
+    part.nodes = static_cast<int32_t>(places.size());
+    for (int32_t n = 0; n < part.nodes; ++n) {
+      const int64_t pages = (sizes[i].pages + part.nodes - 1 - n) / part.nodes;
+      TC_ASSIGN(NumaBuffer buffer,
+                NumaBuffer::allocate(static_cast<uint64_t>(pages * part.page_bytes), places[static_cast<size_t>(n)]));
+      part.buffers.push_back(std::move(buffer));
     }
+    part.first = part.buffers[0].data();
   }
   return memory;
 }

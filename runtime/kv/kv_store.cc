@@ -32,7 +32,8 @@ Result<std::unique_ptr<KvStore>> KvStore::create(const ModelGeometry& geometry, 
     const KvLayout& layout = store->layout_;
     TC_ASSIGN(store->host_, HostKvMemory::allocate({{{store->window_.pages(), layout.window_page_bytes()},
                                                      {store->compressed_.pages(), layout.compressed_page_bytes()},
-                                                     {store->rings_.pages(), layout.ring_bytes()}}}));
+                                                     {store->rings_.pages(), layout.ring_bytes()}}},
+                                                   options.nodes));
     store->memory_ = &store->host_;
   }
   return store;
@@ -143,6 +144,7 @@ Result<std::unique_ptr<SequenceKv>> KvStore::restore(const KvCheckpoint& checkpo
   s.first_window_page_ = pages_of(length, kWindowPageTokens) - pages;
   s.compressed_pages_ = checkpoint.pages_;
   for (const int32_t page : s.compressed_pages_) compressed_.add(page, Owner::sequence);
+  s.list_by_node();
   for (int64_t i = 0; i < pages; ++i) {
     s.window_pages_.push_back(window_.take());
     TC_RETURN_IF_ERROR(

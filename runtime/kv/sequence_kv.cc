@@ -12,6 +12,8 @@ using Owner = PagePool::Owner;
 
 }  // namespace
 
+SequenceKv::SequenceKv(KvStore& store) : store_(store), pages_on_(static_cast<size_t>(store.host_.nodes())) {}
+
 SequenceKv::~SequenceKv() {
   for (const int32_t page : window_pages_) store_.window_.drop(page, Owner::sequence);
   for (const int32_t page : compressed_pages_) store_.compressed_.drop(page, Owner::sequence);
@@ -36,6 +38,14 @@ int64_t SequenceKv::exclusive_pages() const {
                        [&](int32_t page) { return store_.compressed_.sequences(page) == 1; });
 }
 
+// After every change of the table, so that each layer's scan finds its node's pages without looking through all.
+void SequenceKv::list_by_node() {
+  if (nodes() < 2) return;
+  for (std::vector<int32_t>& pages : pages_on_) pages.clear();
+  for (size_t i = 0; i < compressed_pages_.size(); ++i)
+    pages_on_[static_cast<size_t>(store_.host_.node_of(compressed_pages_[i]))].push_back(static_cast<int32_t>(i));
+}
+
 // Whoever writes a shared page takes a copy first; without a page for it, checkpoints let go of theirs.
 Status SequenceKv::own_tail() {
   if (!tail()) return {};
@@ -44,9 +54,10 @@ Status SequenceKv::own_tail() {
   }
   if (!store_.compressed_.shared(page)) return {};
   const int32_t own = store_.take_compressed();
-  const Status copied = store_.memory().copy(KvPool::compressed, page, own);
+  Status copied = store_.memory().copy(KvPool::compressed, page, own);
   store_.compressed_.drop(page, Owner::sequence);
   page = own;
+  list_by_node();
   return copied;
 }
 
@@ -64,6 +75,7 @@ Status SequenceKv::reserve(int64_t count) {
   TC_RETURN_IF_ERROR(own_tail());
   for (int64_t i = 0; i < window; ++i) window_pages_.push_back(store_.window_.take());
   for (int64_t i = 0; i < compressed; ++i) compressed_pages_.push_back(store_.take_compressed());
+  if (compressed > 0) list_by_node();
   return {};
 }
 
@@ -86,7 +98,9 @@ void SequenceKv::rollback(int64_t length) {
   };
   give_back(window_pages_, std::max<int64_t>(0, pages_of(length, kWindowPageTokens) - first_window_page_),
             store_.window_);
+  const size_t before = compressed_pages_.size();
   give_back(compressed_pages_, pages_of(length, kPageTokens), store_.compressed_);
+  if (compressed_pages_.size() != before) list_by_node();
 }
 
 std::byte* SequenceKv::raw_row(int layer, int64_t pos) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "runtime/base/result.h"
@@ -41,6 +42,9 @@ class SequenceKv {
   const std::vector<int32_t>& window_pages() const { return window_pages_; }
   const std::vector<int32_t>& compressed_pages() const { return compressed_pages_; }
   int64_t first_window_page() const { return first_window_page_; }
+  /// Nodes that compressed pages are dealt out to, and of several the logical pages on one of them, in rising order.
+  int nodes() const { return static_cast<int>(pages_on_.size()); }
+  std::span<const int32_t> pages_on(int node) const { return pages_on_[static_cast<size_t>(node)]; }
   int32_t ring() const { return ring_; }
   /// Compressed pages that reserve() need not take: those it has, but for one that it would write and another has too.
   int64_t own_pages() const;
@@ -49,16 +53,18 @@ class SequenceKv {
 
  private:
   friend class KvStore;
-  explicit SequenceKv(KvStore& store) : store_(store) {}
+  explicit SequenceKv(KvStore& store);
   const int32_t* tail() const;
   bool tail_is_used() const;
   Status own_tail();
+  void list_by_node();
 
   KvStore& store_;
   int64_t length_ = 0, rollback_floor_ = 0;
   int64_t first_window_page_ = 0;      // logical number of window_pages_[0]
   std::vector<int32_t> window_pages_;  // logical page -> page of the pool
   std::vector<int32_t> compressed_pages_;
+  std::vector<std::vector<int32_t>> pages_on_;  // by node
   int32_t ring_ = 0;
 };
 

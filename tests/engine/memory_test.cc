@@ -16,7 +16,8 @@ constexpr uint64_t kGiB = uint64_t{1} << 30;
 
 /// What Engine::open knows when it plans.
 struct Known {
-  explicit Known(int sequences) {
+  explicit Known(int sequences, const std::string& topology = "node:1 core:2 pu:1")
+      : pool(read_topology(topology).value(), 2) {
     options.max_context = 1024;
     options.max_chunk = 64;
     options.max_sequences = sequences;
@@ -27,7 +28,7 @@ struct Known {
     return plan_engine_memory(options, g, loader, {pool, table}, exec, {}, {host_bytes, "a test"});
   }
   const ModelGeometry g = deepseek_v4::read_config(test::demo_model()).value();
-  WorkerPool pool{read_topology("node:1 core:2 pu:1").value(), 2};
+  WorkerPool pool;
   const cpu::KernelTable table = cpu::scalar::table();
   const deepseek_v4::WeightLoader loader =
       deepseek_v4::WeightLoader::open(test::demo_model(), g, {.quiet = true, .threads = 1}).value();
@@ -56,6 +57,21 @@ TEST(EngineMemory, ThePlanIsWhatIsTaken) {
   known.options.prefix_cache_bytes = 1 << 20;
   EXPECT_FALSE(known.plan(fixed + (1 << 20) - 1)) << "asked for, it is not lowered";
   EXPECT_EQ(known.plan(fixed + (1 << 20)).value().prefix_cache_bytes, 1 << 20);
+}
+
+// Compressed pages are one buffer a node, each in whole pages of the system.
+TEST(EngineMemory, ThePlanIsWhatIsTakenOnSeveralNodes) {
+  Known one(3), two(3, "node:2 core:1 pu:1");
+  for (const int64_t tokens : {1024, 5 * 256, 40'000, 200'000}) {
+    one.options.kv_tokens = two.options.kv_tokens = tokens;
+    const EngineMemory memory = two.plan(64 * kGiB).value();
+    EXPECT_EQ(memory.kv.nodes, std::vector<int>(2, -1));
+    const HostMemoryLedger ledger;
+    const auto kv = KvStore::create(two.g, memory.kv).value();
+    EXPECT_EQ(ledger.bytes(), memory.plan.owner_bytes(KvStore::kPlanOwner)) << tokens << " tokens";
+    const uint64_t whole = one.plan(64 * kGiB).value().plan.owner_bytes(KvStore::kPlanOwner);
+    EXPECT_NEAR(static_cast<double>(ledger.bytes()), static_cast<double>(whole), 2 << 20);
+  }
 }
 
 TEST(EngineMemory, TheCacheShrinksToWhatFitsButNotBelowOneContext) {

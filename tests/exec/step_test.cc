@@ -391,6 +391,51 @@ TEST(LongContext, RowsSplitOverManyWorkersGiveTheSameBits) {
   }
 }
 
+// Three sequences of the same tokens, two that grew in turn and one alone, decode three more each; the logits.
+std::vector<std::vector<float>> decode_three(const test::ModelSetup& setup, std::span<const int32_t> ids) {
+  const auto engine = test::open_engine(setup);
+  const auto length = static_cast<int64_t>(ids.size()) - 3;
+  std::vector<std::unique_ptr<SequenceKv>> sequences;
+  for (int i = 0; i < 3; ++i) sequences.push_back(engine->driver().new_sequence().value());
+  const auto grow = [&](int i, int64_t count) {
+    const auto more = ids.subspan(static_cast<size_t>(sequences[i]->length()), static_cast<size_t>(count));
+    TC_CHECK(engine->driver().prefill(*sequences[i], more).ok());
+  };
+  for (int64_t pos = 0; pos < length; pos += kPageTokens)
+    for (const int i : {0, 1}) grow(i, std::min(kPageTokens, length - pos));
+  grow(2, length);
+  std::vector<std::vector<float>> logits;
+  for (const int32_t id : ids.last(3))
+    for (auto& sequence : sequences) {
+      TC_CHECK(engine->driver().decode(*sequence, id).ok());
+      logits.emplace_back(engine->driver().logits().begin(), engine->driver().logits().end());
+    }
+  return logits;
+}
+
+// Index keys over several nodes: each team scans its own where pages lie evenly, all workers all of them where they do
+// not, as those of two sequences that grew in turn. The same bits as one worker.
+TEST(LongContext, KeysOverSeveralNodesGiveTheSameBits) {
+  std::vector<int32_t> all(4 * kPageTokens + 100 + 3);
+  std::mt19937 random(43);
+  for (int32_t& id : all) id = static_cast<int32_t>(random() % 64);
+  test::ModelSetup setup{.folder = test::golden("tiny-odd"), .sequences = 3, .context = 1200};
+  for (const Numerics numerics : {Numerics::published, Numerics::fp32}) {
+    const auto ids = std::span(all).first(numerics == Numerics::fp32 ? 403 : all.size());  // that is slow
+    setup.numerics = numerics;
+    setup.threads = 1;
+    setup.topology = "";
+    const std::vector<std::vector<float>> expected = decode_three(setup, ids);
+    for (const auto& [threads, topology] : {std::pair(3, "node:2 core:2 pu:1"), std::pair(4, "node:4 core:1 pu:1")}) {
+      setup.threads = threads;
+      setup.topology = topology;
+      const std::vector<std::vector<float>> logits = decode_three(setup, ids);
+      for (size_t i = 0; i < 9; ++i)
+        EXPECT_EQ(logits[i], expected[i]) << topology << ", sequence " << i % 3 << ", token " << i / 3;
+    }
+  }
+}
+
 // A simulated machine with several nodes: weights are sliced over one arena a node, bytes are counted by who read them
 // and where they lie.
 TEST(Numa, EveryWorkerReadsItsOwnNodesWeightsOnly) {

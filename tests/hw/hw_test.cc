@@ -125,23 +125,36 @@ TEST(HostMemory, AMeasureIsWhatAllocatingTakes) {
   EXPECT_EQ(ledger.bytes(), 0u) << "what is gone is not touched";
 }
 
+bool resident(const HostArray<int32_t>& array) {
+  std::vector<unsigned char> pages((static_cast<size_t>(array.size()) * 4 + 4095) / 4096);
+  EXPECT_EQ(mincore(array.data(), static_cast<size_t>(array.size()) * 4, pages.data()), 0);
+  return std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; });
+}
+
 TEST(HostMemory, EveryPageIsResidentAndUnchanged) {
   WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), 3);
   const HostMemoryLedger ledger;
   const HostArray<int32_t> large = HostArray<int32_t>::allocate(5 << 20).value(),
                            small = HostArray<int32_t>::allocate(3000).value();
   large[4 << 20] = 7;
-  const auto resident = [](const HostArray<int32_t>& array) {
-    std::vector<unsigned char> pages((static_cast<size_t>(array.size()) * 4 + 4095) / 4096);
-    EXPECT_EQ(mincore(array.data(), static_cast<size_t>(array.size()) * 4, pages.data()), 0);
-    return std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; });
-  };
   ASSERT_FALSE(resident(large));
   ledger.make_resident(pool);
   EXPECT_TRUE(resident(large));
   EXPECT_TRUE(resident(small));
   EXPECT_EQ(large[4 << 20], 7);
   EXPECT_EQ(large[0], 0);
+}
+
+// By the workers of its node, where it has any.
+TEST(HostMemory, WhatIsOneNodesIsResidentToo) {
+  const Topology topology = read_topology().value();
+  WorkerPool pool(topology, 3);
+  for (const int node : {topology.nodes[0].os_node, topology.nodes.back().os_node, 63}) {
+    const HostMemoryLedger ledger;
+    const auto array = HostArray<int32_t>::allocate(3 << 20, node).value();
+    ledger.make_resident(pool);
+    EXPECT_TRUE(resident(array)) << "node " << node;
+  }
 }
 
 #if defined(TC_SANITIZED) || !defined(NDEBUG)

@@ -1,7 +1,14 @@
 #include "runtime/kv/kv_store.h"
 
+#include <linux/mempolicy.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <set>
 
+#include "runtime/hw/host_memory.h"
+#include "runtime/hw/topology.h"
 #include "runtime/model/deepseek_v4/config.h"
 #include "runtime/model/deepseek_v4/synthesize.h"
 #include "tests/support/fixtures.h"
@@ -30,6 +37,97 @@ TEST(KvStore, NoRowHasTwoOwners) {
     }
   }
   EXPECT_EQ(rows.size(), count);
+}
+
+/// Compressed pages of a sequence that its lists of pages by node name, and on the node where they lie.
+void expect_listed(const SequenceKv& kv, int nodes, const std::string& when) {
+  std::set<int32_t> listed;
+  for (int node = 0; node < nodes; ++node) {
+    const auto pages = kv.pages_on(node);
+    EXPECT_TRUE(std::is_sorted(pages.begin(), pages.end())) << when;
+    for (const int32_t page : pages) {
+      ASSERT_LT(static_cast<size_t>(page), kv.compressed_pages().size()) << when;
+      EXPECT_EQ(kv.compressed_pages()[static_cast<size_t>(page)] % nodes, node) << when;
+      EXPECT_TRUE(listed.insert(page).second) << when;
+    }
+  }
+  EXPECT_EQ(listed.size(), kv.compressed_pages().size()) << when;
+}
+
+TEST(KvStore, CompressedPagesLieRoundRobinOverTheNodes) {
+  const ModelGeometry g = demo();
+  for (const int nodes : {1, 2, 3, 5}) {
+    KvOptions options{.max_tokens = 11 * kPageTokens, .max_sequences = 2};  // 13 pages: no whole rounds
+    options.nodes.assign(static_cast<size_t>(nodes), -1);
+    const uint64_t planned = KvStore::bytes(g, options);
+    const HostMemoryLedger ledger;
+    auto store = KvStore::create(g, options).value();
+    EXPECT_EQ(ledger.bytes(), planned);
+    KvMemory& memory = store->memory();
+    const int64_t bytes = store->layout().compressed_page_bytes();
+    std::vector<std::byte> image(static_cast<size_t>(bytes));
+    for (int32_t page = 0; page < 13; ++page) {
+      const std::byte* before = page < nodes ? nullptr : memory.place(KvPool::compressed, page - nodes) + bytes;
+      EXPECT_TRUE(!before || memory.place(KvPool::compressed, page) == before) << page;
+      std::fill(image.begin(), image.end(), static_cast<std::byte>(page + 1));
+      ASSERT_TRUE(memory.write(KvPool::compressed, page, image.data()).ok());
+    }
+    ASSERT_TRUE(memory.copy(KvPool::compressed, 3, 12).ok());
+    for (int32_t page = 0; page < 13; ++page) {  // none lies on another
+      ASSERT_TRUE(memory.read(KvPool::compressed, page, image.data()).ok());
+      const auto expected = static_cast<std::byte>(page == 12 ? 4 : page + 1);
+      EXPECT_TRUE(std::all_of(image.begin(), image.end(), [&](std::byte b) { return b == expected; })) << page;
+    }
+  }
+}
+
+TEST(KvStore, ASequenceKnowsItsPagesByNode) {
+  const ModelGeometry g = demo();
+  for (const int nodes : {2, 3}) {
+    KvOptions options{.max_tokens = 20 * kPageTokens, .max_sequences = 3};
+    options.nodes.assign(static_cast<size_t>(nodes), -1);
+    auto store = KvStore::create(g, options).value();
+    auto a = store->new_sequence().value(), other = store->new_sequence().value();
+    EXPECT_EQ(a->nodes(), nodes);
+    const auto grow = [](SequenceKv& kv, int64_t count) {
+      ASSERT_TRUE(kv.reserve(count).ok());
+      kv.commit(count);
+    };
+    for (int i = 0; i < 4; ++i) {
+      grow(*a, 300);
+      grow(*other, 300);
+    }
+    expect_listed(*a, nodes, "reserved");
+    auto fork = store->fork(*a).value();
+    expect_listed(*fork, nodes, "restored");
+    grow(*fork, 1);
+    EXPECT_NE(fork->compressed_pages(), a->compressed_pages());
+    expect_listed(*fork, nodes, "its last page copied");
+    ASSERT_TRUE(fork->reserve(500).ok());
+    fork->rollback(fork->length() - 1);
+    EXPECT_EQ(fork->compressed_pages().size(), a->compressed_pages().size());
+    expect_listed(*fork, nodes, "rolled back");
+    other.reset();
+    a.reset();
+    grow(*fork, 512);
+    grow(*fork, 512);
+    expect_listed(*fork, nodes, "over pages that came back");
+  }
+}
+
+TEST(KvStore, CompressedPagesAreBoundToTheirNode) {
+  const int node = read_topology().value().nodes[0].os_node;
+  if (!NumaBuffer::allocate(4096, node).value().bound()) GTEST_SKIP() << "binding is refused";
+  const auto store = KvStore::create(demo(), {.max_tokens = 2048, .nodes = {-1, node}}).value();
+  const auto policy = [&](KvPool pool, int32_t page) {
+    int mode = -1;
+    EXPECT_EQ(syscall(SYS_get_mempolicy, &mode, nullptr, 0, store->memory().place(pool, page), MPOL_F_ADDR), 0);
+    return mode;
+  };
+  EXPECT_EQ(policy(KvPool::compressed, 1), MPOL_BIND);
+  EXPECT_EQ(policy(KvPool::compressed, 3), MPOL_BIND);
+  EXPECT_EQ(policy(KvPool::compressed, 2), MPOL_DEFAULT);
+  EXPECT_EQ(policy(KvPool::window, 1), MPOL_DEFAULT);
 }
 
 TEST(KvStore, WindowPagesComeBackAndCompressedOnesStay) {
