@@ -29,10 +29,12 @@ TC_DEVICE RowList list_rows(const AttendArgs& args, const TokenInfo& token) {
   return list;
 }
 
-/// The i-th compressed row of a token: a copy on the device where there is one.
-TC_DEVICE DeviceView<uint8_t, 1> compressed_row(const AttendArgs& args, const TokenInfo& info, int64_t token,
-                                                int64_t i) {
-  const int64_t row = args.selects ? static_cast<int64_t>(static_cast<int32_t>(args.selected(token, i))) : i;
+/// The i-th of them: a raw row, or a compressed one, which may have a copy on the device.
+TC_DEVICE DeviceView<uint8_t, 1> listed_row(const AttendArgs& args, const TokenInfo& info, int64_t token,
+                                            const RowList& list, int64_t i) {
+  if (i < list.window) return raw_row(args.step, args.pages, info, info.pos - list.window + 1 + i);
+  const int64_t n = i - list.window;
+  const int64_t row = args.selects ? static_cast<int64_t>(static_cast<int32_t>(args.selected(token, n))) : n;
   const RowPlace place = row_place(args.step, args.pages, info, row);
   const int32_t slot = slot_of_row(args.pages, place);
   return slot >= 0 ? hot_row(args.pages, slot) : home_row(args.pages, place);
@@ -45,6 +47,7 @@ attend_kernel(const AttendArgs args) {
   TC_SHARED(float, scores, kHeads*(kRows + 1));
   TC_SHARED(bf16, p, kHeads * (kRows + 8));
   TC_SHARED(float, rescale, kHeads);
+  TC_SHARED(uint64_t, row_at, kAttentionSplit);  // addresses
   const int64_t token = args.first_token + block_x(), split = block_z(), heads = args.q.shape[1];
   const int64_t first_head = static_cast<int64_t>(block_y()) * kHeads;
   const int width = static_cast<int>(args.q.shape[2]), g = lane() / 4, c = lane() % 4;
@@ -52,16 +55,16 @@ attend_kernel(const AttendArgs args) {
   const RowList list = list_rows(args, info);
   const int64_t begin = split * kAttentionSplit, end = min_of(list.count(), begin + kAttentionSplit);
   if (begin >= end) return;  // the whole block
+  for (int i = thread(); i < end - begin; i += block_threads())
+    row_at[i] = reinterpret_cast<uint64_t>(listed_row(args, info, token, list, begin + i).pointer);
   // Unpacks FP8 rows (fp8_row_bytes) to bf16: exact, as codes have 4 bits and scales are powers of two.
   const int rope = args.rope_dim, nope = width - rope;
   const auto load_rows = [&](int64_t first) {
     for (int row = warp(); row < kRows; row += kWarps) {
       const int64_t i = min_of(first + row, end - 1);  // past the end: any row, its probability is zero
-      DeviceView<uint8_t, 1> source;
-      if (i < list.window)
-        source = raw_row(args.step, args.pages, info, info.pos - list.window + 1 + i);
-      else
-        source = compressed_row(args, info, token, i - list.window);
+      const DeviceView<uint8_t, 1> source{
+          reinterpret_cast<uint8_t*>(static_cast<uint64_t>(row_at[static_cast<int>(i - begin)])),
+          {args.pages.row_bytes}};
       const int at = (kHeads + row) * kStride;
       for (int d = 8 * lane(); d < rope; d += 256)
         store_shared_as(tile, at + nope + d, *reinterpret_cast<const Vec4*>(source.read(2 * d, 16)));
@@ -84,6 +87,7 @@ attend_kernel(const AttendArgs args) {
       cp_async16(tile, h * kStride + d, args.q.read((token * heads + min_of(first_head + h, heads - 1)) * width + d, 8),
                  first_head + h < heads ? 16 : 0);
   cp_async_commit();
+  block_sync();                                            // row_at
   float maximum[kHeads / kWarps], total[kHeads / kWarps];  // of heads 4 warp + i, the same in every lane
   for (int i = 0; i < kHeads / kWarps; ++i) {
     maximum[i] = -INFINITY;

@@ -24,8 +24,9 @@ struct RowPlace {
 };
 TC_DEVICE RowPlace row_place(const StepTables& step, const LayerPages& pages, const TokenInfo& token, int64_t row) {
   const SequenceInfo sequence = step.sequences(token.sequence);
-  return {static_cast<int32_t>(step.pages(sequence.compressed_table + row / pages.rows_per_page)),
-          row % pages.rows_per_page};
+  // 32 bits hold any row, and a division of 64 is a call.
+  const uint32_t per_page = static_cast<uint32_t>(pages.rows_per_page), at = static_cast<uint32_t>(row);
+  return {static_cast<int32_t>(step.pages(sequence.compressed_table + at / per_page)), at % per_page};
 }
 TC_DEVICE int64_t slot_entry(const LayerPages& pages, const RowPlace& place) {
   return place.page * pages.page_entries + pages.first_entry + place.row;
@@ -49,9 +50,9 @@ TC_DEVICE DeviceView<uint8_t, 1> index_group(const StepTables& step, const Layer
   const SequenceInfo sequence = step.sequences(token.sequence);
   const int64_t per_page = pages.rows_per_page / 16;
   const int64_t page = static_cast<int32_t>(step.pages(sequence.compressed_table + group / per_page));
-  return {pages.keys.pointer + page * pages.key_page_bytes + pages.key_offset +
-              group % per_page * pages.index_group_bytes,
-          {pages.index_group_bytes}};
+  return {
+      pages.keys.pointer + page * pages.key_page_bytes + pages.key_offset + group % per_page * pages.index_group_bytes,
+      {pages.index_group_bytes}};
 }
 
 }  // namespace thermocline::gpu::dev
