@@ -292,6 +292,7 @@ TEST(EngineOpen, KvMemoryOfDevicesIsABudgetOfItsOwn) {
   options.quiet = true;
   options.gpu.experts = 0;
   options.kv_below_context = true;
+  options.kv_offload = KvOffload::off;
   options.kv_gpu_bytes = 1 << 10;
   const auto refused = Engine::open(options);
   ASSERT_FALSE(refused);
@@ -305,6 +306,11 @@ TEST(EngineOpen, KvMemoryOfDevicesIsABudgetOfItsOwn) {
   EXPECT_EQ((*engine)->max_context() % kPageTokens, 0);
   EXPECT_LT((*engine)->options().max_sequences, 4);
   EXPECT_EQ((*engine)->options().prefix_cache_bytes, 1 << 20) << "the host's part is for checkpoints alone";
+  options.kv_offload = KvOffload::automatic;
+  const auto offloaded = Engine::open(options);
+  ASSERT_TRUE(offloaded) << offloaded.error().message;
+  EXPECT_EQ((*offloaded)->options().prefix_cache_bytes, 1 << 17) << "of the host's part most is for rows";
+  options.kv_offload = KvOffload::off;
   options.prefix_cache_bytes = 2 << 20;
   EXPECT_EQ(Engine::open(options).error().code, ErrorCode::invalid_argument);
 }

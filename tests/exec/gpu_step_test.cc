@@ -5,7 +5,9 @@
 #include <thread>
 
 #include "kernels_gpu/launch.h"
+#include "runtime/kv/synthetic_rows.h"
 #include "tests/support/devices.h"
+#include "tests/support/long_demo.h"
 #include "tests/support/models.h"
 
 namespace thermocline {
@@ -27,6 +29,7 @@ struct GpuSetup {
   int threads = 2;
   Isa isa = Isa::amx;
   int64_t hot_rows = 0;  // KV offload with so many copies
+  int64_t context = 256;
 };
 
 std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
@@ -35,7 +38,7 @@ std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
   options.numerics = s.numerics;
   options.max_isa = s.isa;
   options.threads = s.threads;
-  options.max_context = 256;
+  options.max_context = s.context;
   options.max_chunk = options.max_logit_rows = s.chunk;
   options.max_sequences = s.sequences;
   options.mtp = s.mtp;
@@ -358,6 +361,39 @@ TEST(GpuStep, PagesWithRowsInHostMemoryAreReadWrittenAndCopied) {
     ASSERT_TRUE(kv.memory().read(KvPool::compressed, freed, read.data()).ok());
     EXPECT_EQ(read, image);
   }
+}
+
+// Behind 65,536 tokens of synthetic rows: 16,384 keys to choose from. Where the rows lie shows nowhere, and the choice
+// is the CPU's but for what rounding turns.
+TEST(GpuStep, ALongContextIsReadAsOnTheCpu) {
+#ifdef TC_SANITIZED
+  constexpr int64_t kContext = 2048, tokens = 1;
+#else
+  constexpr int64_t kContext = 65'536, tokens = 3;
+#endif
+  const std::vector<int32_t> ids = small_ids(tokens);
+  const auto decode = [&](GpuSetup setup) {
+    setup.folder = test::long_demo();
+    setup.context = kContext + 16;
+    setup.chunk = 16;
+    const std::unique_ptr<Engine> engine = open_engine(setup);
+    const std::unique_ptr<SequenceKv> sequence =
+        synthetic_sequence(engine->driver().kv(), engine->geometry(), engine->pool(), kContext, 5).value();
+    std::vector<float> all;
+    for (const int32_t id : ids) {
+      TC_CHECK(engine->driver().decode(*sequence, id).ok());
+      const std::span<const float> logits = engine->driver().logits();
+      all.insert(all.end(), logits.begin(), logits.end());
+    }
+    const HotRows counts = engine->step().hot_rows();
+    EXPECT_EQ(counts.found + counts.copied + counts.left > 0, setup.hot_rows > 0);
+    EXPECT_EQ(sequence->length(), kContext + tokens);
+    return all;
+  };
+  const std::vector<float> expected = decode({.device = "none"}), device = decode({.experts = 40});
+  const size_t vocab = expected.size() / static_cast<size_t>(tokens);
+  EXPECT_LT(kl(expected, device, vocab).mean, 1e-3);
+  EXPECT_EQ(decode({.experts = 40, .hot_rows = 100}), device);
 }
 
 // --- slots that move ---
