@@ -28,7 +28,8 @@ class KvDisk : public testing::Test {
             .kv_tokens = simt ? 1024 : 8192,
             .prefix_cache_bytes = 64 << 20,
             .device = device,
-            .kv_disk = disk ? dir.path() / "kv" : std::filesystem::path()};
+            .kv_disk = disk ? dir.path() / "kv" : std::filesystem::path(),
+            .hot_rows = simt && disk ? 20 : 0};
   }
   test::TempDir dir;
 };

@@ -170,6 +170,7 @@ TEST_P(Warm, ConversationsInLittleMemoryEqualTheirSoloRuns) {
   ModelSetup little = setup(kLittle, 96);
   little.context = tokens(1024, 256);
   little.kv_tokens = tokens(2048, 256);
+  if (simt()) little.hot_rows = 20;
   Loop cold(setup(0)), warm(little);
   const int users = simt() ? 3 : 12, turns = simt() ? 2 : 3;
   const std::vector<int32_t> system = text_of(tokens(260, 40));

@@ -23,6 +23,7 @@ struct ModelSetup {
   std::string device = "none";
   KvDtype kv_dtype = KvDtype::automatic;
   std::filesystem::path kv_disk = {};
+  int64_t hot_rows = 0;  // CSA rows of a device in host memory, so many of a layer also on it
 };
 
 inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
@@ -41,6 +42,8 @@ inline std::unique_ptr<Engine> open_engine(const ModelSetup& setup) {
   options.device = setup.device;
   if (setup.device != "none") options.gpu.experts = 60;
   options.kv_dtype = setup.kv_dtype;
+  options.kv_offload = setup.hot_rows > 0 ? KvOffload::on : KvOffload::off;
+  options.gpu.hot_rows = setup.hot_rows;
   options.kv_disk = {.folder = setup.kv_disk, .space_bytes = 256 << 20};
   options.mtp = setup.mtp;
   options.int8_activations = setup.int8;
