@@ -135,16 +135,17 @@ Status Engine::open_disk() {
 
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
-  TC_ASSIGN(loop_, StepLoop::start({.step = *step_,
-                                    .kv = *kv_,
-                                    .pool = *pool_,
-                                    .geometry = geometry_,
-                                    .tokenizer = tokenizer,
-                                    .max_context = options_.max_context,
-                                    .prefix_cache = {.bytes = options_.prefix_cache_bytes,
-                                                     .model = cache_identity_,
-                                                     .disk = kv_disk_.get()}},
-                                   options));
+  TC_ASSIGN(
+      loop_,
+      StepLoop::start(
+          {.step = *step_,
+           .kv = *kv_,
+           .pool = *pool_,
+           .geometry = geometry_,
+           .tokenizer = tokenizer,
+           .max_context = options_.max_context,
+           .prefix_cache = {.bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()}},
+          options));
   return {};
 }
 
