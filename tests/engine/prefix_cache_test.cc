@@ -29,6 +29,11 @@ class Warm : public testing::TestWithParam<Where> {
   static constexpr int64_t kBytes = 256 << 20, kLittle = 2 << 20;
   bool simt() const { return GetParam().device == "simt"; }  // a second for 30 tokens
   int64_t tokens(int64_t host, int64_t simt) const { return this->simt() ? simt : host; }
+#ifdef TC_SANITIZED  // ten times slower
+  static constexpr int64_t kLong = 1100, kLonger = 1300, kUsers = 6;
+#else
+  static constexpr int64_t kLong = 5000, kLonger = 2600, kUsers = 12;
+#endif
 };
 
 TEST_P(Warm, EqualsColdForEveryPrefixLength) {
@@ -36,7 +41,7 @@ TEST_P(Warm, EqualsColdForEveryPrefixLength) {
   for (const int64_t chunk : {512, 100}) {
     if (simt() && chunk == 512) continue;
     Loop warm(setup(kBytes, chunk));
-    for (const int64_t length : {1, 3, 4, 5, 127, 128, 129, 255, 256, 257, 5000}) {
+    for (const int64_t length : std::vector<int64_t>{1, 3, 4, 5, 127, 128, 129, 255, 256, 257, kLong}) {
       if (simt() && length != 4 && length != 129) continue;
       const std::vector<int32_t> prompt = text_of(length);
       const Answer first = warm.ask(request(prompt)), again = warm.ask(request(prompt));
@@ -59,7 +64,7 @@ TEST_P(Warm, EqualsColdForEveryPrefixLength) {
 
 TEST_P(Warm, EqualsColdWhenATokenIsAnother) {
   Loop cold(setup(0)), warm(setup(kBytes));
-  const int64_t length = tokens(2600, 70);
+  const int64_t length = tokens(kLonger, 70);
   const std::vector<int32_t> prompt = text_of(length);
   (void)warm.ask(request(prompt));
   for (const int64_t at : {int64_t{0}, int64_t{3}, length / 20, length / 2, length * 9 / 10, length - 2, length - 1}) {
@@ -172,7 +177,7 @@ TEST_P(Warm, ConversationsInLittleMemoryEqualTheirSoloRuns) {
   little.kv_tokens = tokens(2048, 256);
   if (simt()) little.hot_rows = 20;
   Loop cold(setup(0)), warm(little);
-  const int users = simt() ? 3 : 12, turns = simt() ? 2 : 3;
+  const int users = simt() ? 3 : kUsers, turns = simt() ? 2 : 3;
   const std::vector<int32_t> system = text_of(tokens(260, 40));
   std::vector<std::vector<int32_t>> prompts(static_cast<size_t>(users), system);
   int64_t cached = 0;

@@ -87,7 +87,11 @@ TEST(LongContext, AMillionTokensGiveTheSameBitsByManyWorkers) {
 
 std::vector<Where> places() {
   ModelSetup setup{.sequences = 3, .context = 1024};
+#ifdef TC_SANITIZED  // ten times slower
+  std::vector<Where> list = {{"published", setup, {1, 4, 5, 128, 129, 257}}};
+#else
   std::vector<Where> list = {{"published", setup}};
+#endif
   setup.device = "simt";
   setup.chunk = 128;
 #ifndef TC_SANITIZED
