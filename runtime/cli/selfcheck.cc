@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <random>
 
 #include "runtime/cli/command.h"
@@ -369,9 +371,20 @@ Status selfcheck(const SelfcheckOptions& o) {
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   if (engine->max_context() < 400)
     return invalid("selfcheck needs a context of 400 tokens, not " + std::to_string(engine->max_context()));
-  std::unique_ptr<NvmeTier> disk;
+  // In a folder of its own beside what a server keeps there.
+  std::filesystem::path folder;
   if (!o.kv_disk_dir.empty()) {
-    TC_ASSIGN(disk, NvmeTier::open({.folder = o.kv_disk_dir, .space_bytes = 1 << 30}));
+    std::string name = (std::filesystem::path(o.kv_disk_dir) / "selfcheck-XXXXXX").string();
+    if (!mkdtemp(name.data())) return Error{ErrorCode::io, "no folder can be made in " + o.kv_disk_dir};
+    folder = name;
+  }
+  const std::shared_ptr<void> removed(nullptr, [&folder](void*) {
+    std::error_code ignored;
+    if (!folder.empty()) std::filesystem::remove_all(folder, ignored);
+  });
+  std::unique_ptr<NvmeTier> disk;
+  if (!folder.empty()) {
+    TC_ASSIGN(disk, NvmeTier::open({.folder = folder, .space_bytes = 1 << 30}));
   }
   Selfcheck check(*engine, o.quick, disk.get());
   TC_RETURN_IF_ERROR(check.run());
@@ -391,7 +404,7 @@ void add_selfcheck(CLI::App& app, Outcome& outcome) {
       "Check on this machine that results do not depend on batch, chunks, threads, cache, disk, cancels or rollbacks");
   options->model.add_to(*command);
   command->add_option("--kv-disk-dir", options->kv_disk_dir,
-                      "A folder that serve would keep the KV cache in: what is compared goes through it too");
+                      "A folder on the disk of serve's --kv-disk-dir: what is compared goes through it too");
   command->add_flag("--quick", options->quick, "Texts of 40 tokens instead of 300");
   command->callback([options, &outcome] { outcome.exit_code = exit_code_of(selfcheck(*options)); });
 }
