@@ -247,6 +247,14 @@ std::vector<std::string> DeepseekV4GpuStep::describe() const {
   return lines;
 }
 
+// All parts, whatever the first says: none may still touch the caller's bytes.
+Status DeepseekV4GpuStep::synchronize() {
+  Status first;
+  for (const auto& part : parts_)
+    if (Status status = part->stream().synchronize(); first.ok() && !status.ok()) first = std::move(status);
+  return first;
+}
+
 Status DeepseekV4GpuStep::read(KvPool pool, int32_t page, std::byte* to) {
   for (const auto& part : parts_) {
     const std::span<std::byte> piece = part->kv_page(pool, page);
@@ -262,9 +270,8 @@ Status DeepseekV4GpuStep::read(KvPool pool, int32_t page, std::byte* to) {
         part->stream().copy(to, rows.data(), rows.size(), gpu::CopyKind::d2h);
       to += rows.size();
     }
-    TC_RETURN_IF_ERROR(part->stream().synchronize());
   }
-  return {};
+  return synchronize();
 }
 
 Status DeepseekV4GpuStep::write(KvPool pool, int32_t page, const std::byte* from) {
@@ -283,9 +290,8 @@ Status DeepseekV4GpuStep::write(KvPool pool, int32_t page, const std::byte* from
       part->forget_hot_rows(page);
       from += rows.size();
     }
-    TC_RETURN_IF_ERROR(part->stream().synchronize());
   }
-  return {};
+  return synchronize();
 }
 
 Status DeepseekV4GpuStep::copy(KvPool pool, int32_t from, int32_t to) {
@@ -304,17 +310,6 @@ Status DeepseekV4GpuStep::copy(KvPool pool, int32_t from, int32_t to) {
     TC_RETURN_IF_ERROR(part->stream().status());
   }
   return {};
-}
-
-HotRows DeepseekV4GpuStep::hot_rows() const {
-  HotRows sum;
-  for (const auto& part : parts_) {
-    const auto counts = part->hot_row_counts();
-    sum.found += counts[0];
-    sum.copied += counts[1];
-    sum.left += counts[2];
-  }
-  return sum;
 }
 
 void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
@@ -421,6 +416,8 @@ Result<StepReport> DeepseekV4GpuStep::run(const StepInput& input) {
     const Status synced = part->stream().synchronize();
     if (status.ok() && !synced.ok()) status = synced;
     part->slots().end_step();
+    const HotRows counts = part->take_hot_row_counts();
+    hot_rows_ = {hot_rows_.found + counts.found, hot_rows_.copied + counts.copied, hot_rows_.left + counts.left};
   }
   TC_RETURN_IF_ERROR(std::move(status));
   logit_rows_ = rows;

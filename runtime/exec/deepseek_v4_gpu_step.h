@@ -70,7 +70,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   TensorView<const float, 2> mtp_logits() const override;
   int64_t logit_row_count() const override { return logit_rows_; }
   std::optional<int32_t> most_likely(int64_t row) const override;
-  HotRows hot_rows() const override;
+  HotRows hot_rows() const override { return hot_rows_; }
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
 
   int parts() const { return static_cast<int>(parts_.size()); }
@@ -102,6 +102,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
                                                Numerics numerics, const ExecOptions& options, const GpuOptions& gpu,
                                                size_t devices);
   Status allocate_host_side(int64_t max_tokens);
+  Status synchronize();
   void fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
                    std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
                    std::span<const int32_t> mtp_rows);
@@ -155,6 +156,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   std::vector<Bucket> buckets_;
   sched::ExpertCosts costs_;
   Counters counters_;
+  HotRows hot_rows_;
   std::function<void(int)> meddler_;
 };
 

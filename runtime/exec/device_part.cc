@@ -246,6 +246,7 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
   Carver carver(p.activations_.data()), host_carver(p.host_memory_.data());
   carve(p.b_, g, options, carver);
   carve_host(p.host_, g, options, host_carver);
+  std::fill_n(p.host_.row_counts, 3, 0u);
 
   // Constants of the step: the shared expert's items, by the three item sizes, and a counter at zero.
   const int64_t m = options.max_tokens;

@@ -4,10 +4,12 @@
 
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "runtime/exec/device_weights.h"
 #include "runtime/exec/slot_pool.h"
+#include "runtime/exec/step_report.h"
 #include "runtime/kv/kv_store.h"
 
 namespace thermocline {
@@ -92,8 +94,12 @@ class DevicePart {
   SelectedRows selected_rows(int32_t page);
   /// Their copies on the device no longer count: queued.
   void forget_hot_rows(int32_t page);
-  /// Of all steps so far: selected rows that had a copy, that got one, that attention read in host memory.
-  std::span<const uint32_t, 3> hot_row_counts() const { return std::span<const uint32_t, 3>(host_.row_counts, 3); }
+  /// Of the steps since the last call: the device counts in 32 bits, round and round.
+  HotRows take_hot_row_counts() {
+    uint32_t delta[3];
+    for (int i = 0; i < 3; ++i) delta[i] = host_.row_counts[i] - std::exchange(counted_rows_[i], host_.row_counts[i]);
+    return {delta[0], delta[1], delta[2]};
+  }
 
   // --- kernels, in order ---
   void begin(const StepShape& shape);  // copies the tables
@@ -257,6 +263,8 @@ class DevicePart {
     uint32_t* hand;     // [layers]
     uint32_t* counts;   // [3]
   } hot_{};
+
+  uint32_t counted_rows_[3] = {};
 
   // Of the step being queued.
   StepShape shape_;
