@@ -15,8 +15,5 @@ find bench kernels_cpu kernels_gpu runtime scheduler tests -regex '.*\.\(cc\|h\|
   xargs -0 $FORMAT --dry-run -Werror
 
 say "style: $TIDY over $TIDY_FOLDERS"
-cmake --preset release -B build/style -DTC_CUDA=OFF --log-level=NOTICE
-# One source a process. GCC's own warning flags mean nothing to it; "N warnings generated" says nothing.
-find $TIDY_FOLDERS -name '*.cc' -print0 |
-  xargs -0 -n 1 -P "$(nproc)" $TIDY --quiet --extra-arg=-Wno-unknown-warning-option -p build/style \
-    2> >(grep -Ev '^[0-9]+ warnings? (generated|treated)|^Suppressed|^Use -header-filter' >&2)
+cmake --preset release -B build/style -DTC_CUDA=OFF -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=4 --log-level=NOTICE
+python3 scripts/tidy.py --program $TIDY --build build/style $TIDY_FOLDERS

@@ -1,11 +1,33 @@
-// Logging through spdlog, on stderr: stdout belongs to answers and documents.
+// Logging on stderr: stdout belongs to answers and documents. Its backend is spdlog, whose header is not everybody's.
 #pragma once
 
-#include <spdlog/spdlog.h>
+#include <fmt/core.h>
+
+#include <string>
 
 namespace thermocline {
 
 /// Sets the level ("error", "warn", "info", "debug") and the pattern. Called once by main.
 void init_log(const std::string& level);
+
+enum class LogLevel { debug, info, warn, error };
+void log_formatted(LogLevel level, fmt::string_view format, fmt::format_args args);
+
+template <class... Args>
+void log_debug(fmt::format_string<Args...> format, Args&&... args) {
+  log_formatted(LogLevel::debug, format, fmt::make_format_args(args...));
+}
+template <class... Args>
+void log_info(fmt::format_string<Args...> format, Args&&... args) {
+  log_formatted(LogLevel::info, format, fmt::make_format_args(args...));
+}
+template <class... Args>
+void log_warn(fmt::format_string<Args...> format, Args&&... args) {
+  log_formatted(LogLevel::warn, format, fmt::make_format_args(args...));
+}
+template <class... Args>
+void log_error(fmt::format_string<Args...> format, Args&&... args) {
+  log_formatted(LogLevel::error, format, fmt::make_format_args(args...));
+}
 
 }  // namespace thermocline

@@ -344,13 +344,12 @@ Status bench_gpu(const Options& o) {
       "copy rate\n",
       o.repetitions, 100 * kTarget);
   if (o.json_path.empty()) return {};
-  return write_text_file(o.json_path, Json{{"device", bench->device().name()},
-                                           {"shapes", o.shapes},
-                                           {"copy_bytes_per_second", copy_rate},
-                                           {"build", build_json()},
-                                           {"kernels", rows}}
-                                              .dump(2) +
-                                          "\n");
+  const Json document = {{"device", bench->device().name()},
+                         {"shapes", o.shapes},
+                         {"copy_bytes_per_second", copy_rate},
+                         {"build", build_json()},
+                         {"kernels", rows}};
+  return write_text_file(o.json_path, dump_json(document, 2) + "\n");
 }
 
 }  // namespace

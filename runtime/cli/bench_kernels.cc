@@ -525,7 +525,7 @@ Status write_json(const MachineInfo& machine, Bench& bench, const KernelsOptions
                          {"peak_flops", bench.peaks().flops},
                          {"peak_int8_ops", bench.peaks().int8_ops},
                          {"results", results}};
-  const std::string text = document.dump(2) + "\n";
+  const std::string text = dump_json(document, 2) + "\n";
   if (o.json_path != "-") return write_text_file(o.json_path, text);
   fmt::print("{}", text);
   return {};

@@ -18,7 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kChunk = 8 << 20;
+constexpr int64_t kReadBytes = 8 << 20;
 
 struct Shard {
   std::filesystem::path path;
@@ -56,17 +56,17 @@ Result<double> read_all(const std::vector<Shard>& shards, int threads) {
   };
   std::vector<Piece> pieces;
   for (size_t i = 0; i < shards.size(); ++i)
-    for (int64_t at = 0; at < shards[i].bytes; at += kChunk) pieces.push_back({i, at});
+    for (int64_t at = 0; at < shards[i].bytes; at += kReadBytes) pieces.push_back({i, at});
   std::vector<std::unique_ptr<Descriptor>> files;
   for (const Shard& shard : shards) files.push_back(std::make_unique<Descriptor>(shard.path));
   std::atomic<bool> failed{false};
   const Clock::time_point start = Clock::now();
-  TC_ASSIGN(const NumaBuffer memory, NumaBuffer::allocate(static_cast<uint64_t>(pieces.size()) * kChunk));
+  TC_ASSIGN(const NumaBuffer memory, NumaBuffer::allocate(static_cast<uint64_t>(pieces.size()) * kReadBytes));
   for_each_uneven(static_cast<int64_t>(pieces.size()), threads, [&](int64_t i, int) {
     const Piece& piece = pieces[static_cast<size_t>(i)];
-    const int64_t count = std::min(kChunk, shards[piece.shard].bytes - piece.offset);
+    const int64_t count = std::min(kReadBytes, shards[piece.shard].bytes - piece.offset);
     for (int64_t done = 0; done < count;) {
-      const ssize_t got = pread(files[piece.shard]->fd(), memory.data() + i * kChunk + done,
+      const ssize_t got = pread(files[piece.shard]->fd(), memory.data() + i * kReadBytes + done,
                                 static_cast<size_t>(count - done), piece.offset + done);
       if (got <= 0) {
         failed = true;

@@ -238,7 +238,7 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepR
     document["cpu_pair_share"] = share_of(c.cpu_pairs, c.pairs);
     document["zero_miss_layer_share"] = share_of(c.zero_miss_layers, c.layers);
   }
-  const std::string text = document.dump(2) + "\n";
+  const std::string text = dump_json(document, 2) + "\n";
   if (o.json_path != "-") return write_text_file(o.json_path, text);
   fmt::print("{}", text);
   return {};

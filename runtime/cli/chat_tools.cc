@@ -14,7 +14,7 @@ namespace {
 using LineFunction = std::function<Result<Json>(const Json& line)>;
 
 // ASCII with \u escapes: some readers break lines at U+2028 or U+0085 too.
-std::string one_line(const Json& json) { return json.dump(-1, ' ', true, Json::error_handler_t::replace); }
+std::string one_line(const Json& json) { return dump_json(json, -1, true); }
 
 // Every line gets a line: the result, or {"error"} naming what is wrong with it. The exit code is 1 if one failed to be
 // read as JSON or lacks its fields; what a parser refuses is a result.

@@ -68,7 +68,7 @@ class Service {
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
     TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());
-    if (!constants) spdlog::warn("chat completions are off: {}", constants.error().message);
+    if (!constants) log_warn("chat completions are off: {}", constants.error().message);
     TC_ASSIGN(engine_, Engine::open(options));
     TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
     backend_ = std::make_unique<server::EngineBackend>(*engine_);

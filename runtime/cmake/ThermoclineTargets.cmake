@@ -33,11 +33,7 @@ function(add_isa_kernels name)
   add_library(tc_kernels_${name} OBJECT ${ARG_SOURCES})
   set_target_properties(tc_kernels_${name} PROPERTIES UNITY_BUILD OFF)  # long enough one by one
   target_link_libraries(tc_kernels_${name} PRIVATE tc_options)
-  set(optimize -O3)
-  if(TC_SANITIZE)  # instrumented, -O3 takes ten times as long to compile
-    set(optimize -O1)
-  endif()
-  target_compile_options(tc_kernels_${name} PRIVATE ${ARG_FLAGS} ${optimize}
+  target_compile_options(tc_kernels_${name} PRIVATE ${ARG_FLAGS} -O3
                          -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 warns inside its own AVX-512 headers
   target_sources(tc_kernels_cpu PRIVATE $<TARGET_OBJECTS:tc_kernels_${name}>)
 endfunction()

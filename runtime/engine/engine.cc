@@ -36,7 +36,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   TC_ASSIGN(engine->geometry_, deepseek_v4::read_config(o.model));
   TC_RETURN_IF_ERROR(settle_context(engine->geometry_, o));
   TC_ASSIGN(engine->topology_, read_topology(o.topology));
-  if (!engine->topology_.note.empty()) spdlog::warn("{}", engine->topology_.note);
+  if (!engine->topology_.note.empty()) log_warn("{}", engine->topology_.note);
   if (o.int8_activations && o.numerics == Numerics::fp32)
     return invalid("INT8 activations and the fp32 numerics exclude each other");
   if (o.kv_dtype != KvDtype::automatic && o.numerics == Numerics::fp32)
@@ -44,15 +44,15 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (o.threads < 0 || o.threads > 4096)
     return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
   if (const std::string note = engine->topology_.threads_note(); o.threads == 0 && !note.empty())
-    spdlog::info("threads: {}", note);
+    log_info("threads: {}", note);
   TC_ASSIGN(const gpu::DeviceChoice choice, gpu::parse_device(o.device));
   TC_ASSIGN(std::vector<std::unique_ptr<gpu::Device>> devices, gpu::open_devices(choice, o.gpu_memory));
   engine->cpu_ = detect_cpu_features();
   engine->table_ =
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
   if (engine->table_.calibrate_switch_over)
-    spdlog::debug("AMX tiles from {} tokens an expert", engine->table_.calibrate_switch_over());
-  spdlog::debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
+    log_debug("AMX tiles from {} tokens an expert", engine->table_.calibrate_switch_over());
+  log_debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
   const cpu::CpuContext cpu{*engine->pool_, engine->table_};
 
@@ -76,7 +76,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     const Status supported = DeepseekV4GpuStep::supported(engine->geometry_, loader.shapes(), o.numerics, wanted);
     if (!supported.ok() && choice.kind != gpu::DeviceChoice::Kind::automatic) return supported.error();
     if (!supported.ok()) {
-      spdlog::warn("the CPU does all of it: {}", supported.error().message);
+      log_warn("the CPU does all of it: {}", supported.error().message);
       devices.clear();
     }
   }
@@ -84,7 +84,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     return invalid("devices keep the KV cache in FP8, exactly: leave out --kv-cache-dtype bf16, or use --device none");
   TC_ASSIGN(const EngineMemory memory,
             plan_engine_memory(o, engine->geometry_, loader, cpu, wanted, devices, free_memory()));
-  spdlog::debug("memory\n{}", memory.plan.to_string());
+  log_debug("memory\n{}", memory.plan.to_string());
   o.kv_tokens = memory.kv.max_tokens;
   o.max_sequences = memory.kv.max_sequences;
   o.prefix_cache_bytes = memory.prefix_cache_bytes;
@@ -105,7 +105,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     engine->gpu_step_ = step.get();
     engine->kv_->attach(*step);
     if (!o.quiet)
-      for (const std::string& line : step->describe()) spdlog::info("{}", line);
+      for (const std::string& line : step->describe()) log_info("{}", line);
     engine->step_ = std::move(step);
   }
   if (engine->kv_disk_) {
@@ -129,7 +129,7 @@ Status Engine::open_disk() {
   if (disk)
     kv_disk_ = std::move(*disk);
   else
-    spdlog::warn("{}: going on without it", disk.error().message);
+    log_warn("{}: going on without it", disk.error().message);
   return {};
 }
 

@@ -269,20 +269,19 @@ Status Planner::check(const EngineMemory& m) const {
 
 // Where the cache holds less than it was asked for.
 void Planner::tell(const EngineMemory& m) const {
-  if (o_.kv_gpu_bytes > 0 && on_host()) spdlog::warn("--kv-gpu-memory counts for nothing: the CPU keeps the KV cache");
+  if (o_.kv_gpu_bytes > 0 && on_host()) log_warn("--kv-gpu-memory counts for nothing: the CPU keeps the KV cache");
   if (o_.kv_offload == KvOffload::on && m.exec.hot_rows == 0)
-    spdlog::warn("--kv-offload on counts for nothing: {}",
-                 on_host() ? "the CPU keeps the KV cache" : "no layer selects");
+    log_warn("--kv-offload on counts for nothing: {}", on_host() ? "the CPU keeps the KV cache" : "no layer selects");
   if (m.exec.hot_rows > 0)
-    spdlog::info("{:.0f} MiB of KV rows lie in host memory, {} rows of each layer have copies on a device",
-                 mib(m.plan.owner_bytes(KvStore::kPlanHostRows)), m.exec.hot_rows);
+    log_info("{:.0f} MiB of KV rows lie in host memory, {} rows of each layer have copies on a device",
+             mib(m.plan.owner_bytes(KvStore::kPlanHostRows)), m.exec.hot_rows);
   if (m.kv.max_sequences < o_.max_sequences)
-    spdlog::info("{} sequences run together, not {}: no more fit {}", m.kv.max_sequences, o_.max_sequences, flag());
+    log_info("{} sequences run together, not {}: no more fit {}", m.kv.max_sequences, o_.max_sequences, flag());
   if (o_.kv_tokens != 0 || m.kv.max_tokens >= wanted_tokens(m.kv.max_sequences)) return;
-  spdlog::info("the KV cache holds {} tokens, not {} sequences of {}: more does not fit {}", m.kv.max_tokens,
-               m.kv.max_sequences, o_.max_context, budget() > 0 ? flag() : "the memory");
+  log_info("the KV cache holds {} tokens, not {} sequences of {}: more does not fit {}", m.kv.max_tokens,
+           m.kv.max_sequences, o_.max_context, budget() > 0 ? flag() : "the memory");
   if (m.exec.max_context < o_.max_context)
-    spdlog::info("that is less than one context: requests of more than {} tokens are refused", m.exec.max_context);
+    log_info("that is less than one context: requests of more than {} tokens are refused", m.exec.max_context);
 }
 
 }  // namespace

@@ -217,7 +217,7 @@ EngineStats StepLoop::stats() const {
 void StepLoop::bark() {
   const Error error{ErrorCode::internal, "no progress in " + std::to_string(options_.watchdog.count()) +
                                              " ms: the step that runs was given up (--watchdog-seconds)"};
-  spdlog::error("{}", error.message);
+  log_error("{}", error.message);
   {
     const std::lock_guard lock(mutex_);
     if (health_.state == EngineHealth::State::ready || health_.state == EngineHealth::State::draining) {
@@ -250,7 +250,7 @@ void StepLoop::run() {
       turn();
     } catch (const std::exception& exception) {
       const Error error{ErrorCode::internal, std::string("the step loop failed: ") + exception.what()};
-      spdlog::error("{}", error.message);
+      log_error("{}", error.message);
       watchdog_.end();
       end_active(error);
     }
@@ -327,7 +327,7 @@ void StepLoop::accept(Inbox::Mail::Submitted submitted) {
 // Cancelled, past its deadline, or ended by the watchdog.
 bool StepLoop::unwanted(RunningRequest& r, Clock::time_point now) {
   if (r.blocked_since != Clock::time_point() && now - r.blocked_since > options_.stream_stall) {
-    spdlog::info("request {}: its client takes nothing, cancelled", r.request().id);
+    log_info("request {}: its client takes nothing, cancelled", r.request().id);
     r.handle().cancel();
   }
   if (r.handle().cancelled())
@@ -471,7 +471,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
   if (!report) {
     // A step that was stopped has no faults; whoever still wants it is in the next one.
     if (report.error().code == ErrorCode::cancelled) return;
-    spdlog::error("a step failed: {}", report.error().message);
+    log_error("a step failed: {}", report.error().message);
     for (RunningRequest* const r : owners) r->fail(report.error());
     const std::lock_guard lock(mutex_);
     if (report.error().code == ErrorCode::internal) health_ = {EngineHealth::State::failed, report.error().message};

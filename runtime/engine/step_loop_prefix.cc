@@ -33,7 +33,7 @@ bool StepLoop::await_prefix(RunningRequest& r) {
   try {
     r.arrival = cache_.fetch(r.prefix_keys, resumable(r), nanoseconds(r.awaits_since));
   } catch (const std::bad_alloc&) {
-    spdlog::warn("request {}: no memory for its prefix from the disk", r.request().id);
+    log_warn("request {}: no memory for its prefix from the disk", r.request().id);
   }
   if (r.arrival) ++r.fetches;
   return r.arrival != nullptr;
@@ -89,9 +89,9 @@ void StepLoop::keep_prefix(RunningRequest& r, int64_t length, bool durable) {
   if (!r.kv || length < std::max<int64_t>(1, r.kv->rollback_floor())) return;
   try {
     const Status kept = cache_.keep(r.prefix_keys, r.ids(), *r.kv, length, nanoseconds(Clock::now()), durable);
-    if (!kept.ok()) spdlog::warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
+    if (!kept.ok()) log_warn("a prefix of {} tokens was not kept: {}", length, kept.error().message);
   } catch (const std::bad_alloc&) {
-    spdlog::warn("a prefix of {} tokens was not kept: no memory for its checkpoint", length);
+    log_warn("a prefix of {} tokens was not kept: no memory for its checkpoint", length);
   }
 }
 

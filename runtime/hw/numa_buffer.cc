@@ -66,7 +66,7 @@ Result<NumaBuffer> NumaBuffer::allocate(uint64_t bytes, int node) {
 #if defined(TC_SANITIZED) || !defined(NDEBUG)
     TC_CHECK(false, std::to_string(bytes) + " bytes are allocated within a step");
 #else
-    spdlog::warn("internal error, please report: {} bytes are allocated within a step", bytes);
+    log_warn("internal error, please report: {} bytes are allocated within a step", bytes);
 #endif
   }
   TC_RETURN_IF_ERROR(buffer.map(node));

@@ -84,6 +84,13 @@ Result<J> parse(std::string_view text, bool unique_keys) {
 
 }  // namespace
 
+std::string dump_json(const Json& json, int indent, bool ascii) {
+  return json.dump(indent, ' ', ascii, Json::error_handler_t::replace);
+}
+std::string dump_json(const SortedJson& json, int indent, bool ascii) {
+  return json.dump(indent, ' ', ascii, SortedJson::error_handler_t::replace);
+}
+
 namespace {
 
 /// Builds a document while it is parsed. nlohmann's own builder looks through an ordered object for every key it adds,

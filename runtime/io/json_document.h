@@ -29,11 +29,10 @@ struct JsonLimits {
 /// an error. Errors: corrupt, with the byte offset.
 Result<Json> parse_bounded_json(std::string_view text, const JsonLimits& limits);
 
-/// Compact text; invalid UTF-8 becomes U+FFFD.
-template <class J>
-std::string dump_json(const J& json) {
-  return json.dump(-1, ' ', false, J::error_handler_t::replace);
-}
+/// Text: on one line, or with `indent` spaces a level; with `ascii` all else is \u escapes. Invalid UTF-8 becomes
+/// U+FFFD.
+std::string dump_json(const Json& json, int indent = -1, bool ascii = false);
+std::string dump_json(const SortedJson& json, int indent = -1, bool ascii = false);
 
 /// The member `key` of an object as the type asked for. Errors: corrupt, naming the key and what was expected.
 /// Defined for Json and SortedJson.

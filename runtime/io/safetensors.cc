@@ -220,7 +220,7 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path&
         {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {position, position + bytes}}};
     position += bytes;
   }
-  std::string text = header.dump();
+  std::string text = dump_json(header);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // tensors start on 8 bytes
   TC_ASSIGN(OutputFile file, OutputFile::create(path));
   const uint64_t length = text.size();

@@ -96,7 +96,7 @@ void KvLog::failed(const std::string& what) {
     const std::lock_guard lock(mutex_);
     ++stats_.io_errors;
   }
-  if (!std::exchange(failing_, true)) spdlog::warn("the KV cache on disk: {}; what it does not hold is computed", what);
+  if (!std::exchange(failing_, true)) log_warn("the KV cache on disk: {}; what it does not hold is computed", what);
 }
 
 void KvLog::count_bytes() {
@@ -147,9 +147,9 @@ void KvLog::recover_from_index() {
     if (Result<KvIndex> parsed = parse_index(*bytes))
       index = std::move(*parsed);
     else
-      spdlog::warn("{}; the log is read instead", parsed.error().message);
+      log_warn("{}; the log is read instead", parsed.error().message);
   } else if (bytes.error().code != ErrorCode::not_found) {
-    spdlog::warn("the KV cache on disk: {}; the log is read instead", bytes.error().message);
+    log_warn("the KV cache on disk: {}; the log is read instead", bytes.error().message);
   }
   clock_ = std::max(clock_, index.clock);
   std::unordered_map<uint32_t, uint64_t> known;  // bytes that the index speaks of
@@ -546,7 +546,7 @@ void KvLog::read(std::span<KvRead> reads) {
 // What could not be read is not there any more.
 void KvLog::count_read(std::span<const KvRead> reads, int64_t corrupt) {
   if (corrupt > 0)
-    spdlog::warn("the KV cache on disk: {} items have other bytes than were saved; they are computed", corrupt);
+    log_warn("the KV cache on disk: {} items have other bytes than were saved; they are computed", corrupt);
   int64_t bytes = 0;
   for (const KvRead& read : reads) {
     if (read.ok)

@@ -14,7 +14,7 @@ Result<PrefixSecret> secret_of(DiskFiles& files) {
   const Result<std::string> kept = files.read_small("secret", PrefixSecret::kBytes);
   if (kept && kept->size() == PrefixSecret::kBytes) return PrefixSecret(*kept);
   if (kept || kept.error().code != ErrorCode::not_found)
-    spdlog::warn("the KV cache on disk: its secret is not readable, what was saved is lost");
+    log_warn("the KV cache on disk: its secret is not readable, what was saved is lost");
   const PrefixSecret secret;
   TC_RETURN_IF_ERROR(files.replace_small("secret", secret.bytes()));
   return secret;
@@ -25,7 +25,7 @@ Result<PrefixSecret> secret_of(DiskFiles& files) {
 Result<std::unique_ptr<NvmeTier>> NvmeTier::open(const NvmeTierOptions& options) {
   TC_ASSIGN(std::unique_ptr<DiskFiles> files, DiskFiles::open(options.folder, {.use_io_uring = options.use_io_uring}));
   if (options.use_io_uring && files->kind() != "io_uring")
-    spdlog::info("the KV cache on disk: no io_uring on this system, {} do its reads and writes", files->kind());
+    log_info("the KV cache on disk: no io_uring on this system, {} do its reads and writes", files->kind());
   return open(std::move(files), options);
 }
 
@@ -113,7 +113,7 @@ void NvmeTier::poll() {
   for (Job& job : done) try {
       job.done(job.ok);
     } catch (const std::bad_alloc&) {
-      spdlog::warn("the KV cache on disk: no memory for what was read");
+      log_warn("the KV cache on disk: no memory for what was read");
     }
 }
 
@@ -175,7 +175,7 @@ void NvmeTier::carry_out(Job& job) {
     if (!job.save.empty()) log_->append(job.save);
     if (!job.read.empty()) log_->read(job.read);
   } catch (const std::bad_alloc&) {
-    spdlog::warn("the KV cache on disk: no memory for it");
+    log_warn("the KV cache on disk: no memory for it");
     for (KvRead& read : job.read) read.ok = false;
   }
   for (const KvRead& read : job.read) job.ok = job.ok && read.ok;

@@ -22,13 +22,15 @@ class Rows {
       : g_(geometry), o_(store.options()), layout_(store.layout()), random_(seed) {}
 
   void row(std::byte* out) {
-    const std::vector<float> x = floats(g_.head_dim);
-    if (o_.fp8_rows)
+    std::vector<float> x = floats(g_.head_dim);
+    if (o_.fp8_rows) {
       cpu::store_fp8_row(x.data(), g_.nope_head_dim(), g_.rope_head_dim, reinterpret_cast<uint8_t*>(out));
-    else if (o_.bf16_rows)
+    } else if (o_.bf16_rows) {  // on FP8's grid: the same rows in either format
+      ref::fake_fp8(x.data(), g_.nope_head_dim(), cpu::kFp8Block);
       std::transform(x.begin(), x.end(), reinterpret_cast<bf16*>(out), float_to_bf16);
-    else
+    } else {
       std::copy(x.begin(), x.end(), reinterpret_cast<float*>(out));
+    }
   }
   void keys(std::byte* group) {
     const int64_t c = g_.index_head_dim;

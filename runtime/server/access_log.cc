@@ -2,11 +2,11 @@
 
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <cmath>
 
-#include "runtime/base/log.h"
 #include "runtime/io/json_document.h"
 #include "runtime/server/keys.h"
 

@@ -19,7 +19,7 @@ void run_caught(const std::function<void()>& task) {
   try {
     task();
   } catch (const std::exception& exception) {
-    spdlog::error("a request could not be read: {}", exception.what());
+    log_error("a request could not be read: {}", exception.what());
   }
 }
 

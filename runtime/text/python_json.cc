@@ -77,7 +77,7 @@ std::string python_dumps(const Json& json) {
     case Json::value_t::number_float:
       return python_float_repr(json.get<double>());
     default:
-      return json.dump();
+      return dump_json(json);
   }
 }
 

@@ -181,6 +181,7 @@ def test_bench_and_perplexity_report(logits, tmp_path):
     assert "mean KL" in out and "perplexity" in out, out
 
 
+@pytest.mark.skipif(SLOW, reason="minutes of benchmarks, which measure nothing there")
 def test_bench_kernels_judges_every_row():
     out, _ = run("bench", "kernels", "--only", "index,step", "--model", DEMO, "-r", 1, "--json", "-")
     document = json.loads(out)

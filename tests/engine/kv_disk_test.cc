@@ -5,6 +5,7 @@
 #include <fstream>
 #include <thread>
 
+#include "runtime/model/deepseek_v4/synthesize.h"
 #include "tests/support/warm_cold.h"
 
 namespace thermocline {
@@ -40,10 +41,10 @@ class KvDiskOn : public KvDisk, public testing::WithParamInterface<Where> {
   bool simt() const { return GetParam().device == "simt"; }
 };
 #ifdef TC_SANITIZED  // ten times slower
-constexpr int64_t kLongest = 300;
+constexpr int64_t kLongest = 300, kConversation = 300;
 const std::vector<Where> kWhere = {{"cpu", "none"}};
 #else
-constexpr int64_t kLongest = 3000;
+constexpr int64_t kLongest = 3000, kConversation = 3000;
 const std::vector<Where> kWhere = {{"cpu", "none"}, {"simt", "simt"}};
 #endif
 INSTANTIATE_TEST_SUITE_P(Devices, KvDiskOn, testing::ValuesIn(kWhere), [](const auto& i) { return i.param.name; });
@@ -82,12 +83,12 @@ TEST_F(KvDisk, WhatMemoryCannotHoldComesBack) {
   ModelSetup little = setup();
   little.context = little.kv_tokens = 1024;
   Loop cold(setup(false)), warm(little);
-  const int conversations = 5;
+  constexpr int kConversations = kLongest < 3000 ? 3 : 5;
   std::vector<std::vector<int32_t>> history;
-  history.reserve(conversations);
-  for (int i = 0; i < conversations; ++i) history.push_back(text_of(500 + 7 * i, i));
+  history.reserve(kConversations);
+  for (int i = 0; i < kConversations; ++i) history.push_back(text_of(500 + 7 * i, i));
   for (int turn = 0; turn < 2; ++turn)
-    for (int i = 0; i < conversations; ++i) {
+    for (int i = 0; i < kConversations; ++i) {
       auto& ids = history[static_cast<size_t>(i)];
       const Answer got = warm.ask(request(ids));
       expect_same(got, cold.ask(request(ids)), "conversation " + std::to_string(i));
@@ -149,8 +150,9 @@ TEST_F(KvDisk, AnotherModelFindsNothing) {
 }
 
 TEST_F(KvDisk, DamageCostsTimeOnly) {
+  constexpr int64_t kDamaged = kLongest < 700 ? 300 : 700;
   Loop cold(setup(false));
-  const Answer want = cold.ask(request(text_of(700)));
+  const Answer want = cold.ask(request(text_of(kDamaged)));
   using Damage = std::function<void(const std::filesystem::path&)>;
   const std::pair<const char*, Damage> damages[] = {
       {"emptied", [](const auto& folder) { std::filesystem::remove_all(folder); }},
@@ -168,18 +170,56 @@ TEST_F(KvDisk, DamageCostsTimeOnly) {
     std::filesystem::remove_all(dir.path() / "kv");
     {
       Loop before(setup());
-      expect_same(before.ask(request(text_of(700))), want, name);
+      expect_same(before.ask(request(text_of(kDamaged))), want, name);
     }
     damage(dir.path() / "kv");
     Loop after(setup());
-    const Answer got = after.ask(request(text_of(700)));
+    const Answer got = after.ask(request(text_of(kDamaged)));
     expect_same(got, want, name);
-    EXPECT_TRUE(std::string(name) != "no index" || got.stats.cached_tokens == 699);
-    const Answer again = after.ask(request(text_of(700)));
+    EXPECT_TRUE(std::string(name) != "no index" || got.stats.cached_tokens == kDamaged - 1);
+    const Answer again = after.ask(request(text_of(kDamaged)));
     expect_same(again, want, name);
-    EXPECT_EQ(again.stats.cached_tokens, 699) << name;
+    EXPECT_EQ(again.stats.cached_tokens, kDamaged - 1) << name;
   }
 }
+
+// An honest prefill of a whole context, half an hour of two cores, and its next turn after a restart.
+class MillionTokens : public KvDisk, public testing::WithParamInterface<int64_t> {};
+
+TEST_P(MillionTokens, GoOnAfterARestart) {
+  const int64_t context = GetParam(), answer = 6;
+  ModelGeometry g = deepseek_v4::published_geometry("demo", 4).value();
+  g.max_position_embeddings = context;
+  ModelSetup long_one = setup();
+  long_one.folder = dir.path() / "model";
+  long_one.context = long_one.kv_tokens = context;
+  long_one.chunk = 2048;
+  long_one.prefix_cache_bytes = 256 << 20;
+  ASSERT_TRUE(deepseek_v4::synthesize(g, long_one.folder, {.quiet = true}).ok());
+  std::vector<int32_t> prompt = text_of(context - 2 * answer);
+  Answer first;
+  {
+    Loop before(long_one);
+    first = before.ask(request(prompt, answer));
+    EXPECT_EQ(first.reason, FinishReason::length) << first.error.message;
+    expect_same(before.ask(request(prompt, answer)), first, "again");
+  }
+  Loop after(long_one);
+  const Answer again = after.ask(request(prompt, answer));
+  expect_same(again, first, "after a restart");
+  EXPECT_EQ(again.stats.cached_tokens, context - 2 * answer - 1);
+  prompt.insert(prompt.end(), first.ids.begin(), first.ids.end());
+  const Answer last = after.ask(request(prompt, answer));
+  EXPECT_EQ(last.ids.size(), answer) << last.error.message;
+  EXPECT_GE(last.stats.cached_tokens, context - answer - 1);
+  prompt.resize(static_cast<size_t>(context) + 1, 9);
+  const auto refused = after.engine->submit(request(prompt, 1));
+  ASSERT_FALSE(refused);
+  for (const int64_t number : {context, context + 1})
+    EXPECT_NE(refused.error().message.find(std::to_string(number)), std::string::npos) << refused.error().message;
+}
+INSTANTIATE_TEST_SUITE_P(Long, MillionTokens, testing::Values(1 << 20));
+INSTANTIATE_TEST_SUITE_P(Smoke, MillionTokens, testing::Values(2048));
 
 TEST_F(KvDisk, ASecondServerGoesOnWithoutIt) {
   Loop first(setup()), second(setup());
@@ -192,16 +232,16 @@ TEST_F(KvDisk, ASecondServerGoesOnWithoutIt) {
 TEST_F(KvDisk, RequestsThatEndWhileTheirPrefixArrives) {
   {
     Loop before(setup());
-    (void)before.ask(request(text_of(3000), 1));
+    (void)before.ask(request(text_of(kConversation), 1));
   }
   for (int round = 0; round < 10; ++round) {
     Loop after(setup());
-    const auto handle = after.submit(request(text_of(3000), 100));
-    const auto other = after.submit(request(text_of(3000), 3));
+    const auto handle = after.submit(request(text_of(kConversation), 100));
+    const auto other = after.submit(request(text_of(kConversation), 3));
     std::this_thread::sleep_for(std::chrono::microseconds(200 * round));
     handle->cancel();
     (void)test::collect(*handle);
-    EXPECT_EQ(test::collect(*other)[0].stats.cached_tokens, 2999);
+    EXPECT_EQ(test::collect(*other)[0].stats.cached_tokens, kConversation - 1);
   }
 }
 

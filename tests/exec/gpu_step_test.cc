@@ -27,7 +27,7 @@ struct GpuSetup {
   bool mtp = false;
   bool graphs = true;
   int threads = 2;
-  Isa isa = Isa::amx;
+  Isa isa = test::kModelIsa;
   int64_t hot_rows = 0;  // KV offload with so many copies
   int64_t context = 256;
 };
@@ -325,7 +325,7 @@ TEST(GpuStep, PagesWithRowsInHostMemoryAreReadWrittenAndCopied) {
                                                         .sequences = 2,
                                                         .hot_rows = 64});
     KvStore& kv = engine->driver().kv();
-    const std::vector<int32_t> ids = small_ids(kTokens > 12 ? 12 : kTokens);
+    const std::vector<int32_t> ids = small_ids(kTokens > 12 ? 12 : kTokens / 2);
     const auto logits_after = [&](SequenceKv& sequence, int32_t id) {
       TC_CHECK(engine->driver().decode(sequence, id).ok());
       const std::span<const float> logits = engine->driver().logits();

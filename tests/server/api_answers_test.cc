@@ -152,7 +152,7 @@ Json plain_message(const Json& choice) {
 }
 
 void expect_same_message(const Json& a, const Json& b) {
-  EXPECT_EQ(SortedJson::parse(a.dump()), SortedJson::parse(b.dump()));
+  EXPECT_EQ(parse_sorted_json(dump_json(a)).value(), parse_sorted_json(dump_json(b)).value());
 }
 
 const std::string kCall =

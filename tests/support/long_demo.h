@@ -14,10 +14,9 @@ inline const std::filesystem::path& long_demo() {
     for (const auto& file : std::filesystem::directory_iterator(demo_model()))
       std::filesystem::create_symlink(file.path(), folder.path() / file.path().filename());
     std::filesystem::remove(folder.path() / "config.json");
-    std::ifstream in(demo_model() / "config.json");
-    Json config = Json::parse(in);
+    Json config = parse_json(read_text_file(demo_model() / "config.json").value()).value();
     config["max_position_embeddings"] = 1 << 20;
-    std::ofstream(folder.path() / "config.json") << config;
+    std::ofstream(folder.path() / "config.json") << dump_json(config);
     return folder.path();
   }();
   return path;

@@ -246,7 +246,7 @@ std::string config_json(const ModelGeometry& g) {
                      {"vocab_size", g.vocab_size},
                      {"compress_rope_theta", g.compress_rope_theta},
                      {"compress_ratios", g.compress_ratios}};
-  return json.dump(2) + "\n";
+  return dump_json(json, 2) + "\n";
 }
 
 }  // namespace thermocline::deepseek_v4

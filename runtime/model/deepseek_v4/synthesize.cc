@@ -321,7 +321,7 @@ Status synthesize(const ModelGeometry& geometry, const std::filesystem::path& fo
   TC_RETURN_IF_ERROR(write_text_file(folder / "generation_config.json",
                                      "{\"do_sample\": true, \"temperature\": 1.0, \"top_p\": 1.0}\n"));
   const SortedJson index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
-  return write_text_file(index_path, index.dump(1) + "\n");
+  return write_text_file(index_path, dump_json(index, 1) + "\n");
 }
 
 }  // namespace thermocline::deepseek_v4

@@ -530,14 +530,14 @@ void report_placement(Weights& weights, const WorkerPool* pool) {
       where = std::string(arena.bound() ? "bound" : "binding refused") + ", " +
               (share ? fmt::format("{:.1f} % of its pages on OS node {}", 100 * *share, os_node) : "placement unknown");
       if (share && *share < 0.999 && weights.arenas.size() > 1)
-        spdlog::warn(
+        log_warn(
             "weights of node {}: only {:.1f} % of their pages lie on OS node {}: its workers will read remote memory",
             node, 100 * *share, os_node);
     }
     weights.placement.push_back(fmt::format("node {}: {:.2f} GiB of weights on {}, {}", node,
                                             static_cast<double>(arena.size()) / (1 << 30),
                                             page_kind_name(arena.pages()), where));
-    spdlog::debug("{}", weights.placement.back());
+    log_debug("{}", weights.placement.back());
   }
 }
 

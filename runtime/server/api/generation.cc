@@ -79,7 +79,7 @@ void Generation::prepare() {
     if (cancelled_) cancel();
     ready();
   } catch (const std::exception& exception) {
-    spdlog::error("request {}: {}", http_.head.request_id, exception.what());
+    log_error("request {}: {}", http_.head.request_id, exception.what());
     refuse(error_reply({ErrorCode::internal, "the request could not be read"}));
   }
 }

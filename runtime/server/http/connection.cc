@@ -38,9 +38,9 @@ T guarded(const char* what, T fallback, const Fn& fn) {
   try {
     return fn();
   } catch (const std::exception& e) {
-    spdlog::error("{} failed: {}", what, e.what());
+    log_error("{} failed: {}", what, e.what());
   } catch (...) {
-    spdlog::error("{} failed with an exception of an unknown kind", what);
+    log_error("{} failed with an exception of an unknown kind", what);
   }
   return fallback;
 }
@@ -268,7 +268,7 @@ void Connection::check_paused_peer() {
 
 void Connection::lose(const char* why) {
   if (std::exchange(gone_, true)) return;
-  spdlog::debug("connection of {}: {}", peer_, why);
+  log_debug("connection of {}: {}", peer_, why);
   error_code ignored;
   socket_.close(ignored);
   notify();

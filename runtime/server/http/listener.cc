@@ -36,8 +36,7 @@ void allow_open_files(uint64_t connections) {
   limit.rlim_cur = std::min<uint64_t>(wanted, limit.rlim_max);
   setrlimit(RLIMIT_NOFILE, &limit);
   if (limit.rlim_cur < wanted)
-    spdlog::warn("the limit of open files is {}: {} connections need {} (ulimit -n)", limit.rlim_max, connections,
-                 wanted);
+    log_warn("the limit of open files is {}: {} connections need {} (ulimit -n)", limit.rlim_max, connections, wanted);
 }
 
 Status check_allowed_hosts(const std::vector<std::string>& hosts) {
@@ -76,9 +75,9 @@ void log_failure(const char* where, const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const std::exception& e) {
-    spdlog::error("{} failed: {}", where, e.what());
+    log_error("{} failed: {}", where, e.what());
   } catch (...) {
-    spdlog::error("{} failed with an exception of an unknown kind", where);
+    log_error("{} failed with an exception of an unknown kind", where);
   }
 }
 
@@ -165,8 +164,8 @@ class Listener::Impl {
     evict();
     if (Clock::now() < next_accept_log_) return;
     next_accept_log_ = Clock::now() + std::chrono::minutes(1);
-    spdlog::warn("no connection can be accepted: {} ({} are open; ulimit -n); trying on", error.message(),
-                 network_->open.size());
+    log_warn("no connection can be accepted: {} ({} are open; ulimit -n); trying on", error.message(),
+             network_->open.size());
   }
 
   bool evict() {
@@ -206,8 +205,8 @@ class Listener::Impl {
   void begin_drain() {
     if (finished_ || std::exchange(network_->draining, true)) return;
     const Clock::time_point deadline = Clock::now() + options_.drain;
-    spdlog::info("draining: {} answers in progress have {} s; a second signal ends at once", network_->answering,
-                 options_.drain.count() / 1000);
+    log_info("draining: {} answers in progress have {} s; a second signal ends at once", network_->answering,
+             options_.drain.count() / 1000);
     if (on_drain_) on_drain_(deadline);
     if (network_->answering == 0) return finish();
     end_timer_.expires_at(deadline);
@@ -217,7 +216,7 @@ class Listener::Impl {
   }
 
   void abort_answers() {
-    spdlog::warn("the drain is over: {} answers are aborted", network_->answering);
+    log_warn("the drain is over: {} answers are aborted", network_->answering);
     for (Connection* connection : network_->open) connection->abort_answer();
     end_timer_.expires_after(options_.times.flush);
     end_timer_.async_wait([this](error_code error) {

@@ -1,7 +1,7 @@
 // The one table from error codes to HTTP, in the shape that OpenAI's clients read.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
+#include "runtime/io/json_document.h"
 #include "runtime/server/http/handler.h"
 
 namespace thermocline::server {
@@ -36,24 +36,24 @@ const Row& row_of(ErrorCode error) {
   return row == std::end(kRows) ? kRows[std::size(kRows) - 1] : *row;
 }
 
-nlohmann::ordered_json error_json(const std::string& type, const std::string& code, const std::string& message,
-                                  const std::string& param) {
-  nlohmann::ordered_json error = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}};
+Json error_json(const std::string& type, const std::string& code, const std::string& message,
+                const std::string& param) {
+  Json error = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}};
   if (!param.empty()) error["param"] = param;
   return error;
 }
 
 // Messages quote what clients sent: bytes that are no UTF-8 are replaced.
-std::string body_of(nlohmann::ordered_json error) {
-  const nlohmann::ordered_json body = {{"error", std::move(error)}};
-  return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+std::string body_of(Json error) {
+  const Json body = {{"error", std::move(error)}};
+  return dump_json(body);
 }
 
 }  // namespace
 
 Reply error_reply(const Error& error) {
   const Row& row = row_of(error.code);
-  nlohmann::ordered_json json = error_json(row.type, row.code, error.message, error.field);
+  Json json = error_json(row.type, row.code, error.message, error.field);
   for (const auto& [name, count] : error.counts) json[name] = count;
   Reply reply{row.status, body_of(std::move(json))};
   if (row.retry_after) reply.headers.emplace_back("Retry-After", row.retry_after);
