@@ -65,6 +65,8 @@ def main():
         path = joined / f"{len(units)}_{sources[0].name}"
         units.append(Unit(path, sources))
         commands.append({**entry, "file": str(path), "command": entry["command"].replace(entry["file"], str(path))})
+    if not units:
+        parser.error(f"no source of {args.build} lies in {', '.join(map(str, args.folders))}")
     (joined / "compile_commands.json").write_text(json.dumps(commands))
     units.sort(key=lambda unit: -unit.path.stat().st_size)  # the longest first, lest one core wait at the end
     failed = False

@@ -11,6 +11,7 @@ namespace thermocline {
 void init_log(const std::string& level);
 
 enum class LogLevel { debug, info, warn, error };
+/// One line at that level; behind the four below, which check formats when they are compiled.
 void log_formatted(LogLevel level, fmt::string_view format, fmt::format_args args);
 
 template <class... Args>
