@@ -83,12 +83,12 @@ TEST_F(KvDisk, WhatMemoryCannotHoldComesBack) {
   ModelSetup little = setup();
   little.context = little.kv_tokens = 1024;
   Loop cold(setup(false)), warm(little);
-  constexpr int kConversations = kLongest < 3000 ? 3 : 5;
+  const int conversations = 5;
   std::vector<std::vector<int32_t>> history;
-  history.reserve(kConversations);
-  for (int i = 0; i < kConversations; ++i) history.push_back(text_of(500 + 7 * i, i));
+  history.reserve(conversations);
+  for (int i = 0; i < conversations; ++i) history.push_back(text_of(500 + 7 * i, i));
   for (int turn = 0; turn < 2; ++turn)
-    for (int i = 0; i < kConversations; ++i) {
+    for (int i = 0; i < conversations; ++i) {
       auto& ids = history[static_cast<size_t>(i)];
       const Answer got = warm.ask(request(ids));
       expect_same(got, cold.ask(request(ids)), "conversation " + std::to_string(i));
