@@ -8,6 +8,7 @@
 #include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
+#include "runtime/hw/host_memory.h"
 #include "runtime/io/file.h"
 #include "runtime/kv/prefix_cache.h"
 #include "runtime/kv/synthetic_rows.h"
@@ -79,7 +80,9 @@ class KvBench {
   KvBench(const KvBenchOptions& o, const ModelGeometry& g, WorkerPool& pool) : o_(o), g_(g), pool_(pool) {}
 
   Result<Rates> run() {
+    const HostMemoryLedger ledger;  // memory is resident, as a server's is before its first request
     TC_ASSIGN(store_, KvStore::create(g_, {.fp8_rows = true, .max_tokens = 2 * o_.tokens, .max_sequences = 2}));
+    ledger.make_resident(pool_);
     for (int64_t i = 0; i < o_.tokens; ++i) ids_.push_back(static_cast<int32_t>(i * 7919 % g_.vocab_size));
     TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence, synthetic_sequence(*store_, g_, pool_, o_.tokens));
     const std::filesystem::path folder = o_.folder;
@@ -96,9 +99,10 @@ class KvBench {
 
  private:
   Result<std::unique_ptr<NvmeTier>> open_disk() const {
+    const int64_t all_bytes = pages_of(o_.tokens, kPageTokens) * store_->layout().compressed_page_bytes();
     return NvmeTier::open({.folder = std::filesystem::path(o_.folder) / "kv",
                            .space_bytes = uint64_t{64} << 30,
-                           .queue_bytes = uint64_t{16} << 30,
+                           .queue_bytes = static_cast<uint64_t>(all_bytes) + (64 << 20),
                            .use_io_uring = !o_.threads});
   }
   PrefixCache::Options cache_options(NvmeTier& disk) const {
@@ -106,7 +110,9 @@ class KvBench {
   }
 
   Status save(const SequenceKv& sequence) {
+    const HostMemoryLedger ledger;
     TC_ASSIGN(const std::unique_ptr<NvmeTier> disk, open_disk());
+    ledger.make_resident(pool_);
     PrefixCache cache(*store_, cache_options(*disk));
     PrefixKeys keys = cache.keys("");
     Status status;

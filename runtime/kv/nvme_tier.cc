@@ -8,6 +8,7 @@ namespace thermocline {
 namespace {
 
 constexpr size_t kMostCarried = 16;
+constexpr int64_t kMostUnderWay = 4096;
 
 // The folder's own, made with its first use. Without it, or with another, no name of before is found.
 Result<PrefixSecret> secret_of(DiskFiles& files) {
@@ -32,11 +33,12 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(const NvmeTierOptions& options)
 Result<std::unique_ptr<NvmeTier>> NvmeTier::open(std::unique_ptr<DiskFiles> files, const NvmeTierOptions& options) {
   TC_ASSIGN(const PrefixSecret secret, secret_of(*files));
   TC_ASSIGN(std::unique_ptr<KvLog> log, KvLog::open(std::move(files), options.space_bytes));
-  return std::unique_ptr<NvmeTier>(new NvmeTier(std::move(log), options, secret));
+  TC_ASSIGN(CopyRing copies, CopyRing::create(options.queue_bytes));
+  return std::unique_ptr<NvmeTier>(new NvmeTier(std::move(log), std::move(copies), secret));
 }
 
-NvmeTier::NvmeTier(std::unique_ptr<KvLog> log, const NvmeTierOptions& options, const PrefixSecret& secret)
-    : options_(options), secret_(secret), log_(std::move(log)), thread_([this] { run(); }) {}
+NvmeTier::NvmeTier(std::unique_ptr<KvLog> log, CopyRing copies, const PrefixSecret& secret)
+    : secret_(secret), log_(std::move(log)), copies_(std::move(copies)), thread_([this] { run(); }) {}
 
 NvmeTier::~NvmeTier() {
   {
@@ -55,37 +57,30 @@ void NvmeTier::set_wake(std::function<void()> wake) {
 void NvmeTier::post(std::deque<Job> NvmeTier::*queue, Job job) {
   {
     const std::lock_guard lock(mutex_);
-    queued_bytes_ += job.bytes;
     ++under_way_;
     (this->*queue).push_back(std::move(job));
   }
   wanted_.notify_one();
 }
 
-bool NvmeTier::full(int64_t bytes) const {
-  const std::lock_guard lock(mutex_);
-  return queued_bytes_ > 0 && queued_bytes_ + bytes > static_cast<int64_t>(options_.queue_bytes);
+std::span<std::byte> NvmeTier::room(uint64_t bytes) {
+  const std::span<std::byte> place = copies_.take(bytes);
+  skipped_ += place.empty();
+  return place;
 }
 
-bool NvmeTier::save(std::vector<KvItem> items, std::function<void()> done) {
+void NvmeTier::save(std::vector<KvItem> items) {
   Job job;
-  for (const KvItem& item : items)
-    for (const auto& piece : item.bytes) job.bytes += static_cast<int64_t>(piece.size());
-  if (full(job.bytes)) {
-    skipped_ += static_cast<int64_t>(items.size());
-    return false;
-  }
   std::vector<PrefixName> names;
   names.reserve(items.size());
   for (const KvItem& item : items) names.push_back(item.head.name);
   saving_.insert(names.begin(), names.end());
   job.save = std::move(items);
-  job.done = [this, names = std::move(names), done = std::move(done)](bool) {
+  job.ring_end = copies_.end();
+  job.done = [this, names = std::move(names)](bool) {
     for (const PrefixName& name : names) saving_.erase(name);
-    done();
   };
   post(&NvmeTier::saves_, std::move(job));
-  return true;
 }
 
 void NvmeTier::read(std::vector<KvRead> reads, std::function<void(bool)> done) {
@@ -96,9 +91,11 @@ void NvmeTier::read(std::vector<KvRead> reads, std::function<void(bool)> done) {
 }
 
 void NvmeTier::touch(std::vector<PrefixName> names) {
-  if (full(0)) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (under_way_ >= kMostUnderWay) return;
+  }
   Job job;
-  job.bytes = static_cast<int64_t>(names.size() * sizeof(PrefixName));
   job.touch = std::move(names);
   job.done = [](bool) {};
   post(&NvmeTier::saves_, std::move(job));
@@ -129,8 +126,7 @@ NvmeTierStats NvmeTier::stats() const {
   NvmeTierStats stats;
   stats.log = log_->stats();
   stats.skipped_items = skipped_;
-  const std::lock_guard lock(mutex_);
-  stats.queued_bytes = queued_bytes_;
+  stats.queued_bytes = static_cast<int64_t>(copies_.waiting());
   return stats;
 }
 
@@ -159,7 +155,7 @@ void NvmeTier::run() {
     log_->drain();
     const std::lock_guard lock(mutex_);
     for (Job& ended : carried) {
-      queued_bytes_ -= ended.bytes;
+      if (ended.ring_end > 0) copies_.release(ended.ring_end);
       --under_way_;
       done_.push_back(std::move(ended));
     }

@@ -13,6 +13,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "runtime/kv/copy_ring.h"
 #include "runtime/kv/kv_log.h"
 
 namespace thermocline {
@@ -20,7 +21,7 @@ namespace thermocline {
 struct NvmeTierOptions {
   std::filesystem::path folder;      // empty: there is no such tier
   uint64_t space_bytes = 0;          // of all files in it
-  uint64_t queue_bytes = 256 << 20;  // waiting to be written: what comes on top is not saved
+  uint64_t queue_bytes = 256 << 20;  // copies that wait to be written: what comes on top is not saved
   bool use_io_uring = true;
   /// What it takes of host memory at most: the queue, the buffers, what moves within the log.
   uint64_t memory_bytes() const { return queue_bytes + (96 << 20); }
@@ -50,9 +51,10 @@ class NvmeTier {
   /// There, or on its way there.
   bool has(const PrefixName& name) const { return saving_.contains(name) || log_->has(name); }
   std::vector<KvLog::Tail> checkpoints(const PrefixName& parent) const { return log_->checkpoints(parent); }
-  /// Saves these and calls `done` from poll(); the bytes stay as they are until then. False: the queue is full, nothing
-  /// was posted.
-  bool save(std::vector<KvItem> items, std::function<void()> done);
+  /// Where a copy of what is to be saved goes, of the queue's memory. Empty: the queue is full, this item is not saved.
+  std::span<std::byte> room(uint64_t bytes);
+  /// Saves these, whose bytes are in room() taken since the last call.
+  void save(std::vector<KvItem> items);
   /// Reads all of these and calls `done` from poll(), with whether all came; the places stay until then. Goes before
   /// what is to be saved.
   void read(std::vector<KvRead> reads, std::function<void(bool)> done);
@@ -72,26 +74,25 @@ class NvmeTier {
     std::vector<KvRead> read;
     std::vector<PrefixName> touch;
     std::function<void(bool)> done;
-    int64_t bytes = 0;  // to be written
+    uint64_t ring_end = 0;  // of its copies, 0: it has none
     bool ok = true;
   };
 
-  NvmeTier(std::unique_ptr<KvLog> log, const NvmeTierOptions& options, const PrefixSecret& secret);
-  bool full(int64_t bytes) const;
+  NvmeTier(std::unique_ptr<KvLog> log, CopyRing copies, const PrefixSecret& secret);
   void post(std::deque<Job> NvmeTier::*queue, Job job);
   void run();
   void carry_out(Job& job);
 
-  const NvmeTierOptions options_;
   const PrefixSecret secret_;
   const std::unique_ptr<KvLog> log_;
+  CopyRing copies_;
   std::unordered_set<PrefixName, PrefixNameHash> saving_;  // step thread
   int64_t skipped_ = 0;                                    // step thread
 
   mutable std::mutex mutex_;
   std::condition_variable wanted_, ended_;
   std::deque<Job> reads_, saves_, done_;
-  int64_t queued_bytes_ = 0, under_way_ = 0;  // under way: posted and not yet in done_
+  int64_t under_way_ = 0;  // posted and not yet in done_
   std::function<void()> wake_;
   bool stop_ = false;
   std::thread thread_;

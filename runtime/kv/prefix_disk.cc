@@ -1,5 +1,6 @@
 // What the prefix cache does with a disk: saves what it keeps, reads back what somebody asks for again.
 #include <algorithm>
+#include <cstring>
 #include <unordered_map>
 #include <utility>
 
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int64_t kLeastFetched = 16;  // tokens: what is less is computed as soon
 constexpr size_t kMostArriving = 8;
-constexpr size_t kSavedTogether = 8 << 20;  // bytes: the disk writes them while the next are copied
+constexpr size_t kSavedTogether = 4 << 20;  // bytes: the disk writes them while the next are copied
 
 }  // namespace
 
@@ -151,10 +152,9 @@ Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& 
   const std::vector<int32_t>& pages = checkpoint.pages();
   const int64_t whole = std::min(checkpoint.length() / kPageTokens, static_cast<int64_t>(pages.size()));
   std::vector<KvItem> items;
-  std::vector<std::vector<std::byte>> copies;
   std::vector<PrefixName> names;
   const auto post = [&] {
-    if (!items.empty()) disk.save(std::exchange(items, {}), [kept = std::exchange(copies, {})] {});
+    if (!items.empty()) disk.save(std::exchange(items, {}));
   };
   for (int64_t i = 0; i < whole; ++i) {
     const PrefixName& name = keys.of(ids, i + 1);
@@ -162,25 +162,26 @@ Status PrefixCache::save(PrefixKeys& keys, std::span<const int32_t> ids, Entry& 
       names.push_back(name);
       continue;
     }
-    if (copies.size() * page_bytes >= kSavedTogether) post();
-    std::vector<std::byte>& copy = copies.emplace_back(page_bytes);
+    if (items.size() * page_bytes >= kSavedTogether) post();
+    const std::span<std::byte> copy = disk.room(page_bytes);
+    if (copy.empty()) break;
     TC_RETURN_IF_ERROR(store_.memory().read(KvPool::compressed, pages[static_cast<size_t>(i)], copy.data()));
     items.push_back({{.name = name, .kind = KvItemKind::page}, {copy}});
   }
   const PrefixName own = durable ? secret_.with_tail(entry.name, entry.tail) : PrefixName();
   if (durable && !disk.has(own)) {
     const std::span<const std::byte> image = checkpoint.image();
-    std::vector<std::byte>& copy = copies.emplace_back(image.begin(), image.end());
-    if (whole < static_cast<int64_t>(pages.size())) {
-      copy.resize(copy.size() + page_bytes);
-      TC_RETURN_IF_ERROR(
-          store_.memory().read(KvPool::compressed, pages.back(), copy.data() + copy.size() - page_bytes));
+    const size_t tail_bytes = whole < static_cast<int64_t>(pages.size()) ? page_bytes : 0;
+    if (const std::span<std::byte> copy = disk.room(image.size() + tail_bytes); !copy.empty()) {
+      std::memcpy(copy.data(), image.data(), image.size());
+      if (tail_bytes > 0)
+        TC_RETURN_IF_ERROR(store_.memory().read(KvPool::compressed, pages.back(), copy.data() + image.size()));
+      items.push_back({{.name = own,
+                        .parent = entry.name,
+                        .kind = KvItemKind::checkpoint,
+                        .tail_tokens = static_cast<uint32_t>(entry.tail.size())},
+                       {copy}});
     }
-    items.push_back({{.name = own,
-                      .parent = entry.name,
-                      .kind = KvItemKind::checkpoint,
-                      .tail_tokens = static_cast<uint32_t>(entry.tail.size())},
-                     {copy}});
   }
   post();
   if (durable && !names.empty()) disk.touch(std::move(names));

@@ -358,6 +358,35 @@ TEST(DiskFiles, OneProcessAtATime) {
   EXPECT_EQ(second.error().code, ErrorCode::unavailable);
 }
 
+// A copy of item `i` in the tier's memory, if it has room.
+bool save(NvmeTier& tier, uint64_t i) {
+  const std::span<std::byte> copy = tier.room(100'000);
+  if (copy.empty()) return false;
+  std::ranges::copy(bytes_of(i, copy.size()), copy.begin());
+  tier.save({{{.name = name_of(i)}, {std::span<const std::byte>(copy)}}});
+  return true;
+}
+
+TEST(CopyRing, TakesInOneLapAfterTheOther) {
+  CopyRing ring = CopyRing::create(1000).value();
+  EXPECT_TRUE(ring.take(1001).empty());
+  const std::span<std::byte> first = ring.take(600);
+  ASSERT_EQ(first.size(), 600u);
+  EXPECT_TRUE(ring.take(600).empty()) << "beyond the end, and from the beginning into what waits";
+  const uint64_t first_end = ring.end();
+  const std::span<std::byte> second = ring.take(300);
+  EXPECT_EQ(second.data(), first.data() + 640) << "whole cache lines";
+  EXPECT_EQ(ring.waiting(), 960u);
+  EXPECT_TRUE(ring.take(64).empty());
+  ring.release(first_end);
+  EXPECT_EQ(ring.take(500).data(), first.data()) << "the next lap";
+  EXPECT_TRUE(ring.take(200).empty());
+  ring.release(ring.end());
+  EXPECT_EQ(ring.waiting(), 0u);
+  EXPECT_EQ(ring.take(1000).data(), first.data()) << "nothing waits: all of it";
+  EXPECT_TRUE(ring.take(1).empty());
+}
+
 TEST(NvmeTier, SavesBehindTheCallerAndReadsFirst) {
   const test::TempDir dir;
   const NvmeTierOptions options{.folder = dir.path() / "kv", .space_bytes = 256 << 20, .queue_bytes = 8 << 20};
@@ -366,14 +395,13 @@ TEST(NvmeTier, SavesBehindTheCallerAndReadsFirst) {
     const auto tier = NvmeTier::open(options).value();
     secret = tier->secret().root("model", "salt");
     int saved = 0, skipped = 0;
-    for (uint64_t i = 0; i < 200; ++i) {
-      auto bytes = std::make_shared<std::vector<std::byte>>(bytes_of(i, 100'000));
-      std::vector<KvItem> items = {{{.name = name_of(i)}, {std::span<const std::byte>(*bytes)}}};
-      if (tier->save(std::move(items), [bytes, &saved] { ++saved; }))
+    for (uint64_t i = 0; i < 200; ++i)
+      if (save(*tier, i)) {
         EXPECT_TRUE(tier->has(name_of(i)));
-      else
+        ++saved;
+      } else {
         ++skipped;
-    }
+      }
     tier->flush();
     EXPECT_EQ(saved + skipped, 200);
     EXPECT_EQ(tier->stats().skipped_items, skipped);
@@ -398,12 +426,9 @@ TEST(NvmeTier, SavesBehindTheCallerAndReadsFirst) {
 TEST(NvmeTier, EndsWhatWasPosted) {
   const test::TempDir dir;
   const NvmeTierOptions options{.folder = dir.path() / "kv", .space_bytes = 256 << 20};
-  std::vector<std::vector<std::byte>> bytes;
-  for (uint64_t i = 0; i < 50; ++i) bytes.push_back(bytes_of(i, 100'000));
   {
     const auto tier = NvmeTier::open(options).value();
-    for (uint64_t i = 0; i < 50; ++i)
-      EXPECT_TRUE(tier->save({{{.name = name_of(i)}, {std::span<const std::byte>(bytes[i])}}}, [] {}));
+    for (uint64_t i = 0; i < 50; ++i) EXPECT_TRUE(save(*tier, i));
   }
   const auto tier = NvmeTier::open(options).value();
   for (uint64_t i = 0; i < 50; ++i) EXPECT_TRUE(tier->has(name_of(i))) << i;

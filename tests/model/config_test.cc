@@ -106,6 +106,9 @@ TEST(PublishedTensors, ConfigsWeWriteAreRead) {
   }
   EXPECT_FALSE(published_geometry("v5", 0));
   EXPECT_FALSE(published_geometry("demo", 7));
+  EXPECT_EQ(published_geometry("v4-pro", 4, 48).value().n_routed_experts, 48);
+  EXPECT_FALSE(published_geometry("v4-pro", 4, 5)) << "a token has 6";
+  EXPECT_FALSE(published_geometry("v4-pro", 4, 385));
 }
 
 }  // namespace

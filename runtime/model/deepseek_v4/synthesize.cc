@@ -261,7 +261,7 @@ class ShardStream {
 
 }  // namespace
 
-Result<ModelGeometry> published_geometry(const std::string& name, int layers) {
+Result<ModelGeometry> published_geometry(const std::string& name, int layers, int experts) {
   if (name != "v4-flash" && name != "v4-pro" && name != "demo")
     return invalid("--like '" + name + "' is none of v4-flash, v4-pro, demo");
   ModelGeometry g = name == "v4-flash" ? flash_geometry() : name == "v4-pro" ? pro_geometry() : demo_geometry();
@@ -273,6 +273,10 @@ Result<ModelGeometry> published_geometry(const std::string& name, int layers) {
     g.compress_ratios.resize(static_cast<size_t>(layers));
     g.n_hash_layers = std::min(g.n_hash_layers, layers);
   }
+  if (experts != 0 && (experts < g.n_activated_experts || experts > g.n_routed_experts))
+    return invalid("--experts " + std::to_string(experts) + " is outside " + std::to_string(g.n_activated_experts) +
+                   ".." + std::to_string(g.n_routed_experts) + ", from those of a token to all of a layer of " + name);
+  if (experts > 0) g.n_routed_experts = experts;
   return g;
 }
 
