@@ -1,0 +1,92 @@
+#include "scheduler/cost/cost_model.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thermocline::sched {
+namespace {
+
+// Kernels of a device by parallel regions of the CPU: norms, roundings and scatters are launches of their own there.
+constexpr double kKernelsPerRegion = 2;
+
+// Different experts among those of one side that `tokens` tokens touch, when they find `share` of their pairs there.
+double unique_of(double experts, double pairs_a_token, double tokens) {
+  if (experts <= 0 || pairs_a_token <= 0) return 0;
+  return experts * (1 - std::pow(1 - std::min(1.0, pairs_a_token / experts), tokens));
+}
+
+}  // namespace
+
+Phase StepTime::bottleneck() const {
+  Phase worst = Phase::dense;
+  for (size_t i = 0; i < phases.size(); ++i)
+    if (phases[i] > (*this)[worst]) worst = static_cast<Phase>(i);
+  return worst;
+}
+
+double CostModel::dense_ns(int layer, double tokens) const {
+  const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
+  const std::array<KernelCurve, 3>& curves = on_device() ? box_.gpus[0].weights : box_.cpu.weights;
+  double ns = l.regions * (on_device() ? kKernelsPerRegion * box_.gpus[0].kernel_ns : box_.cpu.region_ns);
+  for (size_t f = 0; f < l.dense_bytes.size(); ++f)
+    if (l.dense_bytes[f] > 0) ns += l.dense_bytes[f] * curves[f].ns_per_byte(tokens);
+  return ns;
+}
+
+double CostModel::attention_ns(int layer, double tokens, double context, bool together) const {
+  const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
+  const double rows = tokens * l.rows(context), flops = 4 * rows * static_cast<double>(l.heads * l.head_dim);
+  if (!on_device()) return 1e9 * flops / (together ? box_.cpu.attention_flops_many : box_.cpu.attention_flops_one);
+  const GpuProfile& gpu = box_.gpus[0];
+  return 1e9 * std::max(flops / gpu.attention_flops, together ? 0 : rows * l.row_bytes / gpu.bytes_per_second);
+}
+
+double CostModel::index_ns(int layer, double tokens, double context, bool together) const {
+  const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
+  const double keys = tokens * l.keys(context), ops = 2 * keys * static_cast<double>(l.index_heads * l.index_dim);
+  if (!on_device()) return 1e9 * ops / (together ? box_.cpu.index_ops_many : box_.cpu.index_ops_one);
+  const GpuProfile& gpu = box_.gpus[0];
+  return 1e9 * std::max(ops / gpu.index_ops, together ? 0 : keys * l.key_bytes / gpu.bytes_per_second);
+}
+
+double CostModel::expert_gpu_ns(double n) const {
+  return m_.expert_bytes * weights(box_.gpus[0].weights, m_.expert_format, n);
+}
+
+double CostModel::h2d_ns() const {
+  return box_.gpus[0].h2d_ns + 1e9 * m_.expert_bytes / box_.gpus[0].h2d_bytes_per_second;
+}
+
+double CostModel::head_ns(double rows) const {
+  const auto& curves = on_device() ? box_.gpus[0].weights : box_.cpu.weights;
+  return rows > 0 ? m_.head_bytes * weights(curves, m_.head_format, rows) : 0;
+}
+
+StepTime CostModel::step(const StepQuestion& q) const {
+  const double k = m_.experts_per_token, n = q.tokens, resident = on_device() ? q.resident : 0,
+               hits = on_device() ? q.hits : 0;
+  const double here = unique_of(m_.experts * resident, k * hits, n),
+               missed = unique_of(m_.experts * (1 - resident), k * (1 - hits), n);
+  // Experts have n k / unique tokens on average; a curve is flat at few of them, so the average stands for all.
+  const double gpu_ns = here > 0 ? here * expert_gpu_ns(n * k * hits / here) : 0,
+               cpu_ns = missed > 0 ? missed * expert_cpu_ns(n * k * (1 - hits) / missed) : 0;
+  const double meets_cpu = 1 - std::pow(hits, k * n);  // layers with a miss
+  StepTime t;
+  for (int layer = 0; layer < m_.layer_count(); ++layer) {
+    const double dense = dense_ns(layer, n), attention = attention_ns(layer, n, q.context, q.prefill),
+                 index = index_ns(layer, n, q.context, q.prefill);
+    const double handover = on_device() ? meets_cpu * handover_ns() : 0;
+    t[Phase::dense] += dense;
+    t[Phase::attention] += attention;
+    t[Phase::index] += index;
+    t[Phase::experts_gpu] += gpu_ns;
+    t[Phase::experts_cpu] += cpu_ns;
+    t[Phase::handover] += handover;
+    t.total += dense + attention + index + std::max(gpu_ns, cpu_ns) + handover;
+  }
+  t[Phase::head] = head_ns(q.prefill ? 1 : n);
+  t.total += t[Phase::head];
+  return t;
+}
+
+}  // namespace thermocline::sched

@@ -1,0 +1,99 @@
+// The cost model against arithmetic that was done by hand: the sizes of both models, and the roofs of three boxes with
+// every efficiency at 1 (spec/scheduler.md 4.3).
+#include "scheduler/cost/cost_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "runtime/engine/model_costs.h"
+#include "runtime/model/deepseek_v4/synthesize.h"
+
+namespace thermocline::sched {
+namespace {
+
+ModelCosts costs_of(const std::string& model) { return model_costs(deepseek_v4::published_geometry(model, 0).value()); }
+
+// A box of two memories, as wide as it says and no computation that takes longer.
+MachineProfile box(double gpu_bytes_per_second, double cpu_bytes_per_second) {
+  constexpr double kNoBound = 1e30;
+  MachineProfile box;
+  GpuProfile gpu;
+  for (KernelCurve& curve : gpu.weights) curve = KernelCurve::roof(gpu_bytes_per_second, kNoBound, 1);
+  for (KernelCurve& curve : box.cpu.weights) curve = KernelCurve::roof(cpu_bytes_per_second, kNoBound, 1);
+  gpu.attention_flops = gpu.index_ops = gpu.bytes_per_second = kNoBound;
+  gpu.h2d_bytes_per_second = 52e9;
+  gpu.sync_ns = 25e3;
+  box.gpus.push_back(gpu);
+  return box;
+}
+
+TEST(ModelCosts, AreThoseOfTheSpec) {
+  const ModelCosts flash = costs_of("v4-flash"), pro = costs_of("v4-pro");
+  EXPECT_NEAR(flash.expert_bytes, 13.37e6, 0.01e6);
+  EXPECT_NEAR(pro.expert_bytes, 35.09e6, 0.01e6);
+  EXPECT_NEAR(flash.routed_bytes(), 147.2e9, 0.1e9);
+  EXPECT_NEAR(pro.routed_bytes(), 822.1e9, 0.5e9);
+  EXPECT_NEAR(flash.dense_bytes(), 7.77e9, 0.05e9);
+  EXPECT_NEAR(pro.dense_bytes(), 26.8e9, 0.2e9);
+  EXPECT_NEAR(flash.kv_bytes_per_token(), 3510, 60) << "592 bytes a row instead of 584";
+  EXPECT_NEAR(pro.kv_bytes_per_token(), 5030, 80);
+  EXPECT_NEAR(flash.unique_experts(8), 44.2, 0.1);
+  EXPECT_NEAR(pro.unique_experts(32), 152.0, 0.1);
+  EXPECT_EQ(flash.layers[2].topk, 512);
+  EXPECT_TRUE(flash.layers[2].hash_routed);
+  EXPECT_EQ(flash.layers[2].keys(2048), 0) << "all 512 rows are selected anyway";
+  EXPECT_EQ(flash.layers[2].keys(8192), 2048);
+}
+
+TEST(CostModel, RoofsOfTheSpec) {
+  struct Row {
+    const char* model;
+    double gpu, cpu, g, h, n, tokens_per_second;
+  };
+  constexpr double kH100 = 2850e9, k5090 = 1520e9, k4090 = 860e9;
+  const Row rows[] = {
+      {"v4-flash", kH100, 610e9, 0, 0, 1, 106},
+      {"v4-flash", kH100, 610e9, 0, 0, 8, 176},
+      {"v4-flash", kH100, 610e9, 0.43, 0.43, 1, 142},
+      {"v4-flash", kH100, 610e9, 0.43, 0.75, 1, 192},
+      {"v4-flash", kH100, 610e9, 0.43, 0.75, 8, 544},
+      {"v4-flash", kH100, 610e9, 0.43, 0.75, 32, 753},
+      {"v4-flash", kH100, 610e9, 0.43, 0.75, 128, 1214},
+      {"v4-flash", kH100, 610e9, 0.43, 0.90, 1, 204},
+      {"v4-flash", kH100, 610e9, 0.43, 0.90, 8, 717},
+      {"v4-flash", k5090, 490e9, 0, 0, 1, 76},
+      {"v4-flash", k5090, 490e9, 0.12, 0.50, 1, 103},
+      {"v4-flash", k5090, 490e9, 0.12, 0.50, 8, 242},
+      {"v4-flash", k5090, 490e9, 0.12, 0.65, 32, 429},
+      {"v4-flash", k4090, 75e9, 0.076, 0.40, 1, 27},
+      {"v4-flash", k4090, 75e9, 0.076, 0.40, 8, 36},
+      {"v4-flash", k4090, 75e9, 0.076, 0.40, 128, 81},
+      {"v4-pro", kH100, 610e9, 0, 0, 1, 31},
+      {"v4-pro", kH100, 610e9, 0.05, 0.30, 8, 64},
+      {"v4-pro", kH100, 610e9, 0.05, 0.40, 128, 137},
+      {"v4-pro", k5090, 490e9, 0, 0, 32, 47},
+  };
+  const ModelCosts flash = costs_of("v4-flash"), pro = costs_of("v4-pro");
+  for (const Row& row : rows) {
+    const MachineProfile machine = box(row.gpu, row.cpu);
+    const CostModel model(row.model == std::string("v4-pro") ? pro : flash, machine);
+    const StepTime t = model.step({.tokens = row.n, .resident = row.g, .hits = row.h});
+    // The spec's roof hands over at every layer; ours only where something is missing.
+    const double ns = t.total - t[Phase::handover] + model.model().layer_count() * model.handover_ns();
+    EXPECT_NEAR(1e9 * row.n / ns / row.tokens_per_second, 1, 0.05)
+        << row.model << " at " << row.gpu / 1e9 << " GB/s, h = " << row.h << ", n = " << row.n;
+  }
+}
+
+TEST(KernelCurve, IsLogLinearBetweenItsPoints) {
+  const KernelCurve roof = KernelCurve::roof(100e9, 1e12, 4);
+  EXPECT_DOUBLE_EQ(roof.ns_per_byte(1), 0.01);
+  EXPECT_DOUBLE_EQ(roof.ns_per_byte(0.5), 0.01);
+  EXPECT_DOUBLE_EQ(roof.ns_per_byte(512), 512 * 4e-3);
+  EXPECT_DOUBLE_EQ(roof.ns_per_byte(1024), 1024 * 4e-3) << "in proportion beyond the last";
+  EXPECT_NEAR(roof.ns_per_byte(std::sqrt(256.0 * 512)), std::sqrt(256.0 * 512) * 4e-3, 1e-12);
+}
+
+}  // namespace
+}  // namespace thermocline::sched
