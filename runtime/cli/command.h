@@ -37,11 +37,11 @@ class ModelOptions {
  private:
   std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto",
                       kv_offload_ = "auto";
-  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_cache_ = "static", prefill_ = "cpu";
+  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_policy_ = "static", prefill_ = "cpu", record_trace_, expert_profile_;
   uint64_t gpu_memory_ = 0;
   int threads_ = 0;
   int64_t max_model_len_ = 0;
-  bool direct_io_ = false;
+  bool direct_io_ = false, trace_token_ids_ = false;
 };
 
 /// An option of bytes, such as 8GiB, 0 by default. A command line error: what is none, and negative ones.

@@ -57,13 +57,18 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
                   "Routed experts to keep on devices: a number, all, or auto: as many as fit")
       ->capture_default_str();
   command
-      .add_option("--expert-cache", expert_cache_,
-                  "static: the experts stay; lru: misses replace what was used longest ago (docs/gpu.md)")
+      .add_option("--expert-policy", expert_policy_,
+                  "Which experts have a device slot: static (they stay: the same bits every time), value, eager, lru, "
+                  "... (docs/scheduler.md)")
       ->capture_default_str();
   command
       .add_option("--prefill-experts", prefill_,
                   "Missing experts of long steps: cpu, stream (copied to the device) or hybrid (by measured costs)")
       ->capture_default_str();
+  command.add_option("--expert-profile", expert_profile_,
+                     "A file of how often experts are used: slots begin with those, and this run is added at its end");
+  command.add_option("--record-trace", record_trace_, "Write which experts the routers choose to a file, without text");
+  command.add_flag("--trace-token-ids", trace_token_ids_, "Also the token ids: whoever has the file can read the text");
   command.add_flag("--direct-io", direct_io_, "Read the checkpoint with O_DIRECT, past the page cache");
 }
 
@@ -91,7 +96,13 @@ Result<EngineOptions> ModelOptions::engine_options() const {
     if (error != std::errc() || stop != end || options.gpu.experts < 0)
       return invalid("--experts-on-gpu should be auto, all or a number, not '" + experts_on_gpu_ + "'");
   }
-  TC_ASSIGN(options.gpu.policy, sched::parse_policy(expert_cache_));
+  TC_ASSIGN(const sched::PolicyInfo* const policy, sched::find_policy(expert_policy_));
+  if (policy->offline)
+    return invalid("the expert policy '" + expert_policy_ + "' knows the future: it is for `thermocline sim`");
+  options.gpu.policy = expert_policy_;
+  options.record_trace = record_trace_;
+  options.trace_token_ids = trace_token_ids_;
+  options.expert_profile = expert_profile_;
   TC_ASSIGN(options.gpu.prefill, parse_prefill_mode(prefill_));
   return options;
 }

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 
+#include <xxhash.h>
+
 #include "kernels_gpu/open_device.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/cache_identity.h"
 #include "runtime/engine/engine_memory.h"
 #include "runtime/hw/host_memory.h"
+#include "runtime/io/file.h"
 #include "runtime/model/deepseek_v4/config.h"
 
 namespace thermocline {
@@ -25,6 +28,11 @@ Status settle_context(const ModelGeometry& geometry, EngineOptions& options) {
       std::max<int64_t>(std::clamp<int64_t>(options.max_chunk, 1, options.max_context), options.max_sequences);
   options.max_logit_rows = std::max<int64_t>(options.max_logit_rows, options.max_sequences);
   return {};
+}
+
+// Experts behind the chosen ones that a trace keeps too.
+int near_misses(const ModelGeometry& g, const EngineOptions& o) {
+  return o.record_trace.empty() ? 0 : std::min(g.n_activated_experts, g.n_routed_experts - g.n_activated_experts);
 }
 
 }  // namespace
@@ -70,6 +78,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
                            .max_logit_rows = o.max_logit_rows,
                            .max_context = o.max_context,
                            .mtp = o.mtp,
+                           .near_misses = devices.empty() ? near_misses(engine->geometry_, o) : 0,
                            .int8_activations = o.int8_activations,
                            .fp8_rows = o.kv_dtype != KvDtype::bf16 && o.numerics != Numerics::fp32};
   if (!devices.empty()) {
@@ -90,6 +99,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   o.prefix_cache_bytes = memory.prefix_cache_bytes;
   const ExecOptions& exec = memory.exec;
 
+  TC_RETURN_IF_ERROR(engine->open_recorder(devices.empty()));
   std::string names;  // of the devices
   for (const std::unique_ptr<gpu::Device>& device : devices) names += device->name() + ";";
   TC_RETURN_IF_ERROR(engine->open_disk());
@@ -111,12 +121,32 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (engine->kv_disk_) {
     TC_ASSIGN(engine->cache_identity_, cache_identity(o, *engine->weights_, cpu, engine->kv_->layout(), names));
   }
+  engine->step_->set_recorder(engine->recorder_.get());
   engine->driver_ = std::make_unique<StepDriver>(*engine->step_, *engine->kv_);
   if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};
   ledger.make_resident(*engine->pool_);
   o.cancel = nullptr;  // both belong to the caller, and to loading
   o.progress = nullptr;
   return engine;
+}
+
+// Near misses: where steps report them, on the CPU.
+Status Engine::open_recorder(bool on_cpu) {
+  EngineOptions& o = options_;
+  TC_ASSIGN(const std::string config, read_text_file(o.model / "config.json"));
+  const sched::TraceHeader header{.model = o.model.filename().string(),
+                                  .model_hash = XXH3_64bits(config.data(), config.size()),
+                                  .layers = geometry_.n_layers,
+                                  .experts = geometry_.n_routed_experts,
+                                  .top_k = geometry_.n_activated_experts,
+                                  .near_misses = on_cpu ? near_misses(geometry_, o) : 0,
+                                  .token_ids = o.trace_token_ids};
+  TC_ASSIGN(recorder_, ExpertRecorder::open({o.record_trace, o.expert_profile}, header));
+  if (o.expert_profile.empty()) return {};
+  Result<ExpertProfile> profile = read_expert_profile(o.expert_profile, recorder_->counts());
+  if (!profile && profile.error().code != ErrorCode::not_found) return std::move(profile).error();
+  if (profile) o.gpu.profile = std::move(profile->uses);
+  return {};
 }
 
 // One that another server uses is a service less, not a reason to serve nobody.

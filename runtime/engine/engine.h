@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/engine/expert_recorder.h"
 #include "runtime/engine/step_driver.h"
 #include "runtime/engine/step_loop.h"
 #include "runtime/exec/deepseek_v4_gpu_step.h"
@@ -52,6 +53,12 @@ struct EngineOptions {
   std::string device = "none";  // auto, cuda, simt or none; "cuda:2" for two cards
   uint64_t gpu_memory = 0;      // bytes of each device; 0: what is free (simt: 4 GiB)
   GpuOptions gpu;
+
+  /// A trace of what the routers choose (scheduler/trace/trace.h), with token ids only where they may be kept.
+  std::filesystem::path record_trace;
+  bool trace_token_ids = false;
+  /// How often experts are used, read at the start where it is there, and saved at the end: slots begin with those.
+  std::filesystem::path expert_profile;
 
   const std::atomic<bool>* cancel = nullptr;  // turned true while loading: open() ends with ErrorCode::cancelled
   std::function<void(double)> progress = {};  // told the share of the weights that is loaded (LoadOptions::progress)
@@ -107,6 +114,7 @@ class Engine {
  private:
   Engine() = default;
   Status open_disk();
+  Status open_recorder(bool on_cpu);
   StepLoop& loop() const {
     TC_CHECK(loop_ != nullptr, "Engine::start comes first");
     return *loop_;
@@ -120,6 +128,7 @@ class Engine {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<deepseek_v4::Weights> weights_;
   std::unique_ptr<KvStore> kv_;
+  std::unique_ptr<ExpertRecorder> recorder_;
   std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
   std::unique_ptr<StepDriver> driver_;

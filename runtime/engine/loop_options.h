@@ -36,7 +36,8 @@ struct EngineStats {
   int64_t steps = 0, prompt_tokens = 0, answer_tokens = 0, preemptions = 0;
   int64_t finished = 0, cancelled = 0, failed = 0;  // choices
   PrefixCacheStats prefix_cache = {};
-  HotRows hot_rows = {};  // of devices whose CSA rows lie in host memory
+  HotRows hot_rows = {};       // of devices whose CSA rows lie in host memory
+  ExpertTraffic experts = {};  // of devices
   double step_seconds = 0, last_step_seconds = 0;
   double longest_decode_step_seconds = 0;  // of steps that decoded for somebody
 };

@@ -593,6 +593,7 @@ void StepLoop::publish_stats() {
   counted_.kv_tokens_used = (p.total - p.free) * p.page_tokens;
   counted_.prefix_cache = cache_.stats();
   counted_.hot_rows = m_.step.hot_rows();
+  counted_.experts = m_.step.expert_traffic();
   const std::lock_guard lock(mutex_);
   stats_ = counted_;
 }

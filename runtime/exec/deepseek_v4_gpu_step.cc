@@ -53,6 +53,7 @@ DeepseekV4GpuStep::DeepseekV4GpuStep(const ModelGeometry& geometry, const deepse
   frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
   frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
                                           g_.beta_fast, g_.beta_slow);
+  routed_ids_.resize(static_cast<size_t>(g_.n_layers));
 }
 
 // What the kernels take. Every published V4 geometry passes.
@@ -181,8 +182,8 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
   for (size_t i = 0; i < parts.size(); ++i) {
     const PartOptions& o = parts[i];
     TC_ASSIGN(std::unique_ptr<DevicePart> part, DevicePart::create(std::move(devices[i]), g, weights, kv, o));
-    const int layers = o.last_layer - o.first_layer + (o.mtp ? 1 : 0);
-    step->policies_.push_back(sched::make_policy(gpu.policy, layers, g.n_routed_experts));
+    TC_ASSIGN(const sched::PolicyInfo* const policy, sched::find_policy(gpu.policy));
+    step->policies_.push_back(policy->make(step->policy_options(*part)));
     step->parts_.push_back(std::move(part));
   }
   // Copies from pageable memory would go through a bounce buffer, and not beside kernels.
@@ -192,9 +193,9 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
   if (gpu.prefill == PrefillMode::hybrid) TC_RETURN_IF_ERROR(step->calibrate());
   // The slots are full before the first step; what a policy does later runs beside steps.
   for (int i = 0; i < count; ++i) {
-    SlotPool& slots = step->parts_[static_cast<size_t>(i)]->slots();
-    const std::unique_ptr<sched::ExpertPolicy> first =
-        sched::make_policy(sched::PolicyKind::fixed, slots.residency().layers, g.n_routed_experts);
+    DevicePart& part = *step->parts_[static_cast<size_t>(i)];
+    SlotPool& slots = part.slots();
+    const std::unique_ptr<sched::ExpertPolicy> first = sched::make_static_policy(step->policy_options(part));
     for (const sched::Admission& a : first->plan(slots.residency(), slots.slots())) slots.fill(a.fill);
     TC_RETURN_IF_ERROR(slots.settle());
   }
@@ -213,6 +214,34 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
   }
   for (const std::unique_ptr<DevicePart>& part : step->parts_) part->device().seal();
   return step;
+}
+
+// Of a part, whose layers count from 0; an MTP block's is the last, without a profile.
+sched::PolicyOptions DeepseekV4GpuStep::policy_options(const DevicePart& part) const {
+  const PartOptions& o = part.options();
+  sched::PolicyOptions options{.layers = o.last_layer - o.first_layer + (o.mtp ? 1 : 0),
+                               .experts = g_.n_routed_experts,
+                               .slots = part.slots().slots()};
+  if (gpu_.profile.empty()) return options;
+  const int64_t experts = g_.n_routed_experts;
+  options.profile.assign(gpu_.profile.begin() + o.first_layer * experts, gpu_.profile.begin() + o.last_layer * experts);
+  options.profile.resize(static_cast<size_t>(options.layers * experts));
+  return options;
+}
+
+ExpertTraffic DeepseekV4GpuStep::expert_traffic() const {
+  ExpertTraffic traffic{.pairs = counters_.pairs,
+                        .device_pairs = counters_.pairs - counters_.cpu_pairs,
+                        .layers = counters_.layers,
+                        .zero_miss_layers = counters_.zero_miss_layers};
+  for (const std::unique_ptr<DevicePart>& part : parts_) {
+    const SlotPool::Counters& slots = part->slots().counters();
+    traffic.slots += part->slots().slots();
+    traffic.fills += slots.fills;
+    traffic.evictions += slots.evictions;
+    traffic.fill_bytes += slots.h2d_bytes;
+  }
+  return traffic;
 }
 
 DevicePart& DeepseekV4GpuStep::part_of(int layer) {
@@ -367,7 +396,7 @@ void DeepseekV4GpuStep::fill_tables(DevicePart& part, const StepShape& shape, co
   }
 }
 
-Result<StepReport> DeepseekV4GpuStep::run(const StepInput& input) {
+Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
   const auto& [batch, sequences, next_ids, stop] = input;
   const auto start = std::chrono::steady_clock::now();
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
@@ -424,9 +453,15 @@ Result<StepReport> DeepseekV4GpuStep::run(const StepInput& input) {
   logits_fetched_ = false;
   mtp_rows_ = wanted_mtp_rows;
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
-  observe_step(batch.size());
+  observe_step(batch.size(), batch.segments.size() == 1 && batch.size() > 1);
+  for (int layer = 0; layer < g_.n_layers; ++layer)
+    routed_ids_[static_cast<size_t>(layer)] = part_of(layer).host_ids(layer);
   const std::chrono::duration<double, std::nano> ns = std::chrono::steady_clock::now() - start;
-  return StepReport{batch.size(), rows, ns.count(), traffic_.total_bytes()};
+  return StepReport{batch.size(),
+                    rows,
+                    ns.count(),
+                    traffic_.total_bytes(),
+                    {batch.size(), g_.n_activated_experts, 0, routed_ids_, {}, {}}};
 }
 
 std::optional<int32_t> DeepseekV4GpuStep::most_likely(int64_t row) const {
@@ -655,13 +690,13 @@ void DeepseekV4GpuStep::run_rest_on_cpu(DevicePart& part, int layer, const StepS
 }
 
 // What the routers chose goes to the policies, and what they decide to the slots.
-void DeepseekV4GpuStep::observe_step(int64_t tokens) {
+void DeepseekV4GpuStep::observe_step(int64_t tokens, bool prefill) {
   const int64_t k = g_.n_activated_experts;
   counters_.pairs += tokens * k * g_.n_layers;
   for (size_t p = 0; p < parts_.size(); ++p) {
     DevicePart& part = *parts_[p];
     SlotPool& slots = part.slots();
-    if (slots.slots() == 0 || (gpu_.policy == sched::PolicyKind::fixed && slots.residency().free_slots == 0)) continue;
+    if (slots.slots() == 0 || (gpu_.policy == "static" && slots.residency().free_slots == 0)) continue;
     std::vector<sched::ExpertUse> uses;
     std::vector<int> count(static_cast<size_t>(g_.n_routed_experts));
     for (int layer = part.options().first_layer; layer < part.options().last_layer; ++layer) {
@@ -671,7 +706,7 @@ void DeepseekV4GpuStep::observe_step(int64_t tokens) {
         if (count[static_cast<size_t>(e)] > 0)
           uses.push_back({{layer - part.options().first_layer, e}, count[static_cast<size_t>(e)]});
     }
-    policies_[p]->observe(uses);
+    policies_[p]->observe({uses, tokens, prefill});
     for (const sched::Admission& a : policies_[p]->plan(slots.residency(), gpu_.max_fills)) {
       if (a.evicts()) slots.evict(a.victim);
       slots.fill(a.fill);

@@ -27,8 +27,9 @@ enum class PrefillMode {
 Result<PrefillMode> parse_prefill_mode(std::string_view name);
 
 struct GpuOptions {
-  int experts = -1;  // slots of all devices together; -1: all that fit
-  sched::PolicyKind policy = sched::PolicyKind::fixed;
+  int experts = -1;                 // slots of all devices together; -1: all that fit
+  std::string policy = "static";    // sched::policies()
+  std::vector<float> profile = {};  // [layers, experts] uses by earlier runs, or empty
   PrefillMode prefill = PrefillMode::cpu;
   int max_fills = 16;    // experts a policy may bring in per step and device
   bool graphs = true;    // capture decode steps
@@ -59,8 +60,6 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   static Status supported(const ModelGeometry& g, const deepseek_v4::Weights& weights, Numerics numerics,
                           const ExecOptions& options);
 
-  Result<StepReport> run(const StepInput& input) override;
-
   // KvMemory: a page is a piece on every device; rows in host memory are read and written there. Between steps, when
   // nothing is queued that touches them.
   Status read(KvPool pool, int32_t page, std::byte* to) override;
@@ -71,6 +70,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   int64_t logit_row_count() const override { return logit_rows_; }
   std::optional<int32_t> most_likely(int64_t row) const override;
   HotRows hot_rows() const override { return hot_rows_; }
+  ExpertTraffic expert_traffic() const override;
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
 
   int parts() const { return static_cast<int>(parts_.size()); }
@@ -93,6 +93,9 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
     int64_t pairs = 0, cpu_pairs = 0, streamed_experts = 0, zero_miss_layers = 0, layers = 0, graph_launches = 0;
   };
   const Counters& counters() const { return counters_; }
+
+ protected:
+  Result<StepReport> compute(const StepInput& input) override;
 
  private:
   DeepseekV4GpuStep(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
@@ -120,7 +123,8 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   void stream_experts(DevicePart& part, int layer, const std::vector<int>& streamed, HostSplit& split);
   void run_rest_on_cpu(DevicePart& part, int layer, const StepShape& shape, const HostSplit& split);
   void compute_pairs(DevicePart& part, int layer, int64_t tokens, bf16* out);
-  void observe_step(int64_t tokens);
+  sched::PolicyOptions policy_options(const DevicePart& part) const;
+  void observe_step(int64_t tokens, bool prefill);
   Status calibrate();
   DevicePart& part_of(int layer);
   const deepseek_v4::LayerWeights& layer_weights(int layer) const {
@@ -135,6 +139,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   const GpuOptions gpu_;
   std::vector<std::unique_ptr<DevicePart>> parts_;
   std::vector<std::unique_ptr<sched::ExpertPolicy>> policies_;
+  std::vector<const int32_t*> routed_ids_;  // by layer, of the last step
   std::vector<float> frequencies_[2];
   uint32_t step_number_ = 0;
   int64_t logit_rows_ = 0, mtp_rows_ = 0;

@@ -40,6 +40,9 @@ DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4:
   frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
   frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
                                           g_.beta_fast, g_.beta_slow);
+  routed_ids_.resize(static_cast<size_t>(g_.n_layers));
+  routed_weights_.resize(routed_ids_.size());
+  routed_near_.resize(options.near_misses > 0 ? routed_ids_.size() : 0);
 }
 
 Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeometry& geometry,
@@ -50,7 +53,7 @@ Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeomet
   return step;
 }
 
-Result<StepReport> DeepseekV4Step::run(const StepInput& input) {
+Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
   const auto& [batch, sequences, next_ids, stop] = input;
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
   const auto start = std::chrono::steady_clock::now();
@@ -73,7 +76,13 @@ Result<StepReport> DeepseekV4Step::run(const StepInput& input) {
   fill_rings(batch.segments);
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
   const std::chrono::duration<double, std::nano> ns = std::chrono::steady_clock::now() - start;
-  return StepReport{tokens_, logit_rows_, ns.count(), traffic_.total_bytes()};
+  const int64_t k = g_.n_activated_experts;
+  for (int64_t i = 0; i < g_.n_layers; ++i) {
+    routed_ids_[static_cast<size_t>(i)] = &b_.expert_ids[i * tokens_ * k];
+    routed_weights_[static_cast<size_t>(i)] = &b_.expert_weights[i * tokens_ * k];
+    if (!routed_near_.empty()) routed_near_[static_cast<size_t>(i)] = &b_.near_ids[i * tokens_ * options_.near_misses];
+  }
+  return StepReport{tokens_, logit_rows_, ns.count(), traffic_.total_bytes(), routed()};
 }
 
 cpu::GemmJob DeepseekV4Step::job(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const {
@@ -106,7 +115,7 @@ void DeepseekV4Step::layer(int index, const LayerWeights& w, float* streams, std
   attention(index, w, segments);                    // b.y
   hc_write(streams);
   hc_read(w.hc_ffn, streams, w.ffn_norm, true);
-  moe(w, ids);  // b.y
+  moe(index, w, ids);  // b.y
   hc_write(streams);
 }
 
@@ -163,26 +172,42 @@ void DeepseekV4Step::hc_write(float* streams) {
   });
 }
 
-void DeepseekV4Step::moe(const LayerWeights& w, std::span<const int32_t> ids) {
-  const int64_t experts = g_.n_routed_experts, k = g_.n_activated_experts;
+// The experts of a token, from its scores.
+void DeepseekV4Step::route(int index, const LayerWeights& w, int64_t token, int32_t id) {
+  const int experts = g_.n_routed_experts, k = g_.n_activated_experts;
+  float* scores = &b_.scores[token * experts];
+  const int64_t at = (index * tokens_ + token) * k;
+  int32_t* chosen = &b_.expert_ids[at];
+  for (int e = 0; e < experts; ++e) scores[e] = ref::sqrt_softplus(scores[e]);
+  if (w.tid2eid) {
+    std::copy_n(w.tid2eid + static_cast<int64_t>(id) * k, k, chosen);
+    ref::route_given(scores, chosen, k, g_.route_scale, &b_.expert_weights[at]);
+  } else {
+    ref::route(scores, w.gate_bias, experts, k, g_.route_scale, chosen, &b_.expert_weights[at]);
+  }
+  const int near = options_.near_misses;
+  if (near == 0 || index >= g_.n_layers) return;
+  const auto biased = [&](int32_t e) { return scores[e] + (w.gate_bias ? w.gate_bias[e] : 0); };
+  int32_t* behind = &b_.near_ids[(index * tokens_ + token) * near];
+  int kept = 0;
+  for (int32_t e = 0; e < experts; ++e) {
+    if (std::find(chosen, chosen + k, e) != chosen + k || (kept == near && !(biased(e) > biased(behind[near - 1]))))
+      continue;
+    int place = kept < near ? kept++ : near - 1;
+    for (; place > 0 && biased(e) > biased(behind[place - 1]); --place) behind[place] = behind[place - 1];
+    behind[place] = e;
+  }
+}
+
+void DeepseekV4Step::moe(int index, const LayerWeights& w, std::span<const int32_t> ids) {
+  const int64_t k = g_.n_activated_experts, first = index * tokens_ * k;
   cpu::gemm(cpu_, w.gate, b_.plain_x, b_.scores.data(), false);  // the router stays in float32
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
-    for (int64_t token = begin; token < end; ++token) {
-      float* scores = &b_.scores[token * experts];
-      int32_t* chosen = &b_.expert_ids[token * k];
-      for (int64_t e = 0; e < experts; ++e) scores[e] = ref::sqrt_softplus(scores[e]);
-      if (w.tid2eid) {
-        std::copy_n(w.tid2eid + ids[token] * k, k, chosen);
-        ref::route_given(scores, chosen, static_cast<int>(k), g_.route_scale, &b_.expert_weights[token * k]);
-      } else {
-        ref::route(scores, w.gate_bias, static_cast<int>(experts), static_cast<int>(k), g_.route_scale, chosen,
-                   &b_.expert_weights[token * k]);
-      }
-    }
+    for (int64_t token = begin; token < end; ++token) route(index, w, token, ids[static_cast<size_t>(token)]);
   });
   const cpu::GemmInput& routed_x = expert_.activation == cpu::Activation::int8 ? b_.int8_x : linear_x();
-  cpu::moe(cpu_, w.experts, &w.shared_expert, routed_x, linear_x(), {b_.expert_ids.data(), {tokens_, k}},
-           {b_.expert_weights.data(), {tokens_, k}}, {g_.swiglu_limit, round_.results, expert_, linear_}, b_.moe,
+  cpu::moe(cpu_, w.experts, &w.shared_expert, routed_x, linear_x(), {&b_.expert_ids[first], {tokens_, k}},
+           {&b_.expert_weights[first], {tokens_, k}}, {g_.swiglu_limit, round_.results, expert_, linear_}, b_.moe,
            b_.y.data());
 }
 

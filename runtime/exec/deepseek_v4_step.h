@@ -23,11 +23,13 @@ class DeepseekV4Step : public StepExecutor {
                                                         const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
                                                         Numerics numerics, const ExecOptions& options);
 
-  Result<StepReport> run(const StepInput& input) override;
   TensorView<const float, 2> logits() const override { return {b_.logits.data(), {logit_rows_, g_.vocab_size}}; }
   int64_t logit_row_count() const override { return logit_rows_; }
   TensorView<const float, 2> mtp_logits() const override { return {b_.mtp_logits.data(), {mtp_rows_, g_.vocab_size}}; }
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
+
+ protected:
+  Result<StepReport> compute(const StepInput& input) override;
 
  private:
   using LayerWeights = deepseek_v4::LayerWeights;
@@ -84,7 +86,11 @@ class DeepseekV4Step : public StepExecutor {
   void attend_split(int index, const LayerWeights& w, int64_t token, const cpu::Attention& all);
   void rotate_back(int index, int64_t token, float* out) const;
   void project_output(const LayerWeights& w);
-  void moe(const LayerWeights& w, std::span<const int32_t> ids);
+  void moe(int index, const LayerWeights& w, std::span<const int32_t> ids);
+  void route(int index, const LayerWeights& w, int64_t token, int32_t id);
+  RoutedExperts routed() const {
+    return {tokens_, g_.n_activated_experts, options_.near_misses, routed_ids_, routed_weights_, routed_near_};
+  }
   int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm,
                float* logits);
   void mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments);
@@ -116,6 +122,8 @@ class DeepseekV4Step : public StepExecutor {
   std::vector<cpu::GemmJob> output_jobs_;  // one a group of wo_a
   int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
   std::span<SequenceKv* const> sequences_;
+  std::vector<const int32_t*> routed_ids_, routed_near_;  // by layer, of the last step
+  std::vector<const float*> routed_weights_;
 };
 
 template <class Fn>

@@ -65,6 +65,7 @@ class DevicePart {
   gpu::Stream& stream() { return *stream_; }
   gpu::Event& done() { return *done_; }
   SlotPool& slots() { return *slots_; }
+  const SlotPool& slots() const { return *slots_; }
   const PartOptions& options() const { return options_; }
   bool has_head() const { return options_.last_layer == g_.n_layers; }
   /// Bytes by use, for the log: "dense 1.2 GiB, 96 slots 0.9 GiB, ...".

@@ -60,7 +60,8 @@ std::span<const int32_t> SlotPool::step_table(int layer) const {
 }
 
 sched::Residency SlotPool::residency() const {
-  return {planned_, static_cast<int>(layers_.size()), experts_, static_cast<int>(free_.size())};
+  const auto free = static_cast<int>(free_.size());
+  return {planned_, static_cast<int>(layers_.size()), experts_, free, planned_residents_};
 }
 
 void SlotPool::copy_expert(const ExpertId& id, std::byte* to, gpu::Stream& stream) {
@@ -89,6 +90,7 @@ int SlotPool::take_free(const ExpertId& id) {
   const int slot = free_.back();
   free_.pop_back();
   planned = slot;
+  ++planned_residents_;
   state_[static_cast<size_t>(slot)] = {State::filling, id, false};
   ++counters_.fills;
   return slot;
@@ -119,6 +121,7 @@ bool SlotPool::evict(const ExpertId& id) {
   if (slot < 0) return false;  // not there, or still on its way
   entry(id) = -1;
   planned_[static_cast<size_t>(id.layer * experts_ + id.expert)] = -1;
+  --planned_residents_;
   ++counters_.evictions;
   Slot& s = state_[static_cast<size_t>(slot)];
   s.state = in_flight_ ? State::tombstone : State::free;

@@ -99,6 +99,7 @@ class SlotPool {
   gpu::PinnedBuffer upload_;      // the table of the step in flight
   std::vector<int32_t> mirror_;   // of the next step; filling slots are not in it
   std::vector<int32_t> planned_;  // as a policy sees it
+  int planned_residents_ = 0;
   std::vector<Slot> state_;
   std::vector<int> free_;
   bool in_flight_ = false, uploaded_ = false;

@@ -45,8 +45,10 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.selected, HostArray<int32_t>::allocate(m * g.index_topk));
   TC_ASSIGN(b.selected_count, HostArray<int32_t>::allocate(m));
   TC_ASSIGN(b.scores, HostArray<float>::allocate(m * g.n_routed_experts));
-  TC_ASSIGN(b.expert_ids, HostArray<int32_t>::allocate(m * g.n_activated_experts));
-  TC_ASSIGN(b.expert_weights, HostArray<float>::allocate(m * g.n_activated_experts));
+  const int64_t layers = g.n_layers + (options.mtp ? 1 : 0), pairs = layers * m * g.n_activated_experts;
+  TC_ASSIGN(b.expert_ids, HostArray<int32_t>::allocate(pairs));
+  TC_ASSIGN(b.expert_weights, HostArray<float>::allocate(pairs));
+  TC_ASSIGN(b.near_ids, HostArray<int32_t>::allocate(g.n_layers * m * options.near_misses));
   TC_ASSIGN(b.hidden, HostArray<float>::allocate(logit_rows * g.dim));
   TC_ASSIGN(b.logits, HostArray<float>::allocate(logit_rows * g.vocab_size));
   TC_ASSIGN(b.mtp_logits, HostArray<float>::allocate(options.mtp ? logit_rows * g.vocab_size : 0));

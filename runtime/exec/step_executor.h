@@ -28,6 +28,12 @@ struct StepInput {
 
 class StepExecutor {
  public:
+  /// Told after every step what it was given and what it did: statistics, traces.
+  class Recorder {
+   public:
+    virtual ~Recorder() = default;
+    virtual void stepped(const StepInput& input, const StepReport& report) = 0;
+  };
   /// Called after every layer with the residual streams [tokens, S, D]: for tests and probes.
   using Observer = std::function<void(int layer, TensorView<const float, 3> streams)>;
 
@@ -36,7 +42,11 @@ class StepExecutor {
   /// Computes one step and stores its rows. A step that does not end leaves its sequences as they were: they go on.
   /// Errors: out_of_memory (no KV pages), invalid_argument (a token id outside the vocabulary), cancelled (input.stop
   /// said so: between layers on the CPU, before the step on a device), internal (a device fault; it stays).
-  virtual Result<StepReport> run(const StepInput& input) = 0;
+  Result<StepReport> run(const StepInput& input) {
+    Result<StepReport> report = compute(input);
+    if (report && recorder_ && report->tokens > 0) recorder_->stepped(input, *report);
+    return report;
+  }
 
   /// Logits of batch.logit_rows, [rows, V], valid until the next run.
   virtual TensorView<const float, 2> logits() const = 0;
@@ -53,21 +63,28 @@ class StepExecutor {
 
   /// Of all steps.
   virtual HotRows hot_rows() const { return {}; }
+  virtual ExpertTraffic expert_traffic() const { return {}; }
 
   /// What the CPU read of the weights in the last run, by worker and node, and how long it was at it.
   virtual const cpu::WeightTraffic& traffic() const = 0;
 
   void set_observer(Observer observer) { observer_ = std::move(observer); }
+  /// Outlives the steps; null: nobody.
+  void set_recorder(Recorder* recorder) { recorder_ = recorder; }
   const ExecOptions& options() const { return options_; }
 
  protected:
   explicit StepExecutor(const ExecOptions& options) : options_(options) {}
+  virtual Result<StepReport> compute(const StepInput& input) = 0;
   /// What every step refuses. Errors: invalid_argument.
   static Status check(const ModelGeometry& geometry, const ExecOptions& options, const sched::Batch& batch,
                       std::span<SequenceKv* const> sequences);
 
   const ExecOptions options_;
   Observer observer_;
+
+ private:
+  Recorder* recorder_ = nullptr;
 };
 
 }  // namespace thermocline

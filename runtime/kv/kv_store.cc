@@ -50,6 +50,7 @@ Result<std::unique_ptr<SequenceKv>> KvStore::new_sequence() {
     return Error{ErrorCode::out_of_memory, "all " + std::to_string(options_.max_sequences) + " sequences are in use"};
   std::unique_ptr<SequenceKv> sequence(new SequenceKv(*this));
   sequence->ring_ = rings_.take();
+  sequence->number_ = ++sequences_made_;
   return sequence;
 }
 

@@ -85,6 +85,7 @@ class KvStore {
   KvMemory* memory_ = nullptr;
   std::vector<float> ring_copy_;  // of a ring that is not in host memory
   std::function<bool()> reclaim_;
+  uint32_t sequences_made_ = 0;
 };
 
 }  // namespace thermocline

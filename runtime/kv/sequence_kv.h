@@ -20,6 +20,8 @@ class SequenceKv {
   SequenceKv(const SequenceKv&) = delete;
   SequenceKv& operator=(const SequenceKv&) = delete;
 
+  /// Counted from 1 by its store: tells sequences apart, the freed ones too.
+  uint32_t number() const { return number_; }
   /// Tokens whose rows are stored.
   int64_t length() const { return length_; }
   const KvLayout& layout() const;
@@ -60,6 +62,7 @@ class SequenceKv {
   void list_by_node();
 
   KvStore& store_;
+  uint32_t number_ = 0;
   int64_t length_ = 0, rollback_floor_ = 0;
   int64_t first_window_page_ = 0;      // logical number of window_pages_[0]
   std::vector<int32_t> window_pages_;  // logical page -> page of the pool

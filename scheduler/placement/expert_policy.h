@@ -1,17 +1,20 @@
-// Which routed experts live in the device's slots. A policy sees what the router chose and what is resident, and says
+// Which routed experts live in the device's slots. A policy sees what the routers chose and what is resident, and says
 // what to bring in and what to give up for it. Pure: the same observations give the same decisions, so a recorded trace
-// replays. Source: spec/scheduler.md 2.5.
+// replays. One policy a file; registry.cc lists them by name. Source: spec/scheduler.md 2.3 to 2.5.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "runtime/base/result.h"
 
 namespace thermocline::sched {
+
+class Trace;
 
 struct ExpertId {
   int layer = 0, expert = 0;
@@ -24,18 +27,28 @@ struct ExpertUse {
   int tokens = 0;
 };
 
+/// What a step used, in rising (layer, expert) order.
+struct StepUses {
+  std::span<const ExpertUse> uses;
+  int64_t tokens = 1;
+  bool prefill = false;  // a prompt's tokens: of one moment, many
+  /// Missing experts that the step itself brought to the device: with a policy that asks for that (demand_share).
+  std::span<const ExpertId> fetched = {};
+};
+
 /// One expert in, and the one that makes room for it; none where a slot is free.
 struct Admission {
   ExpertId fill;
   ExpertId victim{-1, -1};
   bool evicts() const { return victim.layer >= 0; }
+  bool operator==(const Admission&) const = default;
 };
 
 /// The slots as a policy sees them.
 struct Residency {
   std::span<const int32_t> slot_of;  // [layers, experts]; -1: not resident and not on its way
   int layers = 0, experts = 0;
-  int free_slots = 0;
+  int free_slots = 0, residents = 0;
 
   bool resident(const ExpertId& id) const { return slot_of[static_cast<size_t>(id.layer * experts + id.expert)] >= 0; }
 };
@@ -43,19 +56,45 @@ struct Residency {
 class ExpertPolicy {
  public:
   virtual ~ExpertPolicy() = default;
-  /// What the last step used, in rising (layer, expert) order.
-  virtual void observe(std::span<const ExpertUse> uses) = 0;
+  virtual void observe(const StepUses& step) = 0;
   /// At most `max_fills` changes. A victim is resident and named once; what is filled is neither resident nor named
   /// twice.
   virtual std::vector<Admission> plan(const Residency& residency, int max_fills) = 0;
+  /// Share of a layer's missing experts that the step itself should fetch and compute on the device.
+  virtual double demand_share() const { return 0; }
 };
 
-enum class PolicyKind { fixed, lru };
-/// "static" or "lru". Errors: invalid_argument.
-Result<PolicyKind> parse_policy(std::string_view name);
+/// What a policy is made for.
+struct PolicyOptions {
+  int layers = 0, experts = 0;
+  int slots = 0;
+  /// How often each expert was used elsewhere, [layers, experts], or empty: what "static" fills its slots by, and what
+  /// others begin with.
+  std::vector<float> profile = {};
+  double demand_share = 0.1;      // bus bandwidth / (bus + CPU memory bandwidth): for FreeToken's rule
+  const Trace* future = nullptr;  // for "belady": the steps that will be observed
+};
 
-/// static: fills free slots, the most used experts first (before any use: expert 0 of every layer, then 1, ...), and
-/// evicts nothing. lru: brings in what the last step missed, for what was used longest ago.
-std::unique_ptr<ExpertPolicy> make_policy(PolicyKind kind, int layers, int experts);
+struct PolicyInfo {
+  std::string_view name, description;
+  bool offline = false;  // knows the future: for the simulator alone
+  std::unique_ptr<ExpertPolicy> (*make)(const PolicyOptions& options);
+};
+/// Every policy there is.
+std::span<const PolicyInfo> policies();
+/// Errors: invalid_argument, with the names there are.
+Result<const PolicyInfo*> find_policy(std::string_view name);
+
+// One a file:
+std::unique_ptr<ExpertPolicy> make_static_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_lru_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_lru_layer_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_lfu_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_ewma_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_freetoken_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_prefill_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_value_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_eager_policy(const PolicyOptions& options);
+std::unique_ptr<ExpertPolicy> make_belady_policy(const PolicyOptions& options);
 
 }  // namespace thermocline::sched

@@ -43,7 +43,7 @@ def test_run_on_the_interpreted_device(logits):
         here, there = (logits(GOLDEN / "tiny-csa", [5, 6, 7], "--device", d)["logits"] for d in ("none", "simt"))
         assert (here.argmax(-1) == there.argmax(-1)).all()
         return
-    for flags in (("--experts-on-gpu", 40), ("--experts-on-gpu", "all"), ("--experts-on-gpu", 12, "--expert-cache", "lru")):
+    for flags in (("--experts-on-gpu", 40), ("--experts-on-gpu", "all"), ("--experts-on-gpu", 12, "--expert-policy", "lru")):
         out, err = run("run", "--model", DEMO, *question, "--device", "simt", "--gpu-memory", "256MiB", *flags)
         assert out == "The capital of Norway is Oslo.\n", out
         assert "SIMT interpreter 0: layers 0-5" in err, err
@@ -60,7 +60,7 @@ def test_device_flags_say_what_is_wrong():
         (("--device", "simt:0"), "should be 1 to 16"),
         (("--device", "simt", "--gpu-memory", "1MiB"), "give --gpu-memory more"),
         (("--device", "simt", "--experts-on-gpu", "many"), "should be auto, all or a number"),
-        (("--device", "simt", "--expert-cache", "belady"), "use static or lru"),
+        (("--device", "simt", "--expert-policy", "best"), "use one of static, lru"),
         (("--device", "simt", "--prefill-experts", "fast"), "use cpu, stream or hybrid"),
         (("--device", "simt", "--numerics", "fp32"), "fp32 numerics do not run"),
         (("--device", "simt", "--activations", "int8"), "INT8 activations do not run"),

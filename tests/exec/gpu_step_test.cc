@@ -20,7 +20,7 @@ struct GpuSetup {
   Numerics numerics = Numerics::published;
   int experts = -1;
   std::string device = test::device_name();
-  sched::PolicyKind policy = sched::PolicyKind::fixed;
+  std::string policy = "static";
   PrefillMode prefill = PrefillMode::cpu;
   int64_t chunk = 64;
   int sequences = 1;
@@ -45,7 +45,8 @@ std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
   options.quiet = true;
   options.device = s.device;
   options.gpu_memory = uint64_t{512} << 20;
-  options.gpu = {s.experts, s.policy, s.prefill, 16, s.graphs, s.hot_rows};
+  options.gpu = {
+      .experts = s.experts, .policy = s.policy, .prefill = s.prefill, .graphs = s.graphs, .hot_rows = s.hot_rows};
   options.kv_offload = s.hot_rows > 0 ? KvOffload::on : KvOffload::off;
   Result<std::unique_ptr<Engine>> engine = Engine::open(options);
   TC_CHECK(engine.has_value(), engine ? "" : engine.error().message);
@@ -404,7 +405,7 @@ TEST(GpuStep, ALongContextIsReadAsOnTheCpu) {
 /// Gives up everything it may and brings in others, every step.
 class Churn : public sched::ExpertPolicy {
  public:
-  void observe(std::span<const sched::ExpertUse>) override { ++step_; }
+  void observe(const sched::StepUses&) override { ++step_; }
   std::vector<sched::Admission> plan(const sched::Residency& r, int max_fills) override {
     std::vector<ExpertId> in, out;
     for (int layer = 0; layer < r.layers; ++layer)
@@ -427,10 +428,10 @@ TEST(GpuStep, EvictionsInEveryStepChangeNoChoice) {
   const std::unique_ptr<Engine> still = open_engine({.folder = small_model(), .experts = 0});
   const size_t vocab = static_cast<size_t>(still->geometry().vocab_size);
   const std::vector<float> expected = test::run_logits(*still, ids, 1).logits;
-  for (const sched::PolicyKind kind : {sched::PolicyKind::fixed, sched::PolicyKind::lru}) {
+  for (const std::string policy : {"churn", "lru", "eager"}) {
     const std::unique_ptr<Engine> engine =
-        open_engine({.folder = small_model(), .experts = 20, .policy = sched::PolicyKind::lru});
-    if (kind == sched::PolicyKind::fixed) engine->gpu_step()->set_policy(0, std::make_unique<Churn>());
+        open_engine({.folder = small_model(), .experts = 20, .policy = policy == "churn" ? "lru" : policy});
+    if (policy == "churn") engine->gpu_step()->set_policy(0, std::make_unique<Churn>());
     const std::vector<float> logits = test::run_logits(*engine, ids, 1).logits;
     EXPECT_LT(kl(expected, logits, vocab).mean, 1e-5);
     const SlotPool::Counters& counters = engine->gpu_step()->part(0).slots().counters();

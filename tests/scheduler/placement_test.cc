@@ -17,10 +17,13 @@ namespace {
 class Slots {
  public:
   Slots(int layers, int experts, int slots)
-      : layers_(layers), experts_(experts), table_(static_cast<size_t>(layers * experts), -1) {
+      : layers_(layers), experts_(experts), slots_(slots), table_(static_cast<size_t>(layers * experts), -1) {
     for (int i = slots; i-- > 0;) free_.push_back(i);
   }
-  Residency residency() const { return {table_, layers_, experts_, static_cast<int>(free_.size())}; }
+  Residency residency() const {
+    const auto free = static_cast<int>(free_.size());
+    return {table_, layers_, experts_, free, slots_ - free};
+  }
   bool resident(const ExpertId& id) const { return residency().resident(id); }
   void apply(const std::vector<Admission>& plan) {
     std::set<std::pair<int, int>> filled, victims;
@@ -41,14 +44,26 @@ class Slots {
 
  private:
   int32_t& slot(const ExpertId& id) { return table_[static_cast<size_t>(id.layer * experts_ + id.expert)]; }
-  int layers_, experts_;
+  int layers_, experts_, slots_;
   std::vector<int32_t> table_;
   std::vector<int32_t> free_;
 };
 
+std::unique_ptr<ExpertPolicy> make(std::string_view name, PolicyOptions options) {
+  return find_policy(name).value()->make(options);
+}
+
+/// A step of one token in one layer.
+void use(ExpertPolicy& policy, Slots& slots, std::vector<int> experts, int max_fills = 16) {
+  std::vector<ExpertUse> uses;
+  for (const int e : experts) uses.push_back({{0, e}, 1});
+  policy.observe({uses});
+  slots.apply(policy.plan(slots.residency(), max_fills));
+}
+
 TEST(StaticPolicy, FillsEveryLayerEvenlyBeforeItHasSeenAnything) {
   Slots slots(3, 8, 7);
-  auto policy = make_policy(PolicyKind::fixed, 3, 8);
+  auto policy = make("static", {.layers = 3, .experts = 8, .slots = 7});
   slots.apply(policy->plan(slots.residency(), 100));
   for (int layer = 0; layer < 3; ++layer)
     for (int expert = 0; expert < 2; ++expert) EXPECT_TRUE(slots.resident({layer, expert}));
@@ -56,60 +71,147 @@ TEST(StaticPolicy, FillsEveryLayerEvenlyBeforeItHasSeenAnything) {
   EXPECT_FALSE(slots.resident({1, 2}));
 }
 
-TEST(StaticPolicy, PrefersWhatIsUsedAndEvictsNothing) {
+TEST(StaticPolicy, FillsByTheProfileAndEvictsNothing) {
   Slots slots(2, 8, 3);
-  auto policy = make_policy(PolicyKind::fixed, 2, 8);
-  policy->observe(std::vector<ExpertUse>{{{0, 5}, 1}, {{1, 2}, 9}, {{1, 6}, 3}});
+  std::vector<float> profile(16);
+  profile[5] = 1;
+  profile[8 + 2] = 9;
+  profile[8 + 6] = 3;
+  auto policy = make("static", {.layers = 2, .experts = 8, .slots = 3, .profile = profile});
   slots.apply(policy->plan(slots.residency(), 2));
   EXPECT_TRUE(slots.resident({1, 2}));
   EXPECT_TRUE(slots.resident({1, 6}));
   slots.apply(policy->plan(slots.residency(), 2));
   EXPECT_TRUE(slots.resident({0, 5}));
-  policy->observe(std::vector<ExpertUse>{{{0, 0}, 1000}});
+  policy->observe({std::vector<ExpertUse>{{{0, 0}, 1000}}});
   EXPECT_TRUE(policy->plan(slots.residency(), 2).empty());
 }
 
 TEST(LruPolicy, BringsInMissesForWhatWasUsedLongestAgo) {
   Slots slots(1, 6, 2);
-  auto policy = make_policy(PolicyKind::lru, 1, 6);
-  const auto use = [&](std::vector<int> experts) {
-    std::vector<ExpertUse> uses;
-    for (const int e : experts) uses.push_back({{0, e}, 1});
-    policy->observe(uses);
-    slots.apply(policy->plan(slots.residency(), 16));
-  };
-  use({0});
-  use({1});
-  use({0});
-  use({2});  // for 1
+  auto policy = make("lru", {.layers = 1, .experts = 6, .slots = 2});
+  for (const int e : {0, 1, 0}) use(*policy, slots, {e});
+  use(*policy, slots, {2});  // for 1
   EXPECT_TRUE(slots.resident({0, 0}));
   EXPECT_TRUE(slots.resident({0, 2}));
-  use({3, 4, 5});  // two slots, three misses; neither 0 nor 2 is of this step
-  EXPECT_TRUE(slots.resident({0, 3}));
-  EXPECT_TRUE(slots.resident({0, 4}));
-  use({3, 4, 5});  // what the step itself used is no victim: 5 waits
-  EXPECT_FALSE(slots.resident({0, 5}));
+  use(*policy, slots, {3, 4, 5});  // two slots, three misses; neither 0 nor 2 is of this step
+  EXPECT_FALSE(slots.resident({0, 0}) || slots.resident({0, 2}));
+  const std::vector<int> here = [&] {
+    std::vector<int> found;
+    for (int e = 0; e < 6; ++e)
+      if (slots.resident({0, e})) found.push_back(e);
+    return found;
+  }();
+  ASSERT_EQ(here.size(), 2u);
+  use(*policy, slots, {3, 4, 5});  // what the step itself used is no victim: the third waits
+  for (const int e : here) EXPECT_TRUE(slots.resident({0, e}));
+}
+
+TEST(LruLayerPolicy, KeepsLayersApart) {
+  Slots slots(2, 4, 4);
+  auto policy = make("lru-layer", {.layers = 2, .experts = 4, .slots = 4});
+  const auto step = [&](std::vector<ExpertUse> uses) {
+    policy->observe({uses});
+    slots.apply(policy->plan(slots.residency(), 16));
+  };
+  step({{{0, 0}, 1}, {{0, 1}, 1}, {{1, 0}, 1}, {{1, 1}, 1}});
+  for (int i = 0; i < 3; ++i) step({{{0, 2}, 1}, {{0, 3}, 1}});
+  EXPECT_TRUE(slots.resident({1, 0}) && slots.resident({1, 1})) << "layer 0 has slots of its own";
+  EXPECT_TRUE(slots.resident({0, 2}) && slots.resident({0, 3}));
+}
+
+TEST(LfuPolicy, KeepsWhatWasUsedMost) {
+  Slots slots(1, 4, 1);
+  auto policy = make("lfu", {.layers = 1, .experts = 4, .slots = 1});
+  for (int i = 0; i < 3; ++i) use(*policy, slots, {0});
+  for (int i = 0; i < 3; ++i) use(*policy, slots, {1});
+  EXPECT_TRUE(slots.resident({0, 0}));
+  use(*policy, slots, {1});
+  EXPECT_TRUE(slots.resident({0, 1}));
+}
+
+TEST(FreetokenPolicy, AdmitsWhatTheStepFetched) {
+  Slots slots(1, 4, 1);
+  auto policy = make("freetoken", {.layers = 1, .experts = 4, .slots = 1, .demand_share = 0.25});
+  EXPECT_EQ(policy->demand_share(), 0.25);
+  const std::vector<ExpertUse> uses = {{{0, 1}, 1}, {{0, 2}, 1}};
+  policy->observe({uses});
+  EXPECT_TRUE(policy->plan(slots.residency(), 16).empty());
+  const std::vector<ExpertId> fetched = {{0, 2}};
+  policy->observe({uses, 1, false, fetched});
+  slots.apply(policy->plan(slots.residency(), 16));
+  EXPECT_TRUE(slots.resident({0, 2}));
+}
+
+TEST(PrefillPolicy, ChoosesWhenAPromptEnds) {
+  Slots slots(1, 4, 2);
+  auto policy = make("prefill", {.layers = 1, .experts = 4, .slots = 2});
+  const auto prompt = [&](std::vector<ExpertUse> uses) {
+    policy->observe({uses, 10, true});
+    slots.apply(policy->plan(slots.residency(), 16));
+  };
+  prompt({{{0, 0}, 9}, {{0, 1}, 5}, {{0, 2}, 1}});
+  EXPECT_TRUE(slots.resident({0, 0}) && slots.resident({0, 1}));
+  for (int i = 0; i < 5; ++i) use(*policy, slots, {2, 3});
+  EXPECT_TRUE(slots.resident({0, 0}) && slots.resident({0, 1})) << "answers change nothing";
+  prompt({{{0, 2}, 9}, {{0, 3}, 5}});
+  EXPECT_TRUE(slots.resident({0, 2}) && slots.resident({0, 3}));
+}
+
+TEST(ValuePolicy, WantsASecondUseAndALeadBeforeItEvicts) {
+  Slots slots(1, 6, 2);
+  auto policy = make("eager", {.layers = 1, .experts = 6, .slots = 2});
+  for (int i = 0; i < 8; ++i) use(*policy, slots, {0, 1});
+  ASSERT_TRUE(slots.resident({0, 0}) && slots.resident({0, 1}));
+  use(*policy, slots, {2});
+  EXPECT_FALSE(slots.resident({0, 2})) << "once is no habit";
+  for (int i = 0; i < 60; ++i) use(*policy, slots, {2, 3});
+  EXPECT_TRUE(slots.resident({0, 2}) && slots.resident({0, 3})) << "what was used long ago goes";
+}
+
+TEST(ValuePolicy, EvictsNoMoreThanItsAllowance) {
+  constexpr int kExperts = 64;
+  Slots slots(1, kExperts, 8);
+  auto policy = make("value", {.layers = 1, .experts = kExperts, .slots = 8, .demand_share = 0.1});
+  std::mt19937 random(5);
+  int64_t missed = 0, evicted = 0;
+  for (int step = 0; step < 2000; ++step) {
+    std::vector<ExpertUse> uses;
+    const int base = step / 50 * 8 % kExperts;  // what is used moves on
+    for (int e = base; e < base + 8; ++e)
+      if (random() % 2 == 0) uses.push_back({{0, e}, 1});
+    for (const ExpertUse& use : uses) missed += !slots.resident(use.id);
+    policy->observe({uses});
+    const std::vector<Admission> plan = policy->plan(slots.residency(), 16);
+    for (const Admission& a : plan) evicted += a.evicts();
+    slots.apply(plan);
+  }
+  EXPECT_GT(evicted, 0);
+  EXPECT_LE(static_cast<double>(evicted), 0.25 * 0.1 * static_cast<double>(missed) + 1);
 }
 
 TEST(Policies, KeepTheRulesOnRandomTracesAndReplayToTheSameDecisions) {
-  for (const PolicyKind kind : {PolicyKind::fixed, PolicyKind::lru}) {
-    std::vector<std::vector<int>> decisions[2];
+  for (const PolicyInfo& info : policies()) {
+    SCOPED_TRACE(info.name);
+    std::vector<std::vector<Admission>> decisions[2];
     for (auto& run : decisions) {
       std::mt19937 random(11);
       Slots slots(4, 16, 21);
-      auto policy = make_policy(kind, 4, 16);
-      for (int step = 0; step < 300; ++step) {
+      auto policy = info.make({.layers = 4, .experts = 16, .slots = 21});
+      for (int step = 0; step < 400; ++step) {
         std::vector<ExpertUse> uses;
+        std::vector<ExpertId> fetched;
         for (int layer = 0; layer < 4; ++layer)
           for (int expert = 0; expert < 16; ++expert)
-            if (random() % 5 == 0) uses.push_back({{layer, expert}, 1 + static_cast<int>(random() % 3)});
-        policy->observe(uses);
+            if (random() % 5 == 0) {
+              uses.push_back({{layer, expert}, 1 + static_cast<int>(random() % 3)});
+              if (random() % 4 == 0 && !slots.resident({layer, expert})) fetched.push_back({layer, expert});
+            }
+        policy->observe({uses, 3, step % 50 == 0, fetched});
         const std::vector<Admission> plan = policy->plan(slots.residency(), 5);
         ASSERT_LE(plan.size(), 5u);
         slots.apply(plan);
-        run.emplace_back();
-        for (const Admission& a : plan)
-          for (const int x : {a.fill.layer, a.fill.expert, a.victim.layer, a.victim.expert}) run.back().push_back(x);
+        run.push_back(plan);
       }
     }
     EXPECT_EQ(decisions[0], decisions[1]);
@@ -117,8 +219,11 @@ TEST(Policies, KeepTheRulesOnRandomTracesAndReplayToTheSameDecisions) {
 }
 
 TEST(Policies, AreNamed) {
-  EXPECT_EQ(parse_policy("lru").value(), PolicyKind::lru);
-  EXPECT_EQ(parse_policy("belady").error().code, ErrorCode::invalid_argument);
+  EXPECT_EQ(find_policy("lru").value()->name, "lru");
+  const auto none = find_policy("clock");
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().code, ErrorCode::invalid_argument);
+  EXPECT_NE(none.error().message.find("value"), std::string::npos) << none.error().message;
 }
 
 // --- costs ---

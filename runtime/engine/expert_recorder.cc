@@ -1,0 +1,81 @@
+#include "runtime/engine/expert_recorder.h"
+
+#include <bit>
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/base/log.h"
+
+namespace thermocline {
+namespace {
+
+uint16_t bf16_of(float x) { return static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + 0x8000) >> 16); }
+
+}  // namespace
+
+ExpertRecorder::ExpertRecorder(const Options& options, sched::TraceHeader header)
+    : options_(options), header_(std::move(header)) {
+  counts_.model_hash = header_.model_hash;
+  counts_.layers = header_.layers;
+  counts_.experts = header_.experts;
+  counts_.uses.resize(static_cast<size_t>(header_.layers) * static_cast<size_t>(header_.experts));
+}
+
+Result<std::unique_ptr<ExpertRecorder>> ExpertRecorder::open(const Options& options, const sched::TraceHeader& header) {
+  std::unique_ptr<ExpertRecorder> recorder(new ExpertRecorder(options, header));
+  if (options.trace.empty()) return recorder;
+  recorder->file_.reset(std::fopen(options.trace.c_str(), "wbe"));
+  const std::string head = sched::trace_header_bytes(header);
+  if (!recorder->file_ || std::fwrite(head.data(), 1, head.size(), recorder->file_.get()) != head.size())
+    return Error{ErrorCode::io, "--record-trace " + options.trace.string() + ": " + std::strerror(errno)};
+  return recorder;
+}
+
+ExpertRecorder::~ExpertRecorder() {
+  if (file_) log_info("{} tokens recorded in {}", tokens_, options_.trace.string());
+  if (options_.profile.empty() || step_ == 0) return;
+  if (const Status saved = save_expert_profile(options_.profile, counts_); !saved.ok())
+    log_warn("the expert profile: {}", saved.error().message);
+}
+
+void ExpertRecorder::stepped(const StepInput& input, const StepReport& report) {
+  const RoutedExperts& routed = report.routed;
+  for (int layer = 0; layer < header_.layers; ++layer) {
+    float* const uses = &counts_.uses[static_cast<size_t>(layer) * static_cast<size_t>(header_.experts)];
+    const int32_t* const ids = routed.ids[static_cast<size_t>(layer)];
+    for (int64_t i = 0; i < routed.tokens * routed.top_k; ++i) ++uses[ids[i]];
+  }
+  if (file_) record(input, routed);
+  ++step_;
+}
+
+void ExpertRecorder::record(const StepInput& input, const RoutedExperts& routed) {
+  const int k = header_.top_k, near = header_.near_misses;
+  std::vector<sched::TracePick> picks(static_cast<size_t>(header_.picks_per_token()));
+  bytes_.clear();
+  for (const sched::Segment& segment : input.batch.segments)
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      const int64_t token = segment.first_token + i;
+      sched::TracePick* pick = picks.data();
+      for (size_t layer = 0; layer < static_cast<size_t>(header_.layers); ++layer) {
+        for (int64_t j = token * k; j < (token + 1) * k; ++j)
+          *pick++ = {static_cast<uint16_t>(routed.ids[layer][j]),
+                     routed.weights.empty() ? uint16_t{0} : bf16_of(routed.weights[layer][j])};
+        for (int64_t j = token * near; j < (token + 1) * near; ++j)
+          *pick++ = {static_cast<uint16_t>(routed.near_ids[layer][j]), 0};
+      }
+      append_trace_record(bytes_, header_,
+                          {.step = step_,
+                           .request = input.sequences[static_cast<size_t>(segment.sequence)]->number(),
+                           .position = static_cast<uint32_t>(segment.first_pos + i),
+                           .phase = segment.num_tokens > 1 ? sched::TracePhase::prefill : sched::TracePhase::decode,
+                           .token_id = input.batch.token_ids[static_cast<size_t>(token)]},
+                          picks);
+      ++tokens_;
+    }
+  if (std::fwrite(bytes_.data(), 1, bytes_.size(), file_.get()) == bytes_.size()) return;
+  log_warn("the trace {}: {}; it ends here", options_.trace.string(), std::strerror(errno));
+  file_.reset();
+}
+
+}  // namespace thermocline

@@ -1,0 +1,307 @@
+#include "scheduler/sim/simulator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace thermocline::sched {
+namespace {
+
+constexpr double kShareOfIdleCopies = 0.7;                                            // that fills may take
+constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
+
+ExpertCosts expert_costs(const CostModel& cost) {
+  ExpertCosts costs;
+  std::array<double, ExpertTime::kTokens.size()> cpu{}, gpu{};
+  for (size_t i = 0; i < cpu.size(); ++i) {
+    cpu[i] = cost.expert_cpu_ns(ExpertTime::kTokens[i]);
+    gpu[i] = cost.on_device() ? cost.expert_gpu_ns(ExpertTime::kTokens[i]) : cpu[i];
+  }
+  costs.cpu = ExpertTime(cpu);
+  costs.gpu = ExpertTime(gpu);
+  costs.h2d_ns = cost.on_device() ? cost.h2d_ns() : 0;
+  costs.sync_ns = cost.handover_ns();
+  return costs;
+}
+
+int memory_slots(const CostModel& cost, const SimOptions& o) {
+  return static_cast<int>(std::min(1.0, o.ram_experts) * cost.model().experts * cost.model().layer_count());
+}
+
+}  // namespace
+
+double SimReport::step_ms(double percentile) const {
+  if (step_ns.empty()) return 0;
+  std::vector<double> sorted = step_ns;
+  std::sort(sorted.begin(), sorted.end());
+  return sorted[static_cast<size_t>(percentile / 100 * static_cast<double>(sorted.size() - 1) + 0.5)] / 1e6;
+}
+
+double SimReport::joules_per_token() const {
+  return tokens > 0 ? (cpu_bytes * kHostJoules + gpu_bytes * kDeviceJoules + bus_bytes * (kBusJoules + kHostJoules)) /
+                          static_cast<double>(tokens)
+                    : 0;
+}
+
+SimBox::SimBox(const CostModel& cost, const SimOptions& o)
+    : cost_(cost),
+      o_(o),
+      devices_(events_, cost.machine(), o.noise, o.seed, o.faults),
+      slots_(cost.model().layer_count(), cost.model().experts, o.slots),
+      memory_(cost.model().layer_count(), cost.model().experts, memory_slots(cost, o)),
+      costs_(expert_costs(cost)),
+      due_copies_(std::make_shared<int>(0)),
+      coming_copies_(std::make_shared<int>(0)) {
+  report_.policy = o.policy;
+}
+
+Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimOptions& o, const Trace* future) {
+  const ModelCosts& m = cost.model();
+  const int all = m.experts * m.layer_count();
+  if (o.slots < 0 || o.slots > all)
+    return invalid(std::to_string(o.slots) + " slots: the model has " + std::to_string(all) + " experts");
+  TC_ASSIGN(const PolicyInfo* const policy, find_policy(o.policy));
+  if (policy->offline && !future) return invalid("the policy '" + o.policy + "' needs a trace to read ahead in");
+  std::unique_ptr<SimBox> box(new SimBox(cost, o));
+  const MachineProfile& machine = cost.machine();
+  PolicyOptions options{
+      .layers = m.layer_count(), .experts = m.experts, .slots = o.slots, .profile = o.profile, .future = future};
+  if (cost.on_device()) {
+    const double bus = machine.gpus[0].h2d_bytes_per_second, cpu = 1e9 * m.expert_bytes / cost.expert_cpu_ns(1);
+    options.demand_share = bus / (bus + cpu);
+  }
+  box->policy_ = policy->make(options);
+  options.slots = box->memory_.slots();
+  if (options.slots < all) {
+    if (machine.disk.read_bytes_per_second <= 0)
+      return invalid("host memory does not hold all experts, and there is no disk to read the others from");
+    box->memory_policy_ = make_freetoken_policy(options);
+  }
+  // Both begin full, by the profile.
+  const std::unique_ptr<ExpertPolicy> first = make_static_policy(options);
+  for (const Admission& a : first->plan(box->memory_.residency(), all)) box->memory_.begin_with(a.fill);
+  const std::unique_ptr<ExpertPolicy> again = make_static_policy(options);
+  for (const Admission& a : again->plan(box->slots_.residency(), all)) box->slots_.begin_with(a.fill);
+  return box;
+}
+
+void SimBox::wait_until(double ns) {
+  bool reached = false;
+  events_.at(std::max(ns, events_.now()), [&reached] { reached = true; });
+  while (!reached) events_.step();
+}
+
+double SimBox::step(const StepTokens& tokens, bool measured) {
+  now_running_ = &tokens;
+  measured_ = measured;
+  fetched_.clear();
+  read_.clear();
+  while (*due_copies_ > 0) events_.step();
+  due_copies_ = std::exchange(coming_copies_, std::make_shared<int>(0));
+  slots_.begin_step();
+  memory_.begin_step();
+  const bool record = measured && report_.steps < o_.recorded_steps;
+  devices_.record(record ? &report_.spans : nullptr);
+  devices_.reset_counters();
+  const double begin = events_.now();
+  ended_ = false;
+  begin_layer(0);
+  while (!ended_) events_.step();
+  devices_.settle();
+  const double ns = events_.now() - begin, cpu_ns = devices_.busy_ns(Engine::cpu);
+  if (measured) {
+    for (size_t i = 0; i < report_.busy_ns.size(); ++i) report_.busy_ns[i] += devices_.busy_ns(static_cast<Engine>(i));
+    report_.overlap_ns += devices_.overlap_ns();
+    report_.total_ns += ns;
+    report_.step_ns.push_back(ns);
+    ++report_.steps;
+    report_.tokens += tokens.tokens;
+  }
+  decide(ns, cpu_ns);
+  return ns;
+}
+
+void SimBox::begin_layer(int layer) {
+  const StepTokens& t = *now_running_;
+  const auto n = static_cast<double>(t.tokens);
+  const LayerCosts& l = cost_.model().layers[static_cast<size_t>(layer)];
+  const double ns = cost_.dense_ns(layer, n) + cost_.attention_ns(layer, n, t.context, t.prefill) +
+                    cost_.index_ns(layer, n, t.context, t.prefill);
+  (cost_.on_device() ? report_.gpu_bytes : report_.cpu_bytes) +=
+      measured_ ? std::accumulate(l.dense_bytes.begin(), l.dense_bytes.end(), 0.0) : 0;
+  devices_.submit(cost_.on_device() ? Engine::gpu : Engine::cpu, ns, "attention", [this, layer] { routed(layer); });
+}
+
+void SimBox::routed(int layer) {
+  const std::vector<int>& counts = now_running_->counts[static_cast<size_t>(layer)];
+  std::vector<Active> here, missing;
+  double device_ns = 0, pairs = 0, hits = 0;
+  for (int e = 0; e < static_cast<int>(counts.size()); ++e) {
+    const int64_t n = counts[static_cast<size_t>(e)];
+    if (n == 0) continue;
+    const size_t i = slots_.at({layer, e});
+    pairs += static_cast<double>(n);
+    if (!cost_.on_device() || !slots_.resident(i)) {
+      missing.push_back({e, n});
+      continue;
+    }
+    slots_.use(i);
+    here.push_back({e, n});
+    device_ns += costs_.gpu.ns(n);
+    hits += static_cast<double>(n);
+  }
+  if (measured_) {
+    report_.pairs += pairs;
+    report_.hits += hits;
+    ++report_.layers;
+    report_.zero_miss_layers += missing.empty();
+    report_.gpu_bytes += cost_.model().expert_bytes * static_cast<double>(here.size());
+  }
+  waiting_ = 1;  // this
+  std::vector<bool> fetched(missing.size());
+  if (cost_.on_device()) {
+    for (const size_t i : to_fetch(missing, here)) fetched[i] = true;
+    fetch(layer, missing, fetched);
+    if (device_ns > 0) {
+      part_began();
+      devices_.submit(Engine::gpu, device_ns, "experts", [this, layer] { part_ended(layer); });
+    }
+  }
+  std::vector<Active> rest;
+  for (size_t i = 0; i < missing.size(); ++i)
+    if (!fetched[i]) rest.push_back(missing[i]);
+  if (!rest.empty()) run_on_cpu(layer, rest);
+  part_ended(layer);
+}
+
+// Of a prompt's step those that end soonest so; else what the policy asks for.
+std::vector<size_t> SimBox::to_fetch(const std::vector<Active>& missing, const std::vector<Active>& here) {
+  std::vector<size_t> chosen;
+  if (now_running_->prefill && o_.stream_prefill) {
+    std::vector<int64_t> missing_tokens, here_tokens;
+    for (const Active& a : missing) missing_tokens.push_back(a.tokens);
+    for (const Active& a : here) here_tokens.push_back(a.tokens);
+    for (const int i : choose_streamed(missing_tokens, here_tokens, costs_)) chosen.push_back(static_cast<size_t>(i));
+    return chosen;
+  }
+  carried_fetches_ += policy_->demand_share() * static_cast<double>(missing.size());
+  while (carried_fetches_ >= 1 && chosen.size() < missing.size()) {
+    chosen.push_back(chosen.size());
+    --carried_fetches_;
+  }
+  return chosen;
+}
+
+void SimBox::fetch(int layer, const std::vector<Active>& missing, std::vector<bool>& taken) {
+  for (size_t i = 0; i < missing.size(); ++i) {
+    if (!taken[i]) continue;
+    fetched_.push_back({layer, missing[i].expert});
+    if (measured_) {
+      ++report_.fetched;
+      report_.bus_bytes += cost_.model().expert_bytes;
+      report_.gpu_bytes += cost_.model().expert_bytes;
+    }
+    part_began();
+    const double ns = costs_.gpu.ns(missing[i].tokens);
+    devices_.submit(
+        Engine::h2d, costs_.h2d_ns, "fetch",
+        [this, layer, ns] { devices_.submit(Engine::gpu, ns, "experts", [this, layer] { part_ended(layer); }); }, true);
+  }
+}
+
+void SimBox::run_on_cpu(int layer, const std::vector<Active>& missing) {
+  double ns = 0;
+  part_began();
+  auto reads = std::make_shared<int>(1);
+  for (const Active& a : missing) {
+    ns += costs_.cpu.ns(a.tokens);
+    if (!memory_policy_ || memory_.resident(memory_.at({layer, a.expert}))) continue;
+    ++*reads;
+    read_.push_back({layer, a.expert});
+    if (measured_) report_.disk_bytes += cost_.model().expert_bytes;
+  }
+  if (measured_) report_.cpu_bytes += cost_.model().expert_bytes * static_cast<double>(missing.size());
+  const double sync = costs_.sync_ns / 2;
+  const auto begin = [this, layer, ns, sync, reads] {
+    if (--*reads > 0) return;
+    devices_.submit(Engine::cpu, ns, "experts",
+                    [this, layer, sync] { events_.after(sync, [this, layer] { part_ended(layer); }); });
+  };
+  const int disk_reads = *reads - 1;
+  for (int i = 0; i < disk_reads; ++i)
+    devices_.submit(Engine::disk, 1e9 * cost_.model().expert_bytes / cost_.machine().disk.read_bytes_per_second, "read",
+                    begin);
+  events_.after(sync, begin);
+}
+
+void SimBox::part_ended(int layer) {
+  if (--waiting_ > 0) return;
+  if (layer + 1 < cost_.model().layer_count()) return begin_layer(layer + 1);
+  const StepTokens& t = *now_running_;
+  const double ns = cost_.head_ns(t.prefill ? 1 : static_cast<double>(t.tokens));
+  (cost_.on_device() ? report_.gpu_bytes : report_.cpu_bytes) += measured_ ? cost_.model().head_bytes : 0;
+  devices_.submit(cost_.on_device() ? Engine::gpu : Engine::cpu, ns, "head", [this] { ended_ = true; });
+}
+
+// What the policy makes of the step.
+void SimBox::decide(double step_ns, double cpu_ns) {
+  const StepTokens& t = *now_running_;
+  uses_.clear();
+  for (int layer = 0; layer < cost_.model().layer_count(); ++layer)
+    for (int e = 0; e < cost_.model().experts; ++e)
+      if (const int n = t.counts[static_cast<size_t>(layer)][static_cast<size_t>(e)]; n > 0)
+        uses_.push_back({{layer, e}, n});
+  if (memory_policy_) {
+    memory_policy_->observe({uses_, t.tokens, t.prefill, read_});
+    for (const Admission& a : memory_policy_->plan(memory_.residency(), static_cast<int>(read_.size())))
+      memory_.apply(a, true);
+  }
+  if (slots_.slots() == 0) return;
+  policy_->observe({uses_, t.tokens, t.prefill, fetched_});
+  const double idle_ns = std::max(0.0, step_ns - cpu_ns) * kShareOfIdleCopies;
+  const int fills = std::min(o_.max_fills, static_cast<int>(idle_ns / costs_.h2d_ns));
+  for (const Admission& a : policy_->plan(slots_.residency(), std::max(fills, static_cast<int>(fetched_.size())))) {
+    const bool there = std::find(fetched_.begin(), fetched_.end(), a.fill) != fetched_.end();
+    slots_.apply(a, there);
+    if (there) continue;
+    if (measured_) {
+      ++report_.fills;
+      report_.bus_bytes += cost_.model().expert_bytes;
+    }
+    ++*coming_copies_;
+    devices_.submit(Engine::h2d, costs_.h2d_ns, "fill", [left = coming_copies_] { --*left; });
+  }
+}
+
+SimReport SimBox::report() const {
+  SimReport report = report_;
+  report.ended_fills = static_cast<double>(slots_.ended_fills());
+  report.useful_fills = static_cast<double>(slots_.useful_fills());
+  return report;
+}
+
+Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimOptions& options) {
+  const TraceHeader& h = trace.header();
+  const ModelCosts& m = cost.model();
+  if (h.layers != m.layer_count() || h.experts != m.experts)
+    return invalid("the trace is of a model with " + std::to_string(h.layers) + " layers of " +
+                   std::to_string(h.experts) + " experts, not " + std::to_string(m.layer_count()) + " of " +
+                   std::to_string(m.experts));
+  TC_ASSIGN(const std::unique_ptr<SimBox> box, SimBox::create(cost, options, &trace));
+  SimBox::StepTokens step;
+  step.counts.assign(static_cast<size_t>(h.layers), std::vector<int>(static_cast<size_t>(h.experts)));
+  for (int64_t i = 0; i < trace.size();) {
+    for (std::vector<int>& counts : step.counts) std::fill(counts.begin(), counts.end(), 0);
+    const int64_t first = i;
+    for (; i < trace.size() && trace.token(i).step == trace.token(first).step; ++i)
+      for (int layer = 0; layer < h.layers; ++layer)
+        for (const TracePick& pick : trace.picks(i, layer)) ++step.counts[static_cast<size_t>(layer)][pick.expert];
+    step.tokens = i - first;
+    step.prefill = trace.token(first).phase == TracePhase::prefill;
+    step.context = std::max(options.context, static_cast<double>(trace.token(first).position));
+    box->step(step, first >= options.measure_from);
+  }
+  return box->report();
+}
+
+}  // namespace thermocline::sched

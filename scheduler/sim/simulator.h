@@ -1,0 +1,113 @@
+// The simulator: a trace of routed tokens through the production policies and step shape over simulated devices, in
+// virtual time. What comes out is what one would measure. Source: spec/scheduler.md 3.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "scheduler/cost/cost_model.h"
+#include "scheduler/cost/expert_cost.h"
+#include "scheduler/sim/devices.h"
+#include "scheduler/sim/expert_slots.h"
+#include "scheduler/trace/trace.h"
+
+namespace thermocline::sched {
+
+struct SimOptions {
+  std::string policy = "value";
+  int slots = 0;               // experts that the device holds
+  int max_fills = 64;          // of a step, beside what idle copies allow
+  double context = 1024;       // tokens each attends to
+  double ram_experts = 1;      // share of the experts that host memory holds; the others are read from disk when needed
+  bool stream_prefill = true;  // a prompt's steps stream their heaviest missing experts
+  std::vector<float> profile = {};
+  int64_t measure_from = 0;  // tokens of the trace that only warm up
+  double noise = 0;
+  uint64_t seed = 1;
+  std::vector<SimFault> faults = {};
+  int recorded_steps = 0;  // spans of the first measured steps
+};
+
+/// Of the measured steps.
+struct SimReport {
+  std::string policy;
+  int64_t tokens = 0, steps = 0;
+  std::vector<double> step_ns;
+  double total_ns = 0;
+  double pairs = 0, hits = 0;     // (token, expert)
+  double fills = 0, fetched = 0;  // between steps; by steps
+  double ended_fills = 0, useful_fills = 0;
+  double layers = 0, zero_miss_layers = 0;
+  std::array<double, kEngineNames.size()> busy_ns{};
+  double overlap_ns = 0;
+  double cpu_bytes = 0, gpu_bytes = 0, bus_bytes = 0, disk_bytes = 0;
+  std::vector<SimSpan> spans;
+
+  double hit_rate() const { return pairs > 0 ? hits / pairs : 0; }
+  double ms_per_token() const { return tokens > 0 ? total_ns / 1e6 / static_cast<double>(tokens) : 0; }
+  double tokens_per_second() const { return total_ns > 0 ? 1e9 * static_cast<double>(tokens) / total_ns : 0; }
+  double step_ms(double percentile) const;
+  double fills_per_token() const { return tokens > 0 ? (fills + fetched) / static_cast<double>(tokens) : 0; }
+  /// Of moving bytes alone, by usual figures a byte: memory of the host 100 pJ, of the device 40 pJ, bus 60 pJ.
+  double joules_per_token() const;
+};
+
+/// One box and what it holds, step after step.
+class SimBox {
+ public:
+  /// The model outlives it. Errors: invalid_argument for an unknown policy or more slots than experts.
+  static Result<std::unique_ptr<SimBox>> create(const CostModel& cost, const SimOptions& options,
+                                                const Trace* future = nullptr);
+
+  struct StepTokens {
+    std::vector<std::vector<int>> counts;  // by layer: tokens of each expert
+    int64_t tokens = 0;
+    bool prefill = false;
+    double context = 0;
+  };
+  /// Runs a step and what policies decide after it. Returns its nanoseconds.
+  double step(const StepTokens& tokens, bool measured);
+  double now() const { return events_.now(); }
+  /// Lets time go by.
+  void wait_until(double ns);
+  /// What the measured steps were.
+  SimReport report() const;
+
+ private:
+  /// An expert of the layer that runs, and its tokens.
+  struct Active {
+    int expert = 0;
+    int64_t tokens = 0;
+  };
+  SimBox(const CostModel& cost, const SimOptions& options);
+  void begin_layer(int layer);
+  void routed(int layer);
+  void part_began() { ++waiting_; }
+  void part_ended(int layer);
+  void fetch(int layer, const std::vector<Active>& missing, std::vector<bool>& taken);
+  void run_on_cpu(int layer, const std::vector<Active>& missing);
+  std::vector<size_t> to_fetch(const std::vector<Active>& missing, const std::vector<Active>& here);
+  void decide(double step_ns, double cpu_ns);
+
+  const CostModel& cost_;
+  const SimOptions o_;
+  EventQueue events_;
+  Devices devices_;
+  ExpertSlots slots_, memory_;  // of the device; of the host, where it does not hold all
+  std::unique_ptr<ExpertPolicy> policy_, memory_policy_;
+  ExpertCosts costs_;
+  const StepTokens* now_running_ = nullptr;
+  std::vector<ExpertUse> uses_;
+  std::vector<ExpertId> fetched_, read_;
+  double carried_fetches_ = 0;  // fractions of a fetch
+  int waiting_ = 0;             // parts of the layer that runs
+  std::shared_ptr<int> due_copies_, coming_copies_;
+  bool ended_ = false, measured_ = false;
+  SimReport report_;
+};
+
+/// A trace, step by step.
+Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimOptions& options);
+
+}  // namespace thermocline::sched

@@ -1,0 +1,98 @@
+// Traces: the file format, the synthetic router against the published curve, what an analysis says.
+#include "scheduler/trace/trace.h"
+
+#include <gtest/gtest.h>
+
+#include "scheduler/trace/analysis.h"
+#include "scheduler/trace/synthetic.h"
+
+namespace thermocline::sched {
+namespace {
+
+SyntheticOptions small() { return {.layers = 4, .experts = 16, .top_k = 3, .near_misses = 2, .vocabulary = 100}; }
+
+TEST(Trace, ComesBackAsItWasWritten) {
+  const Trace trace = synthesize_trace(small(), Workload::mixed, 3, 10);
+  ASSERT_EQ(trace.size(), 30);
+  const Result<Trace> back = parse_trace(trace_bytes(trace));
+  ASSERT_TRUE(back) << back.error().message;
+  EXPECT_TRUE(*back == trace);
+  EXPECT_EQ(back->cut_bytes(), 0);
+  EXPECT_EQ(back->near_misses(7, 2).size(), 2u);
+  Trace with_ids({.model = "m", .model_hash = 7, .layers = 1, .experts = 4, .top_k = 2, .token_ids = true});
+  const TracePick picks[] = {{3, 0x3f80}, {1, 0}};
+  with_ids.add({.step = 5,
+                .request = 9,
+                .position = 1 << 20,
+                .phase = TracePhase::prefill,
+                .flags = TraceToken::kDraft,
+                .token_id = 77},
+               picks);
+  EXPECT_TRUE(parse_trace(trace_bytes(with_ids)).value() == with_ids);
+  EXPECT_TRUE(trace.slice(3, 6).token(0) == trace.token(3));
+}
+
+TEST(Trace, ACutRecordingKeepsItsWholeRecords) {
+  const Trace trace = synthesize_trace(small(), Workload::one, 1, 5);
+  const std::string bytes = trace_bytes(trace);
+  const Trace cut = parse_trace(std::string_view(bytes).substr(0, bytes.size() - 3)).value();
+  EXPECT_EQ(cut.size(), 4);
+  EXPECT_GT(cut.cut_bytes(), 0);
+}
+
+TEST(Trace, WhatIsNoTraceIsSaid) {
+  const std::string good = trace_bytes(synthesize_trace(small(), Workload::one, 1, 2));
+  EXPECT_FALSE(parse_trace(""));
+  EXPECT_FALSE(parse_trace("TCTRACE2" + good.substr(8)));
+  EXPECT_FALSE(parse_trace(good.substr(0, 30)));
+  for (const size_t at : {size_t{16}, size_t{20}, size_t{24}, size_t{32}}) {  // layers, experts, top_k, flags
+    std::string bad = good;
+    bad[at + 3] = '\x7f';
+    EXPECT_FALSE(parse_trace(bad)) << at;
+  }
+  std::string beyond = good;
+  beyond[beyond.size() - 4] = '\x10';  // expert 16 of 16
+  const auto refused = parse_trace(beyond);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::corrupt);
+  EXPECT_NE(refused.error().message.find("expert 16 of 16"), std::string::npos) << refused.error().message;
+  std::string twice = good;
+  twice.replace(twice.size() - 4, 2, twice, twice.size() - 8, 2);
+  EXPECT_NE(parse_trace(twice).error().message.find("twice"), std::string::npos);
+}
+
+// One generation of 450 tokens, each layer its own LRU: 40.5 / 59.4 / 74.4 / 86.5 / 91.3 % were published for V4-Flash.
+TEST(SyntheticRouter, HitsAsThePublishedModel) {
+  const Trace trace = synthesize_trace({.hash_layers = 0, .model_sd = 0}, Workload::one, 1, 450);
+  const std::vector<double> curve = lru_curve(trace);
+  const std::pair<size_t, double> published[] = {{14, 0.405}, {28, 0.594}, {56, 0.744}, {112, 0.865}, {256, 0.913}};
+  for (const auto& [slots, share] : published) EXPECT_NEAR(curve[slots], share, 0.03) << slots;
+  EXPECT_NEAR(previous_token_overlap(trace), 0.26, 0.03);
+}
+
+TEST(SyntheticRouter, WorkloadsAreWhatTheySay) {
+  const SyntheticOptions o{.layers = 2, .experts = 64, .top_k = 4, .hash_layers = 0};
+  const double uniform = skew_curve(synthesize_trace(o, Workload::uniform, 1, 2000))[16];
+  EXPECT_NEAR(uniform, 0.25, 0.05);
+  EXPECT_GT(skew_curve(synthesize_trace(o, Workload::one, 1, 500))[16], 0.45);
+  const Trace cyclic = synthesize_trace(o, Workload::cyclic, 1, 100, 20);
+  EXPECT_EQ(lru_curve(cyclic)[16], 0) << "one token's less than the cycle";
+  EXPECT_GT(lru_curve(cyclic)[20], 0.9);
+  EXPECT_TRUE(synthesize_trace(o, Workload::mixed, 2, 5) == synthesize_trace(o, Workload::mixed, 2, 5));
+  EXPECT_FALSE(parse_workload("many"));
+  const Trace hashed = synthesize_trace({.layers = 1, .experts = 64, .top_k = 4, .hash_layers = 1, .vocabulary = 1},
+                                        Workload::one, 1, 3);
+  EXPECT_EQ(previous_token_overlap(hashed), 1) << "the same token has the same experts";
+}
+
+TEST(Analysis, CurvesEndAtOne) {
+  const Trace trace = synthesize_trace(small(), Workload::one, 1, 50);
+  const std::vector<double> skew = skew_curve(trace);
+  EXPECT_EQ(skew.front(), 0);
+  EXPECT_DOUBLE_EQ(skew.back(), 1);
+  EXPECT_TRUE(std::is_sorted(skew.begin(), skew.end()));
+  EXPECT_TRUE(lru_curve(Trace(trace.header())).back() == 0) << "nothing of an empty one";
+}
+
+}  // namespace
+}  // namespace thermocline::sched
