@@ -20,6 +20,7 @@ void add_bench_step(CLI::App& bench, Outcome& outcome);
 void add_bench_kernels(CLI::App& bench, Outcome& outcome);
 void add_bench_gpu(CLI::App& bench, Outcome& outcome);
 void add_bench_kv(CLI::App& bench, Outcome& outcome);
+void add_plan(CLI::App& app, Outcome& outcome);
 void add_synth(CLI::App& app, Outcome& outcome);
 void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);

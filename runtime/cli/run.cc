@@ -6,7 +6,9 @@
 #include <iostream>
 #include <iterator>
 
+#include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/prediction.h"
 #include "runtime/engine/engine.h"
 #include "runtime/hw/memory_bandwidth.h"
 #include "runtime/io/json_document.h"
@@ -34,9 +36,10 @@ struct RunOptions {
 
 /// Totals of a run, for the lines at its end.
 struct Totals {
-  int64_t prefill_tokens = 0, decode_tokens = 0;
+  int64_t answers = 0, prefill_tokens = 0, decode_tokens = 0;
   double prefill_seconds = 0, decode_seconds = 0;
   void add(const AnswerStats& s) {
+    ++answers;
     prefill_tokens += s.prompt_tokens - s.cached_tokens;
     prefill_seconds += s.prefill_seconds;
     decode_tokens += std::max<int64_t>(0, s.completion_tokens - 1);  // the first one comes out of the prefill
@@ -211,22 +214,37 @@ Status chat(Session& session, const RunOptions& o) {
   return {};
 }
 
+// What was foreseen of a prompt and an answer of this length: by a stored profile, else by the STREAM read alone.
+void print_predicted(Session& session, double stream_read, const Prediction& measured) {
+  std::optional<sched::MachineProfile> box = calibrated_profile();
+  if (!box && (stream_read <= 0 || session.engine().gpu_step())) return;
+  if (!box) box = profile_of(session.engine(), stream_read);
+  const Totals& t = session.totals();
+  if (t.answers == 0) return;
+  const double prompt = static_cast<double>(t.prefill_tokens) / static_cast<double>(t.answers),
+               answer = static_cast<double>(t.decode_tokens) / static_cast<double>(t.answers);
+  const Prediction predicted = predict(session.engine(), *box, prompt, 1, prompt + answer / 2);
+  fmt::print(stderr, "{}\n", prediction_line(predicted, measured));
+}
+
 void print_totals(Session& session) {
   const Totals& t = session.totals();
   const auto rate = [](int64_t tokens, double seconds) {
     return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
   };
   const double bytes = static_cast<double>(session.engine().weights().bytes_per_token(session.engine().geometry()));
-  const double decode = rate(t.decode_tokens, t.decode_seconds), bandwidth = decode * bytes;
+  const double prefill = rate(t.prefill_tokens, t.prefill_seconds), decode = rate(t.decode_tokens, t.decode_seconds),
+               bandwidth = decode * bytes;
   const uint64_t memory = peak_resident_bytes();  // before the measurement below takes its own
   Result<StreamRead> stream = StreamRead::create(session.engine().pool());
   const double peak = stream ? stream->measure() : 0;
-  fmt::print(stderr, "prefill {} tokens, {:.1f} t/s; decode {} tokens, {:.1f} t/s", t.prefill_tokens,
-             rate(t.prefill_tokens, t.prefill_seconds), t.decode_tokens, decode);
+  fmt::print(stderr, "prefill {} tokens, {:.1f} t/s; decode {} tokens, {:.1f} t/s", t.prefill_tokens, prefill,
+             t.decode_tokens, decode);
   if (peak > 0)
     fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s", bandwidth / 1e9,
                100 * bandwidth / peak, peak / 1e9);
   fmt::print(stderr, "; {:.0f} MiB of memory at most\n", static_cast<double>(memory) / (1 << 20));
+  print_predicted(session, peak, {.prefill = prefill, .decode = decode});
 }
 
 Status run(RunOptions& o) {
@@ -246,6 +264,8 @@ Status run(RunOptions& o) {
   action.sa_handler = on_interrupt;
   sigaction(SIGINT, &action, nullptr);
   TC_ASSIGN(const std::unique_ptr<Session> session, Session::open(o));
+  if (const auto box = calibrated_profile(); box && !o.quiet)
+    fmt::print(stderr, "{}\n", prediction_line(predict(session->engine(), *box, 512, 1, 1024)));
   if (g_cancel) return Error{ErrorCode::cancelled, "cancelled"};
   Status status = o.chat ? chat(*session, o) : o.raw ? session->raw(o, prompt) : session->turn(o, prompt);
   if (!o.quiet && (status.ok() || status.error().code == ErrorCode::cancelled)) print_totals(*session);

@@ -5,7 +5,9 @@
 #include <thread>
 
 #include "runtime/base/log.h"
+#include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/server/api/api.h"
 #include "runtime/server/http/listener.h"
@@ -48,6 +50,7 @@ class Service {
     Status status = load();
     if (!status.ok()) listener_.stop();
     network.join();
+    if (engine_) log_measured();
     return stopping_ ? Status() : status;  // whoever ends a load gets no error
   }
 
@@ -110,6 +113,23 @@ class Service {
         model_->name, url, engine_->max_context(), engine_->options().max_sequences, engine_->stats().kv_tokens_total,
         machine_line(machine_of(*engine_)), url);
     std::fflush(stdout);
+    if (const auto box = calibrated_profile())
+      log_info("one sequence alone, 1024 tokens of context: {}",
+               prediction_line(predict(*engine_, *box, 512, 1, 1024)));
+  }
+
+  // The seconds that the steps took against those foreseen for as many tokens: of prompts alone, of answers as many a
+  // step as there were on average. Rough, as steps had both.
+  void log_measured() const {
+    const auto box = calibrated_profile();
+    const EngineStats stats = engine_->stats();
+    if (!box || stats.steps == 0 || stats.step_seconds <= 0) return;
+    const auto prompts = static_cast<double>(stats.prompt_tokens), answers = static_cast<double>(stats.answer_tokens);
+    const double batch = std::max(1.0, answers / static_cast<double>(stats.steps));
+    const Prediction p = predict(*engine_, *box, static_cast<double>(engine_->options().max_chunk), batch, 1024);
+    const double foreseen = prompts / p.prefill + answers / p.decode;
+    log_info("{:.0f} prompt and {:.0f} answer tokens took {:.3f} s of steps; predicted: {:.3f} s, {:.0f} % of it",
+             prompts, answers, stats.step_seconds, foreseen, 100 * foreseen / stats.step_seconds);
   }
 
   const ServeOptions& o_;

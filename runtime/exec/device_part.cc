@@ -157,6 +157,13 @@ std::vector<const deepseek_v4::LayerWeights*> DevicePart::layers_of(const ModelG
   return layers;
 }
 
+int64_t DevicePart::activation_bytes(const ModelGeometry& g, const PartOptions& o) {
+  Carver device(nullptr);
+  Buffers buffers{};
+  carve(buffers, g, o, device);
+  return device.bytes();
+}
+
 DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvStore& kv,
                                     const PartOptions& o) {
   const KvLayout layout = layout_of(g, kv, o);
@@ -177,12 +184,10 @@ DevicePart::Sizes DevicePart::sizes(const ModelGeometry& g, const deepseek_v4::W
     s.selected_pages = selected;
   }
   s.rings = kv.options().max_sequences * layout.ring_bytes();
-  Carver device(nullptr), host(nullptr);
-  Buffers buffers{};
+  Carver host(nullptr);
   HostMail mail{};
-  carve(buffers, g, o, device);
   carve_host(mail, g, o, host);
-  s.activations = device.bytes();
+  s.activations = activation_bytes(g, o);
   s.host_memory = host.bytes();
   s.sequence_capacity = kv.options().max_sequences;
   // Of a sequence in a step: its compressed pages, and what its window reaches with the step's tokens.

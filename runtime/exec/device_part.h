@@ -51,6 +51,8 @@ class DevicePart {
   /// `weights` may be shapes only (WeightLoader::shapes); of the cache the numbers count.
   static Sizes sizes(const ModelGeometry& g, const deepseek_v4::Weights& weights, const KvStore& kv,
                      const PartOptions& options);
+  /// Sizes::activations, which need no weights.
+  static int64_t activation_bytes(const ModelGeometry& g, const PartOptions& options);
 
   /// Errors: out_of_memory, with what takes how much.
   static Result<std::unique_ptr<DevicePart>> create(std::unique_ptr<gpu::Device> device, const ModelGeometry& g,

@@ -17,9 +17,17 @@ class MemoryPlan {
 
   /// What a tier has, and who says so ("what the machine has free"). A tier without a capacity holds anything.
   void set_capacity(int tier, uint64_t bytes, std::string source);
+  struct Row {
+    int tier = kHost;
+    std::string owner;
+    uint64_t bytes = 0;
+    std::string advice;
+  };
+
   /// `advice` is what makes the row smaller: "lower --max-model-len".
   void add(int tier, std::string owner, uint64_t bytes, std::string advice = "");
 
+  const std::vector<Row>& rows() const { return rows_; }
   uint64_t planned_bytes(int tier) const;
   /// Of an owner, in all tiers together.
   uint64_t owner_bytes(std::string_view owner) const;
@@ -38,12 +46,6 @@ class MemoryPlan {
     bool bounded = false;
     uint64_t capacity = 0;
     std::string source;
-  };
-  struct Row {
-    int tier = kHost;
-    std::string owner;
-    uint64_t bytes = 0;
-    std::string advice;
   };
   Tier& tier(int number);
   const Tier* find(int number) const;

@@ -1,0 +1,100 @@
+// `thermocline plan`: what of a model fits a box and how fast it will be, before anything is downloaded.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/cli/command.h"
+#include "runtime/cli/hardware_flags.h"
+#include "runtime/cli/plan_text.h"
+#include "runtime/engine/model_costs.h"
+#include "runtime/engine/plan_inputs.h"
+
+namespace thermocline::cli {
+namespace {
+
+struct PlanOptions {
+  std::string model, context;
+  HardwareFlags hardware;
+  int batch = 8;
+  bool json = false;
+};
+
+Result<int64_t> context_of(const PlanOptions& o, const ModelGeometry& geometry) {
+  if (o.context.empty()) return std::min(EngineOptions::kDefaultContext, geometry.max_position_embeddings);
+  Result<int64_t> tokens = parse_tokens(o.context);
+  if (!tokens) return std::move(tokens).error().with("--context");
+  if (*tokens > geometry.max_position_embeddings)
+    return invalid(
+        fmt::format("--context is {} tokens, and the model's limit {}", *tokens, geometry.max_position_embeddings));
+  return tokens;
+}
+
+// Flags of serve that make what was planned: those that differ from its defaults or that decide.
+std::string serve_line(const PlanReport& r) {
+  const bool folder = r.model.find_first_of("/.") != std::string::npos;
+  std::string line =
+      fmt::format("thermocline serve --model {} --max-model-len {:.0f} --max-num-seqs {} --max-num-batched-tokens {}",
+                  folder ? r.model : "DIR", r.question.context, r.question.batch, r.plan.prefill.chunk);
+  const size_t cards = r.question.machine.gpus.size();
+  if (cards == 0) return line + " --device none";
+  line += cards == 1 ? " --device cuda" : fmt::format(" --device cuda:{}", cards);
+  if (r.plan.prefill.experts != sched::PrefillExperts::cpu)
+    line +=
+        fmt::format(" --prefill-experts {}", sched::kPrefillExpertsNames[static_cast<size_t>(r.plan.prefill.experts)]);
+  if (r.plan.decode[0].resident < 1) line += " --expert-policy value";
+  line += r.plan.host_rows ? " --kv-offload on" : " --kv-offload off";
+  if (r.plan.kv_crowds)  // else only half of what is left
+    line += fmt::format(" --kv-gpu-memory {:.0f}MiB", std::ceil(1.02 * r.plan.device_kv_bytes / (1 << 20)));
+  return line;
+}
+
+Status plan(const PlanOptions& o) {
+  if (o.batch < 1 || o.batch > 4096) return invalid(fmt::format("--batch is {}, outside 1..4096", o.batch));
+  TC_ASSIGN(const ModelGeometry geometry, model_named(o.model));
+  TC_ASSIGN(const int64_t context, context_of(o, geometry));
+  PlanReport r;
+  r.model = o.model;
+  TC_ASSIGN(r.box, box_of(o.hardware));
+  r.question.model = model_costs(geometry);
+  r.question.machine = r.box.machine;
+  r.question.context = static_cast<double>(context);
+  r.question.batch = o.batch;
+  r.question.system_bytes = r.box.system_bytes;
+  r.question.memory_source = r.box.memory_source;
+  r.question.chunks = chunk_buffers(geometry, context, o.batch, r.box.machine.cpu.cores, !r.box.machine.gpus.empty());
+  r.plan = sched::plan_box(r.question);
+  r.what_ifs = sched::what_ifs(r.question, r.plan, r.box.cpu_sheet);
+  if (r.plan.refusal.empty()) r.serve = serve_line(r);
+  fmt::print("{}", o.json ? dump_json(plan_json(r), 2) + "\n" : plan_text(r));
+  return {};
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, Outcome& outcome) {
+  auto o = std::make_shared<PlanOptions>();
+  CLI::App* command = app.add_subcommand("plan", "What fits a box and how fast it will be, before any download");
+  command
+      ->add_option("--model", o->model,
+                   "v4-flash, v4-pro, demo, or a folder with a config.json; weights need not be there")
+      ->required();
+  command
+      ->add_option(
+          "--gpu", o->hardware.gpus,
+          "A card: 5090, h100, '4090,48GiB' ...; given again, one more; none: the CPU alone. Without --ram and "
+          "--cpu in this box")
+      ->allow_extra_args(false);
+  command->add_option("--ram", o->hardware.ram,
+                      "Memory of another box: channels of all sockets x MT/s, such as 12x6000");
+  command->add_option("--ram-size", o->hardware.ram_size, "Its size, such as 384GiB");
+  command->add_option("--cpu", o->hardware.cpu, "Processor of another box: '64 cores, avx512', or amx");
+  command->add_option("--nvme", o->hardware.nvme, "Read rate of its disk, such as 7GB/s");
+  command->add_option("--context", o->context,
+                      "Tokens of each sequence, such as 128k; 32k, or the model's limit, unless said");
+  command->add_option("--batch", o->batch, "Sequences that run together")->capture_default_str();
+  command->add_flag("--json", o->json, "The same as data");
+  command->callback([o, &outcome] { outcome.exit_code = exit_code_of(plan(*o)); });
+}
+
+}  // namespace thermocline::cli

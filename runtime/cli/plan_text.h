@@ -1,0 +1,22 @@
+// What `thermocline plan` found, as text and as data.
+#pragma once
+
+#include "runtime/cli/box.h"
+#include "runtime/io/json_document.h"
+#include "scheduler/plan/what_if.h"
+
+namespace thermocline::cli {
+
+struct PlanReport {
+  std::string model;  // as the user named it
+  Box box;
+  sched::BoxQuestion question;
+  sched::BoxPlan plan;
+  std::vector<sched::WhatIf> what_ifs;
+  std::string serve;  // the command line; empty where it does not fit
+};
+
+std::string plan_text(const PlanReport& report);
+Json plan_json(const PlanReport& report);
+
+}  // namespace thermocline::cli

@@ -1,0 +1,70 @@
+#include "runtime/cli/prediction.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/cli/box.h"
+#include "runtime/engine/model_costs.h"
+#include "scheduler/cost/hit_curve.h"
+#include "scheduler/plan/box_plan.h"
+
+namespace thermocline::cli {
+namespace {
+
+double resident_share(Engine& engine) {
+  DeepseekV4GpuStep* const step = engine.gpu_step();
+  if (!step) return 0;
+  double slots = 0;
+  for (int i = 0; i < step->parts(); ++i) slots += static_cast<double>(step->part(i).slots().slots());
+  const ModelGeometry& g = engine.geometry();
+  return std::min(1.0, slots / (static_cast<double>(g.n_layers) * g.n_routed_experts));
+}
+
+sched::PrefillExperts prefill_experts(PrefillMode mode) {
+  return mode == PrefillMode::stream   ? sched::PrefillExperts::stream
+         : mode == PrefillMode::hybrid ? sched::PrefillExperts::hybrid
+                                       : sched::PrefillExperts::cpu;
+}
+
+}  // namespace
+
+Prediction predict(Engine& engine, const sched::MachineProfile& machine, double prompt, double batch, double context) {
+  const sched::ModelCosts costs = model_costs(engine.geometry(), engine.options().kv_dtype != KvDtype::bf16);
+  sched::MachineProfile box = machine;
+  if (!engine.gpu_step()) box.gpus.clear();
+  const sched::CostModel cost(costs, box);
+  const double resident = resident_share(engine), chunk = static_cast<double>(engine.options().max_chunk),
+               steps = std::max(1.0, std::ceil(prompt / chunk)), tokens = std::max(1.0, prompt / steps);
+  const sched::StepTime decode =
+      cost.step({.tokens = batch, .context = context, .resident = resident, .hits = sched::expected_hits(resident)});
+  const double prefill =
+      sched::prefill_step_ns(cost, prefill_experts(engine.options().gpu.prefill), tokens, prompt / 2, resident);
+  return {.prefill = 1e9 * tokens / prefill, .decode = 1e9 * batch / decode.total};
+}
+
+sched::MachineProfile profile_of(Engine& engine, double stream_bytes_per_second) {
+  sched::MachineProfile machine;
+  machine.cpu = sched::cpu_profile({.cores = engine.pool().size(),
+                                    .kernels = cpu_kernels(engine.kernels().isa),
+                                    .read_bytes_per_second = sched::kStreamShare * stream_bytes_per_second});
+  return machine;
+}
+
+std::string prediction_line(const Prediction& p) {
+  return fmt::format("predicted: prefill {:.1f} t/s, decode {:.1f} t/s", p.prefill, p.decode);
+}
+
+std::string prediction_line(const Prediction& p, const Prediction& measured) {
+  std::string shares;
+  const auto add = [&](const char* what, double is, double should) {
+    if (is > 0 && should > 0)
+      shares += fmt::format("{}{} {:.0f} %", shares.empty() ? "; measured: " : ", ", what, 100 * is / should);
+  };
+  add("prefill", measured.prefill, p.prefill);
+  add("decode", measured.decode, p.decode);
+  return prediction_line(p) + shares + (shares.empty() ? "" : " of it");
+}
+
+}  // namespace thermocline::cli

@@ -1,0 +1,28 @@
+// What the cost model says of a loaded model on this box, to be held against what it then does.
+#pragma once
+
+#include <string>
+
+#include "runtime/engine/engine.h"
+#include "scheduler/cost/machine_profile.h"
+
+namespace thermocline::cli {
+
+/// Tokens a second, of all sequences together.
+struct Prediction {
+  double prefill = 0, decode = 0;
+};
+
+/// A prompt of `prompt` tokens alone; then a token of each of `batch` sequences a step, behind `context` tokens. With
+/// devices: with what is resident on them, hits as sched::expected_hits.
+Prediction predict(Engine& engine, const sched::MachineProfile& machine, double prompt, double batch, double context);
+
+/// This box by a STREAM read that was measured, in bytes a second, for an engine without devices.
+sched::MachineProfile profile_of(Engine& engine, double stream_bytes_per_second);
+
+/// "predicted: prefill 812 t/s, decode 7.7 t/s"
+std::string prediction_line(const Prediction& prediction);
+/// The same and "; measured: prefill 93 %, decode 104 % of it". What was not measured is 0, and left out.
+std::string prediction_line(const Prediction& prediction, const Prediction& measured);
+
+}  // namespace thermocline::cli
