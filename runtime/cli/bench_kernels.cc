@@ -582,6 +582,7 @@ void add_bench(CLI::App& app, Outcome& outcome) {
   add_bench_step(*bench, outcome);
   add_bench_kernels(*bench, outcome);
   add_bench_kv(*bench, outcome);
+  add_bench_sched(*bench, outcome);
   add_bench_gpu(*bench, outcome);
 }
 

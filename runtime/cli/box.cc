@@ -160,6 +160,18 @@ sched::CpuKernels cpu_kernels(Isa isa) {
   return sched::CpuKernels::scalar;
 }
 
+void add_hardware_flags(CLI::App& command, HardwareFlags& flags) {
+  command
+      .add_option("--gpu", flags.gpus,
+                  "A card: 5090, h100, '4090,48GiB' ...; given again, one more; none: the CPU alone. Without --ram and "
+                  "--cpu in this box")
+      ->allow_extra_args(false);
+  command.add_option("--ram", flags.ram, "Memory of another box: channels of all sockets x MT/s, such as 12x6000");
+  command.add_option("--ram-size", flags.ram_size, "Its size, such as 384GiB");
+  command.add_option("--cpu", flags.cpu, "Processor of another box: '64 cores, avx512', or amx");
+  command.add_option("--nvme", flags.nvme, "Read rate of its disk, such as 7GB/s");
+}
+
 Result<Box> box_of(const HardwareFlags& flags) {
   double ram_size = 0, disk = 0;
   if (!flags.ram_size.empty()) {

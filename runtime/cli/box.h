@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <CLI/CLI.hpp>
+
 #include "runtime/hw/cpu_features.h"
 #include "scheduler/cost/hardware_presets.h"
 
@@ -15,6 +17,9 @@ struct HardwareFlags {
   std::vector<std::string> gpus;
   std::string ram, ram_size, cpu, nvme;
 };
+
+/// --gpu, --ram, --ram-size, --cpu and --nvme.
+void add_hardware_flags(CLI::App& command, HardwareFlags& flags);
 
 /// A number that the prediction rests on.
 struct Figure {

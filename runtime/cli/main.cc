@@ -20,6 +20,8 @@ int main(int argc, char** argv) {
   cli::add_serve(app, outcome);
   cli::add_bench(app, outcome);
   cli::add_plan(app, outcome);
+  cli::add_sim(app, outcome);
+  cli::add_trace(app, outcome);
   cli::add_synth(app, outcome);
   cli::add_logits(app, outcome);
   cli::add_perplexity(app, outcome);

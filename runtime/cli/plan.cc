@@ -79,17 +79,7 @@ void add_plan(CLI::App& app, Outcome& outcome) {
       ->add_option("--model", o->model,
                    "v4-flash, v4-pro, demo, or a folder with a config.json; weights need not be there")
       ->required();
-  command
-      ->add_option(
-          "--gpu", o->hardware.gpus,
-          "A card: 5090, h100, '4090,48GiB' ...; given again, one more; none: the CPU alone. Without --ram and "
-          "--cpu in this box")
-      ->allow_extra_args(false);
-  command->add_option("--ram", o->hardware.ram,
-                      "Memory of another box: channels of all sockets x MT/s, such as 12x6000");
-  command->add_option("--ram-size", o->hardware.ram_size, "Its size, such as 384GiB");
-  command->add_option("--cpu", o->hardware.cpu, "Processor of another box: '64 cores, avx512', or amx");
-  command->add_option("--nvme", o->hardware.nvme, "Read rate of its disk, such as 7GB/s");
+  add_hardware_flags(*command, o->hardware);
   command->add_option("--context", o->context,
                       "Tokens of each sequence, such as 128k; 32k, or the model's limit, unless said");
   command->add_option("--batch", o->batch, "Sequences that run together")->capture_default_str();

@@ -165,6 +165,7 @@ Status Engine::open_disk() {
 
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
+  step_->set_recorder(nullptr);  // the loop's first steps measure: nobody asked for their tokens
   TC_ASSIGN(
       loop_,
       StepLoop::start(
@@ -176,6 +177,7 @@ Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
            .max_context = options_.max_context,
            .prefix_cache = {.bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()}},
           options));
+  step_->set_recorder(recorder_.get());
   return {};
 }
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "runtime/engine/expert_profile.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/kv/kv_log_format.h"
 #include "runtime/model/deepseek_v4/config.h"
@@ -16,6 +17,8 @@
 #include "runtime/text/detokenizer.h"
 #include "runtime/text/python_json.h"
 #include "runtime/text/utf8.h"
+#include "scheduler/trace/analysis.h"
+#include "scheduler/trace/trace_csv.h"
 
 namespace thermocline {
 namespace {
@@ -183,7 +186,28 @@ void kv_log(std::string_view data) {
   if (const auto parts = parse_group_head(block)) check(!parts->empty() && parts->size() <= kKvGroupParts);
 }
 
+void trace(std::string_view data) {
+  const auto parsed = sched::parse_trace(data);
+  if (!parsed) return;
+  const std::string again = trace_bytes(*parsed);
+  check(sched::parse_trace(again).value() == *parsed);
+  if (parsed->size() > 0) (void)lru_curve(*parsed);
+}
+
+void trace_csv(std::string_view data) {
+  if (const auto parsed = sched::parse_trace_csv(data))
+    check(sched::parse_trace_csv(sched::trace_csv(*parsed)).value().size() == parsed->size());
+}
+
+void expert_profile(std::string_view data) {
+  if (const auto parsed = parse_expert_profile(data))
+    check(parse_expert_profile(expert_profile_text(*parsed)).value().uses == parsed->uses);
+}
+
 constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
+    {"trace", trace},
+    {"trace_csv", trace_csv},
+    {"expert_profile", expert_profile},
     {"safetensors_header", safetensors_header},
     {"config", config},
     {"tokenizer", tokenizer},

@@ -5,6 +5,7 @@
 
 #include "scheduler/trace/analysis.h"
 #include "scheduler/trace/synthetic.h"
+#include "scheduler/trace/trace_csv.h"
 
 namespace thermocline::sched {
 namespace {
@@ -59,6 +60,23 @@ TEST(Trace, WhatIsNoTraceIsSaid) {
   std::string twice = good;
   twice.replace(twice.size() - 4, 2, twice, twice.size() - 8, 2);
   EXPECT_NE(parse_trace(twice).error().message.find("twice"), std::string::npos);
+}
+
+TEST(TraceCsv, GoesThereAndBack) {
+  const Trace trace =
+      synthesize_trace({.layers = 3, .experts = 16, .top_k = 3, .vocabulary = 100}, Workload::one, 1, 10);
+  const std::string csv = trace_csv(trace);
+  const Result<Trace> back = parse_trace_csv(csv);
+  ASSERT_TRUE(back) << back.error().message;
+  ASSERT_EQ(back->size(), 10);
+  for (int64_t i = 0; i < 10; ++i)
+    for (int layer = 0; layer < 3; ++layer)
+      for (size_t k = 0; k < 3; ++k) EXPECT_EQ(back->picks(i, layer)[k].expert, trace.picks(i, layer)[k].expert);
+  const std::string head(kTraceCsvHead);
+  for (const char* bad : {"", "1,2", "0,0,0,0,5,x\n", "0,0,0,1,5,1\n", "0,0,0,0,5,1\n0,0,1,0,5,1\n0,0,0,0,5,1\n",
+                          "0,0,0,0,99999,1\n", "0,0,0,0,3,1\n0,0,0,1,3,1\n"})
+    EXPECT_FALSE(parse_trace_csv(head + bad)) << bad;
+  EXPECT_FALSE(parse_trace_csv("request,layer\n"));
 }
 
 // One generation of 450 tokens, each layer its own LRU: 40.5 / 59.4 / 74.4 / 86.5 / 91.3 % were published for V4-Flash.
