@@ -23,6 +23,8 @@ void add_bench_kv(CLI::App& bench, Outcome& outcome);
 void add_synth(CLI::App& app, Outcome& outcome);
 void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);
+void add_calibrate(CLI::App& app, Outcome& outcome);
+void add_doctor(CLI::App& app, Outcome& outcome);
 void add_selfcheck(CLI::App& app, Outcome& outcome);
 void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
 

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "runtime/engine/doctor.h"
+#include "runtime/engine/machine_profile_json.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/kv/kv_log_format.h"
 #include "runtime/model/deepseek_v4/config.h"
@@ -183,6 +185,16 @@ void kv_log(std::string_view data) {
   if (const auto parts = parse_group_head(block)) check(!parts->empty() && parts->size() <= kKvGroupParts);
 }
 
+// What is taken is what is written again; and the memory table of a board, which is as foreign.
+void machine_profile(std::string_view data) {
+  (void)parse_memory_modules(data);
+  const auto profile = parse_machine_profile(data);
+  if (!profile) return;
+  const Json json = machine_profile_json(*profile);
+  const auto again = parse_machine_profile(dump_json(json));
+  check(again && machine_profile_json(*again) == json);
+}
+
 constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"safetensors_header", safetensors_header},
     {"config", config},
@@ -193,6 +205,7 @@ constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"request", request},
     {"python_json", python_json},
     {"kv_log", kv_log},
+    {"machine_profile", machine_profile},
     {"completion", completion}};
 
 }  // namespace
