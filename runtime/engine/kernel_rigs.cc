@@ -122,6 +122,18 @@ void RandomWeights::fill(WorkerPool& pool) {
   });
 }
 
+void RandomWeights::touch(WorkerPool& pool) const {
+  constexpr int64_t kPage = 4096;
+  pool.run([&](int worker) {
+    const WorkerPool::Team& team = pool.team(worker);
+    const NumaBuffer& arena = arenas_[static_cast<size_t>(team.node)];
+    const auto bytes = static_cast<int64_t>(arena.size());
+    const int64_t end = bytes * (team.rank + 1) / team.size;
+    for (int64_t at = bytes * team.rank / team.size; at < end; at += kPage)
+      (void)*static_cast<const volatile std::byte*>(arena.data() + at);
+  });
+}
+
 Result<MoeRig> MoeRig::create(const cpu::CpuContext& cpu, const Shape& shape, uint64_t weight_bytes) {
   MoeRig rig(cpu, shape);
   const PackedShape shapes[] = {mxfp4_shape(shape.inter_dim, shape.dim), mxfp4_shape(shape.inter_dim, shape.dim),
@@ -139,6 +151,7 @@ Result<MoeRig> MoeRig::create(const cpu::CpuContext& cpu, const Shape& shape, ui
 }
 
 Status MoeRig::prepare(int64_t tokens, cpu::Activation activation) {
+  weights_.touch(cpu_.pool);
   tokens_ = tokens;
   format_ = {activation, activation != cpu::Activation::int8};
   TC_ASSIGN(x_, cpu::GemmInput::allocate(tokens, s_.dim));
@@ -193,6 +206,7 @@ Result<GemmRig> GemmRig::create(const cpu::CpuContext& cpu, std::vector<PackedSh
 }
 
 Status GemmRig::prepare(int64_t tokens) {
+  weights_.touch(cpu_.pool);
   tokens_ = tokens;
   inputs_.clear();
   int64_t widest = 0;

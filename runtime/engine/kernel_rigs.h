@@ -43,6 +43,9 @@ class RandomWeights {
     return matrices_[static_cast<size_t>(set * shapes_ + shape)];
   }
   uint64_t bytes() const { return arenas_.size() * arenas_[0].size(); }
+  /// Reads of every page: a system that takes back what was idle for a while has to give it again before a run is
+  /// timed.
+  void touch(WorkerPool& pool) const;
 
  private:
   void fill(WorkerPool& pool);
