@@ -4,17 +4,13 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <cstring>
 #include <functional>
 #include <random>
 
-#include "kernels_cpu/attention.h"
-#include "kernels_cpu/indexer.h"
-#include "kernels_cpu/moe.h"
-#include "runtime/base/number_formats.h"
 #include "runtime/cli/bench_load.h"
 #include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
+#include "runtime/engine/context_rigs.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/io/file.h"
 #include "runtime/model/deepseek_v4/synthesize.h"
@@ -23,18 +19,12 @@ namespace thermocline::cli {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using cpu::Activation;
-using cpu::PackedMatrix;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// What one run of a kernel needs of the machine.
-struct Need {
-  double bytes = 0, flops = 0, int8_ops = 0;
-  double bound_seconds(const Peaks& p) const {
-    return std::max({bytes / p.read_bandwidth, flops / p.flops, int8_ops / p.int8_ops});
-  }
-};
+double bound_seconds(const KernelWork& work, const Peaks& p) {
+  return std::max({work.bytes / p.read_bandwidth, work.flops / p.flops, work.int8_ops / p.int8_ops});
+}
 
 /// One line of the table.
 struct KernelRow {
@@ -68,7 +58,7 @@ class Bench {
 
   /// Measures `run`, which returns what it needed, by Google Benchmark. compute_target: the share asked for where
   /// multiplications are the bound and not bytes.
-  void measure(KernelRow row, const std::function<Need()>& run, double compute_target = 0) {
+  void measure(KernelRow row, const std::function<KernelWork()>& run, double compute_target = 0) {
     fmt::print(stderr, "measuring: {}\n", row.name);
     const WorkerPool::StepScope scope(cpu_.pool);
     benchmark::RegisterBenchmark(row.name.c_str(),
@@ -78,14 +68,9 @@ class Bench {
                                    const int runs = std::max(1, static_cast<int>(0.04 / seconds_since(warm_up)));
                                    Peaks before = meter_.measure();
                                    for (auto _ : state) {
-                                     Need need;
+                                     KernelWork need;
                                      const Clock::time_point start = Clock::now();
-                                     for (int i = 0; i < runs; ++i) {
-                                       const Need one = run();
-                                       need.bytes += one.bytes;
-                                       need.flops += one.flops;
-                                       need.int8_ops += one.int8_ops;
-                                     }
+                                     for (int i = 0; i < runs; ++i) need += run();
                                      const double seconds = seconds_since(start);
                                      state.SetIterationTime(seconds);
                                      const Peaks after = meter_.measure();
@@ -108,8 +93,8 @@ class Bench {
   }
 
  private:
-  static void record(KernelRow& row, const Need& need, const Peaks& now, double seconds, double compute_target) {
-    const double bound = need.bound_seconds(now);
+  static void record(KernelRow& row, const KernelWork& need, const Peaks& now, double seconds, double compute_target) {
+    const double bound = bound_seconds(need, now);
     row.shares.push_back(bound / seconds);
     if (bound == need.bytes / now.read_bandwidth) {
       row.unit = "GB/s";
@@ -131,281 +116,51 @@ class Bench {
   std::vector<KernelRow> rows_;
 };
 
-// --- weights and activations of the true shapes, random codes ---
-
-void fill_random(std::byte* data, uint64_t bytes, uint8_t lowest, uint8_t count) {
-  constexpr uint64_t kPattern = 1 << 16;
-  static const std::vector<uint8_t> pattern = [] {
-    std::vector<uint8_t> random_bytes(kPattern);
-    std::mt19937 random(1);
-    for (uint8_t& b : random_bytes) b = static_cast<uint8_t>(random());
-    return random_bytes;
-  }();
-  for (uint64_t at = 0; at < bytes; ++at) data[at] = static_cast<std::byte>(lowest + pattern[at % kPattern] % count);
-}
-
-PackedMatrix mxfp4(int64_t n, int64_t k) {
-  PackedMatrix m;
-  m.format = cpu::WeightFormat::mxfp4;
-  m.scale = cpu::ScaleFormat::e8m0_rows;
-  m.n = n;
-  m.k = k;
-  return m;
-}
-
-void place(PackedMatrix& m, std::byte*& at) {
-  m.tiles = reinterpret_cast<const uint8_t*>(at);
-  m.scales = m.tiles + m.tile_plane_bytes();
-  fill_random(at, static_cast<uint64_t>(m.tile_plane_bytes()), 0, 126);  // e4m3 without NaN; any nibbles
-  fill_random(at + m.tile_plane_bytes(), static_cast<uint64_t>(m.scale_plane_bytes()), 118, 4);
-  at += (m.bytes() + 63) / 64 * 64;
-}
-
-std::vector<float> random_rows(int64_t count) {
-  std::mt19937 random(2);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(static_cast<size_t>(count));
-  for (float& v : x) v = round_bf16(normal(random));
-  return x;
-}
-
-/// A routed MoE layer: as many distinct experts as kWeightBytes hold; ids beyond share them.
-class MoeBench {
- public:
-  static constexpr uint64_t kWeightBytes = uint64_t{4} << 30;
-
-  static Result<MoeBench> create(const ModelGeometry& g) {
-    MoeBench moe(g);
-    cpu::ExpertWeights shape{mxfp4(g.moe_inter_dim, g.dim), mxfp4(g.moe_inter_dim, g.dim),
-                             mxfp4(g.dim, g.moe_inter_dim)};
-    const int distinct = std::min<int>(g.n_routed_experts, static_cast<int>(kWeightBytes / shape.bytes()));
-    TC_ASSIGN(moe.arena_, NumaBuffer::allocate(static_cast<uint64_t>(distinct) * (shape.bytes() + 192)));
-    std::byte* at = moe.arena_.data();
-    for (int e = 0; e < distinct; ++e) {
-      cpu::ExpertWeights expert = shape;
-      for (PackedMatrix* m : {&expert.w1, &expert.w3, &expert.w2}) place(*m, at);
-      moe.experts_.push_back(expert);
-    }
-    for (int e = distinct; e < g.n_routed_experts; ++e)
-      moe.experts_.push_back(moe.experts_[static_cast<size_t>(e % distinct)]);
-    return moe;
-  }
-
-  /// Runs layers of `tokens` tokens, each with its own top_k experts drawn uniformly.
-  Status measure(Bench& bench, KernelRow row, int64_t tokens, Activation activation, double compute_target) {
-    const cpu::CpuContext& c = bench.cpu();
-    const int top_k = g_.n_activated_experts;
-    TC_ASSIGN(cpu::GemmInput x, cpu::GemmInput::allocate(tokens, g_.dim));
-    TC_ASSIGN(cpu::MoeWorkspace workspace,
-              cpu::MoeWorkspace::allocate(c.pool.size(), tokens, top_k, g_.n_routed_experts, g_.dim, g_.moe_inter_dim));
-    const std::vector<float> rows = random_rows(tokens * g_.dim);
-    const cpu::InputFormat format{activation, activation != Activation::int8};
-    cpu::prepare(c, TensorView<const float, 2>(rows.data(), {tokens, g_.dim}), format, x);
-    std::vector<float> out(static_cast<size_t>(tokens * g_.dim)), weights(static_cast<size_t>(tokens * top_k), 0.25f);
-    std::vector<int32_t> ids(weights.size());
-    const cpu::MoeOptions options{g_.swiglu_limit, true, format, format};
-    bench.measure(
-        row,
-        [&] {
-          Need need;
-          need.bytes = static_cast<double>(route(ids, top_k)) * static_cast<double>(experts_[0].bytes());
-          const double ops = 2.0 * static_cast<double>(tokens * top_k * 3 * g_.dim * g_.moe_inter_dim);
-          (activation == Activation::int8 ? need.int8_ops : need.flops) = ops;
-          cpu::moe(c, experts_, nullptr, x, x, {ids.data(), {tokens, top_k}}, {weights.data(), {tokens, top_k}},
-                   options, workspace, out.data());
-          return need;
-        },
-        compute_target);
-    return {};
-  }
-
- private:
-  explicit MoeBench(const ModelGeometry& g) : g_(g) {}
-
-  // Distinct experts a token; returns how many the batch names.
-  int64_t route(std::vector<int32_t>& ids, int top_k) {
-    std::vector<bool> seen(experts_.size());
-    int64_t count = 0;
-    for (size_t i = 0; i < ids.size(); ++i) {
-      const auto token =
-          ids.begin() + static_cast<ptrdiff_t>(i / static_cast<size_t>(top_k) * static_cast<size_t>(top_k));
-      const auto at = ids.begin() + static_cast<ptrdiff_t>(i);
-      do *at = static_cast<int32_t>(random_() % experts_.size());
-      while (std::find(token, at, *at) != at);
-      count += !seen[static_cast<size_t>(*at)];
-      seen[static_cast<size_t>(*at)] = true;
-    }
-    return count;
-  }
-
-  ModelGeometry g_;
-  NumaBuffer arena_;
-  std::vector<cpu::ExpertWeights> experts_;
-  std::mt19937 random_{3};
-};
-
 Status bench_moe(Bench& bench) {
-  const Activation exact = bench.cpu().table.activation;
+  const cpu::Activation exact = bench.cpu().table.activation;
   const auto run = [&](const char* model) -> Status {
     TC_ASSIGN(const ModelGeometry g, deepseek_v4::published_geometry(model, 0));
-    TC_ASSIGN(MoeBench moe, MoeBench::create(g));
-    const std::string name = std::string(model) + " MoE layer, MXFP4, ";
-    TC_RETURN_IF_ERROR(moe.measure(bench, {name + "M = 1", 0.90}, 1, exact, 0));
+    TC_ASSIGN(
+        MoeRig moe,
+        MoeRig::create(bench.cpu(), {g.dim, g.moe_inter_dim, g.n_routed_experts, g.n_activated_experts, g.swiglu_limit},
+                       uint64_t{4} << 30));
+    const auto measure = [&](KernelRow row, int64_t tokens, cpu::Activation activation,
+                             double compute_target) -> Status {
+      row.name = model + row.name;
+      TC_RETURN_IF_ERROR(moe.prepare(tokens, activation));
+      bench.measure(
+          std::move(row), [&] { return moe.run_uniform(); }, compute_target);
+      return {};
+    };
+    TC_RETURN_IF_ERROR(measure({" MoE layer, MXFP4, M = 1", 0.90}, 1, exact, 0));
     for (const int64_t tokens : {8, 16})
-      TC_RETURN_IF_ERROR(moe.measure(bench, {name + "M = " + std::to_string(tokens), 0.85}, tokens, exact, 0.70));
-    TC_RETURN_IF_ERROR(moe.measure(bench, {name + "M = 512", 0.65}, 512, exact, 0));
-    TC_RETURN_IF_ERROR(moe.measure(bench, {name + "INT8 activations, M = 1", 0.90}, 1, Activation::int8, 0));
-    return moe.measure(bench, {name + "INT8 activations, M = 512", 0.60}, 512, Activation::int8, 0);
+      TC_RETURN_IF_ERROR(measure({" MoE layer, MXFP4, M = " + std::to_string(tokens), 0.85}, tokens, exact, 0.70));
+    TC_RETURN_IF_ERROR(measure({" MoE layer, MXFP4, M = 512", 0.65}, 512, exact, 0));
+    TC_RETURN_IF_ERROR(measure({" MoE layer, MXFP4, INT8 activations, M = 1", 0.90}, 1, cpu::Activation::int8, 0));
+    return measure({" MoE layer, MXFP4, INT8 activations, M = 512", 0.60}, 512, cpu::Activation::int8, 0);
   };
   TC_RETURN_IF_ERROR(run("v4-flash"));
   return run("v4-pro");
 }
 
 Status bench_fp8_gemv(Bench& bench) {
-  PackedMatrix w;
-  w.format = cpu::WeightFormat::fp8;
-  w.scale = cpu::ScaleFormat::f32_blocks;
-  w.scale_tiles = 4;
-  w.n = 4096;
-  w.k = 32768;
-  std::vector<PackedMatrix> copies(2, w);
-  TC_ASSIGN(const NumaBuffer arena, NumaBuffer::allocate(static_cast<uint64_t>(copies.size() * (w.bytes() + 64))));
-  std::byte* at = arena.data();
-  for (PackedMatrix& copy : copies) {
-    place(copy, at);
-    for (int64_t i = 0; i < w.scale_plane_bytes() / 4; ++i)
-      reinterpret_cast<float*>(const_cast<uint8_t*>(copy.scales))[i] = 0x1p-7f;
-  }
-  TC_ASSIGN(cpu::GemmInput x, cpu::GemmInput::allocate(1, w.k));
-  const std::vector<float> row = random_rows(w.k);
-  cpu::prepare(bench.cpu(), TensorView<const float, 2>(row.data(), {1, w.k}), {bench.cpu().table.activation, true}, x);
-  std::vector<float> y(static_cast<size_t>(w.n));
-  size_t next = 0;
-  bench.measure({"FP8 GEMV 4096 x 32768, M = 1", 0.90}, [&] {
-    cpu::gemm(bench.cpu(), copies[next++ % copies.size()], x, y.data(), true);
-    return Need{static_cast<double>(w.bytes()), 2.0 * static_cast<double>(w.n * w.k), 0};
-  });
+  const cpu::PackedShape shape = fp8_shape(4096, 32768);
+  TC_ASSIGN(GemmRig gemv, GemmRig::create(bench.cpu(), {shape}, uint64_t{1} << 30));
+  TC_RETURN_IF_ERROR(gemv.prepare(1));
+  bench.measure({"FP8 GEMV 4096 x 32768, M = 1", 0.90}, [&] { return gemv.run(); });
   return {};
 }
 
 Status bench_index_scan(Bench& bench) {
-  constexpr int64_t kRows = 256 << 10, kHeads = 64, kDim = 128, kTiles = kDim / 32;
-  const int64_t group_bytes = cpu::key_group_bytes(kTiles), groups = kRows / cpu::kKeyGroup;
-  TC_ASSIGN(const NumaBuffer keys, NumaBuffer::allocate(static_cast<uint64_t>(groups * group_bytes)));
-  std::vector<const uint8_t*> pointers;
-  for (int64_t g = 0; g < groups; ++g) {
-    std::byte* at = keys.data() + g * group_bytes;
-    fill_random(at, kTiles * 256, 0, 255);
-    fill_random(at + kTiles * 256, kTiles * 16, 124, 2);
-    pointers.push_back(reinterpret_cast<const uint8_t*>(at));
-  }
-  std::vector<float> q = random_rows(kHeads * kDim), gates = random_rows(kHeads), scores(kRows);
-  std::vector<cpu::Int8Chunk> query(kHeads * kTiles);
-  for (int64_t h = 0; h < kHeads; ++h) {
-    for (int64_t d = 0; d < kDim; ++d)
-      q[static_cast<size_t>(h * kDim + d)] = kE2m1[static_cast<size_t>(h * 7 + d * 3) % 16];
-    cpu::pack_index_query(&q[static_cast<size_t>(h * kDim)], kDim, &query[static_cast<size_t>(h * kTiles)]);
-  }
-  bench.measure({"index scan, 256 K rows x 64 heads", 0.80}, [&] {
-    bench.cpu().pool.split(groups, [&](int64_t begin, int64_t end, int) {
-      bench.cpu().table.index_scores_fp4(query.data(), gates.data(), kHeads, &pointers[static_cast<size_t>(begin)],
-                                         end - begin, kTiles, &scores[static_cast<size_t>(begin * cpu::kKeyGroup)]);
-    });
-    return Need{static_cast<double>(groups * group_bytes), 0, 2.0 * static_cast<double>(kRows * kHeads * kDim)};
-  });
+  TC_ASSIGN(IndexRig index, IndexRig::create(bench.cpu(), 256 << 10, 1));
+  bench.measure({"index scan, 256 K rows x 64 heads", 0.80}, [&] { return index.scan(); });
   return {};
 }
-
-/// Attention as a step does it: FP8 rows are unpacked once a token, by all workers where they are more than the tokens.
-class AttentionBench {
- public:
-  static Result<AttentionBench> create(const cpu::CpuContext& c, int64_t tokens, bool fp8) {
-    AttentionBench a(c, tokens, fp8);
-    TC_ASSIGN(a.cache_, NumaBuffer::allocate(static_cast<uint64_t>(kCached * a.row_bytes_)));
-    const std::vector<float> values = random_rows(1 << 16);
-    for (int64_t r = 0; r < kCached; ++r) {
-      const float* row = &values[static_cast<size_t>(r * kDim) % values.size()];
-      std::byte* at = a.cache_.data() + r * a.row_bytes_;
-      if (fp8) cpu::store_fp8_row(row, kDim - kRope, kRope, reinterpret_cast<uint8_t*>(at));
-      for (int64_t d = 0; !fp8 && d < kDim; ++d) reinterpret_cast<bf16*>(at)[d] = float_to_bf16(row[d]);
-    }
-    a.list_rows();
-    return a;
-  }
-
-  Need run() {
-    read_rows_ = lists_[next_++ % kLists];
-    const int64_t workers = c_.pool.size(), units = kHeads / kUnit;
-    const bool together = tokens_ <= workers;
-    if (fp8_ && together)
-      c_.pool.split(tokens_ * kRows, [&](int64_t begin, int64_t end, int) { unpack(begin, end, begin); });
-    c_.pool.split(tokens_ * units, [&](int64_t begin, int64_t end, int worker) {
-      int64_t unpacked = -1;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t token = i / units, at = (token * kHeads + i % units * kUnit) * kDim;
-        if (fp8_ && !together && token != unpacked) unpack(token * kRows, (token + 1) * kRows, worker * kRows);
-        unpacked = token;
-        float* s = &scratch_[static_cast<size_t>(worker * kUnit * (kRows + kDim))];
-        cpu::attention(c_.table,
-                       {&q_[static_cast<size_t>(at)], kUnit, &read_rows_[static_cast<size_t>(token * kRows)], kRows,
-                        kDim, true, 0.04f, true},
-                       sinks_.data(), s, s + kUnit * kRows, &out_[static_cast<size_t>(at)]);
-      }
-    });
-    return Need{0, 4.0 * static_cast<double>(tokens_ * kRows * kHeads * kDim), 0};
-  }
-
- private:
-  static constexpr int64_t kRows = 128 + 512, kHeads = 64, kDim = 512, kRope = 64, kUnit = 8, kCached = 1 << 16;
-  static constexpr size_t kLists = 8;
-
-  AttentionBench(const cpu::CpuContext& c, int64_t tokens, bool fp8)
-      : c_(c),
-        tokens_(tokens),
-        fp8_(fp8),
-        row_bytes_(fp8 ? fp8_row_bytes(kDim, kRope) : kDim * 2),
-        q_(random_rows(tokens * kHeads * kDim)),
-        sinks_(kHeads, 0.0f),
-        out_(q_.size()),
-        scratch_(static_cast<size_t>(c.pool.size() * kUnit * (kRows + kDim))),
-        unpacked_(static_cast<size_t>(fp8 ? std::max<int64_t>(c.pool.size(), tokens) * kRows * kDim : 0)) {}
-
-  // 128 neighbours, then rows from all over the context in rising order; another choice every run.
-  void list_rows() {
-    std::mt19937 random(4);
-    lists_.assign(kLists, std::vector<const void*>(static_cast<size_t>(tokens_ * kRows)));
-    for (auto& rows : lists_)
-      for (size_t i = 0; i < rows.size(); ++i) {
-        const int64_t r = static_cast<int64_t>(i % kRows);
-        const int64_t at =
-            r < 128 ? kCached - 128 + r : (r - 128) * (kCached / 512) + static_cast<int64_t>(random() % 100);
-        rows[i] = cache_.data() + at * row_bytes_;
-      }
-  }
-
-  void unpack(int64_t begin, int64_t end, int64_t to) {
-    bf16* out = &unpacked_[static_cast<size_t>(to * kDim)];
-    const void** rows = &read_rows_[static_cast<size_t>(begin)];
-    c_.table.unpack_fp8_rows(rows, end - begin, kDim - kRope, kRope, out);
-    for (int64_t i = 0; i < end - begin; ++i) rows[i] = out + i * kDim;
-  }
-
-  const cpu::CpuContext c_;
-  const int64_t tokens_;
-  const bool fp8_;
-  const int64_t row_bytes_;
-  NumaBuffer cache_;
-  std::vector<float> q_, sinks_, out_, scratch_;
-  std::vector<bf16> unpacked_;
-  std::vector<std::vector<const void*>> lists_;
-  std::vector<const void*> read_rows_;  // a list, its rows unpacked
-  size_t next_ = 0;
-};
 
 Status bench_attention(Bench& bench, int64_t tokens) {
   const std::string name = "attention, 128 + 512 rows, 64 heads of 512, M = " + std::to_string(tokens);
   for (const bool fp8 : {true, false}) {
-    TC_ASSIGN(AttentionBench attention, AttentionBench::create(bench.cpu(), tokens, fp8));
+    TC_ASSIGN(AttentionRig attention, AttentionRig::create(bench.cpu(), tokens, fp8));
     bench.measure({fp8 ? name : name + ", bf16 rows", 0.60}, [&] { return attention.run(); });
   }
   return {};
@@ -437,7 +192,7 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
   std::vector<double> other;
   bench.measure({"step, decode, batch 1", 0.85}, [&] {
     constexpr int kTokens = 16;
-    Need need;
+    KernelWork need;
     double reading = 0;
     const Clock::time_point start = Clock::now();
     for (int i = 0; i < kTokens && failed.ok(); ++i) {
@@ -461,7 +216,7 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
     sequence.reset();
     sequence = engine->driver().new_sequence().value();
     if (failed.ok()) failed = engine->driver().prefill(*sequence, ids);
-    return Need{static_cast<double>(engine->step().traffic().total_bytes()), 2 * (macs * 512 + head), 0};
+    return KernelWork{static_cast<double>(engine->step().traffic().total_bytes()), 2 * (macs * 512 + head), 0};
   });
   return failed;
 }

@@ -5,11 +5,15 @@
 #include <chrono>
 #include <cmath>
 
+#include "runtime/base/log.h"
 #include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
 #include "runtime/engine/machine_info.h"
+#include "runtime/engine/model_costs.h"
+#include "runtime/engine/stored_profile.h"
 #include "runtime/io/file.h"
 #include "runtime/kv/synthetic_rows.h"
+#include "scheduler/cost/cost_model.h"
 
 namespace thermocline::cli {
 namespace {
@@ -21,7 +25,7 @@ struct BenchOptions {
   std::vector<int64_t> prefill = {512}, decode = {64}, batch = {1}, fill_kv;
   int64_t chunk = 512;
   int repetitions = 3;
-  std::string json_path;
+  std::string json_path, profile_path;
 };
 
 struct StepRow {
@@ -34,6 +38,7 @@ struct StepRow {
   double bytes_per_token = 0;        // of weights
   double kv_bytes_per_token = 0;     // read of the KV cache, at the end of a long context
   double bound_tokens_per_second = 0;
+  double predicted_tokens_per_second = 0;  // by the cost model; 0: there is no profile of this box
 };
 
 /// Seconds and weight bytes of one repetition.
@@ -172,6 +177,45 @@ double tokens_per_second(const StepRow& row) {
   return static_cast<double>(row.tokens * row.batch) / median(row.seconds);
 }
 
+// --- what the cost model says ---
+
+// The profile that a prediction needs: the one named, or the one stored for this box. None where it would not hold.
+Result<std::optional<sched::MachineProfile>> profile_for(Engine& engine, const BenchOptions& o) {
+  if (engine.gpu_step() || engine.options().int8_activations || engine.options().numerics == Numerics::fp32)
+    return std::optional<sched::MachineProfile>();
+  if (o.profile_path.empty()) return stored_profile(machine_of(engine));
+  TC_ASSIGN(sched::MachineProfile profile, read_profile(o.profile_path));
+  return std::optional(std::move(profile));
+}
+
+// A prompt's chunks or an answer's steps, each attending to the middle of what it passes.
+double predicted_tokens_per_second(const sched::CostModel& model, const StepRow& row, int64_t chunk) {
+  const double tokens = static_cast<double>(row.tokens),
+               begin = row.context > 0 ? static_cast<double>(row.context) - tokens : 0;
+  const auto batch = static_cast<double>(row.batch);
+  if (row.kind[0] == 'd') return 1e9 * batch / model.step({.tokens = batch, .context = begin + tokens / 2}).total;
+  double ns = 0;
+  for (int64_t done = 0; done < row.tokens; done += chunk) {
+    const auto count = static_cast<double>(std::min(chunk, row.tokens - done));
+    ns +=
+        model.step({.tokens = count, .prefill = true, .context = begin + static_cast<double>(done) + count / 2}).total;
+  }
+  return 1e9 * tokens / ns;
+}
+
+Status predict_rows(Engine& engine, const BenchOptions& o, std::vector<StepRow>& rows) {
+  TC_ASSIGN(const std::optional<sched::MachineProfile> profile, profile_for(engine, o));
+  if (!profile) return {};
+  const sched::ModelCosts costs = model_costs(engine.geometry(), engine.step().options().fp8_rows);
+  const sched::CostModel model(costs, *profile);
+  for (StepRow& row : rows)
+    row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, engine.options().max_chunk);
+  return {};
+}
+
+// How far the prediction is above what was measured, in percent.
+double off_by(const StepRow& row) { return 100 * (row.predicted_tokens_per_second / tokens_per_second(row) - 1); }
+
 double share_of(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
 }
@@ -180,22 +224,29 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
   for (const std::string& line : engine.weights().placement) fmt::print("{}\n", line);
   fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
              machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
+  const bool predicted = rows[0].predicted_tokens_per_second > 0;
   fmt::print(
-      "| {:<9} | {:<18} | {:>12} | {:>14} | {:>12} | {:>14} |\n| {:-<9} | {:-<18} | {:-<11}: | {:-<13}: | {:-<11}: | "
-      "{:-<13}: |\n",
-      "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound", "", "", "", "", "", "");
+      "| {:<9} | {:<18} | {:>12} | {:>14} | {:>12} | {:>14} |{}\n| {:-<9} | {:-<18} | {:-<11}: | {:-<13}: | {:-<11}: | "
+      "{:-<13}: |{}\n",
+      "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound",
+      predicted ? " predicted t/s |  off by |" : "", "", "", "", "", "", "",
+      predicted ? " ------------: | ------: |" : "");
   for (const StepRow& row : rows)
-    fmt::print("| {:<9} | {:<18} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |\n",
-               kNumericsNames[static_cast<int>(engine.options().numerics)],
-               (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
-                   (row.batch > 1 ? " x" + std::to_string(row.batch) : "") +
-                   (row.context > 0 ? " @" + std::to_string(row.context) : ""),
-               tokens_per_second(row), (row.bytes_per_token + row.kv_bytes_per_token) / 1e6,
-               row.bound_tokens_per_second, 100 * median(row.shares));
+    fmt::print(
+        "| {:<9} | {:<18} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |{}\n",
+        kNumericsNames[static_cast<int>(engine.options().numerics)],
+        (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
+            (row.batch > 1 ? " x" + std::to_string(row.batch) : "") +
+            (row.context > 0 ? " @" + std::to_string(row.context) : ""),
+        tokens_per_second(row), (row.bytes_per_token + row.kv_bytes_per_token) / 1e6, row.bound_tokens_per_second,
+        100 * median(row.shares),
+        predicted ? fmt::format(" {:>13.2f} | {:>+5.0f} % |", row.predicted_tokens_per_second, off_by(row)) : "");
   fmt::print(
       "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
       "longer\n",
       o.repetitions);
+  if (predicted)
+    fmt::print("predicted: by the cost model from the machine's profile, with uniform routing (docs/calibration.md)\n");
   if (!o.fill_kv.empty())
     fmt::print(
         "@N: rows of a context of N tokens are synthetic; the bound has on top what a token reads or multiplies of "
@@ -212,7 +263,7 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
 
 Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepRow>& rows, const Peaks& peaks) {
   Json results = Json::array();
-  for (const StepRow& row : rows)
+  for (const StepRow& row : rows) {
     results.push_back({{"kind", row.kind},
                        {"tokens", row.tokens},
                        {"batch", row.batch},
@@ -223,6 +274,11 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepR
                        {"bound_tokens_per_second", row.bound_tokens_per_second},
                        {"share_of_bound", median(row.shares)},
                        {"repetitions", row.seconds.size()}});
+    if (row.predicted_tokens_per_second > 0) {
+      results.back()["predicted_tokens_per_second"] = row.predicted_tokens_per_second;
+      results.back()["predicted_off_by_percent"] = off_by(row);
+    }
+  }
   Json document = {{"model", o.model.model()},
                    {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
                    {"machine", machine_json(machine_of(engine))},
@@ -297,6 +353,10 @@ Status bench_step(const BenchOptions& o) {
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
   Peaks peaks;
   for (StepRow& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));
+  if (const Status status = predict_rows(*engine, o, rows); !status.ok()) {
+    if (!o.profile_path.empty()) return status;
+    log_warn("no prediction: {}", status.error().message);
+  }
   if (o.json_path != "-") print_table(*engine, o, rows, peaks);
   return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks);
 }
@@ -317,6 +377,8 @@ void add_bench_step(CLI::App& bench, Outcome& outcome) {
   command->add_option("--chunk", o->chunk, "Tokens of a prefill step")->capture_default_str();
   command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the median counts")->capture_default_str();
   command->add_option("--json", o->json_path, "Also a JSON document: a file, or - for standard output alone");
+  command->add_option("--profile", o->profile_path,
+                      "Predict from this machine profile instead of the one that calibrate stored for this box");
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(bench_step(*o)); });
 }
 

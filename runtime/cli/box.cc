@@ -5,7 +5,9 @@
 #include <algorithm>
 
 #include "kernels_gpu/device_list.h"
+#include "runtime/base/log.h"
 #include "runtime/cli/hardware_flags.h"
+#include "runtime/engine/stored_profile.h"
 #include "runtime/hw/cgroup.h"
 #include "runtime/hw/memory_bandwidth.h"
 #include "runtime/hw/topology.h"
@@ -123,19 +125,17 @@ Result<Box> measured_box() {
 
 Result<Box> this_box(bool own_cards) {
   Box box;
-  if (std::optional<sched::MachineProfile> profile = calibrated_profile()) {
+  TC_ASSIGN(const Topology topology, read_topology());
+  const CpuFeatures features = detect_cpu_features();
+  const MachineInfo machine{features, topology, features.best(), topology.default_threads()};
+  if (std::optional<sched::MachineProfile> profile = calibrated_profile(machine)) {
     box.machine = *std::move(profile);
-    if (!own_cards) box.machine.gpus.clear();
     add_figure(box, Unit::count, "cores", box.machine.cpu.cores, "calibrated");
     add_figure(box, Unit::bytes_per_second, "RAM read", box.machine.cpu.read_bytes_per_second, "calibrated");
-    for (const sched::GpuProfile& gpu : box.machine.gpus) {
-      add_figure(box, Unit::bytes, gpu.name + " memory", gpu.memory_bytes, "calibrated");
-      add_figure(box, Unit::bytes_per_second, gpu.name + " copies to it", gpu.h2d_bytes_per_second, "calibrated");
-    }
   } else {
     TC_ASSIGN(box, measured_box());
-    if (own_cards) add_own_cards(box);
   }
+  if (own_cards) add_own_cards(box);
   const MemoryBudget budget = free_memory();
   set_memory(box, static_cast<double>(budget.bytes), 0, budget.source);
   return box;
@@ -143,7 +143,12 @@ Result<Box> this_box(bool own_cards) {
 
 }  // namespace
 
-std::optional<sched::MachineProfile> calibrated_profile() { return std::nullopt; }
+std::optional<sched::MachineProfile> calibrated_profile(const MachineInfo& machine) {
+  Result<std::optional<sched::MachineProfile>> stored = stored_profile(machine);
+  if (stored) return *std::move(stored);
+  log_warn("{}: as if there were none", stored.error().message);
+  return std::nullopt;
+}
 
 sched::CpuKernels cpu_kernels(Isa isa) {
   switch (isa) {

@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "runtime/engine/machine_info.h"
 #include "runtime/hw/cpu_features.h"
 #include "scheduler/cost/hardware_presets.h"
 
@@ -37,8 +38,8 @@ struct Box {
   std::vector<Figure> figures;
 };
 
-/// This box as `thermocline calibrate` measured it. None so far: what reads the stored profile goes here.
-std::optional<sched::MachineProfile> calibrated_profile();
+/// This box as `thermocline calibrate` measured it, if it did. A file that is no profile counts as none, and is logged.
+std::optional<sched::MachineProfile> calibrated_profile(const MachineInfo& machine);
 
 /// The kernels of an instruction set, in the planner's words.
 sched::CpuKernels cpu_kernels(Isa isa);

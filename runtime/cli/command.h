@@ -28,6 +28,8 @@ void add_plan(CLI::App& app, Outcome& outcome);
 void add_synth(CLI::App& app, Outcome& outcome);
 void add_logits(CLI::App& app, Outcome& outcome);
 void add_perplexity(CLI::App& app, Outcome& outcome);
+void add_calibrate(CLI::App& app, Outcome& outcome);
+void add_doctor(CLI::App& app, Outcome& outcome);
 void add_selfcheck(CLI::App& app, Outcome& outcome);
 void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, render, parse
 
@@ -42,7 +44,8 @@ class ModelOptions {
  private:
   std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto",
                       kv_offload_ = "auto";
-  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_policy_ = "static", prefill_ = "cpu", record_trace_, expert_profile_;
+  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_policy_ = "static", prefill_ = "cpu", record_trace_,
+              expert_profile_;
   uint64_t gpu_memory_ = 0;
   int threads_ = 0;
   int64_t max_model_len_ = 0;

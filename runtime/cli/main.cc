@@ -26,6 +26,8 @@ int main(int argc, char** argv) {
   cli::add_logits(app, outcome);
   cli::add_perplexity(app, outcome);
   cli::add_selfcheck(app, outcome);
+  cli::add_calibrate(app, outcome);
+  cli::add_doctor(app, outcome);
   cli::add_chat_tools(app, outcome);
   try {
     app.parse(argc, argv);

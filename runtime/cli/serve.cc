@@ -113,7 +113,7 @@ class Service {
         model_->name, url, engine_->max_context(), engine_->options().max_sequences, engine_->stats().kv_tokens_total,
         machine_line(machine_of(*engine_)), url);
     std::fflush(stdout);
-    if (const auto box = calibrated_profile())
+    if (const auto box = calibrated_profile(machine_of(*engine_)))
       log_info("one sequence alone, 1024 tokens of context: {}",
                prediction_line(predict(*engine_, *box, 512, 1, 1024)));
   }
@@ -121,7 +121,7 @@ class Service {
   // The seconds that the steps took against those foreseen for as many tokens: of prompts alone, of answers as many a
   // step as there were on average. Rough, as steps had both.
   void log_measured() const {
-    const auto box = calibrated_profile();
+    const auto box = calibrated_profile(machine_of(*engine_));
     const EngineStats stats = engine_->stats();
     if (!box || stats.steps == 0 || stats.step_seconds <= 0) return;
     const auto prompts = static_cast<double>(stats.prompt_tokens), answers = static_cast<double>(stats.answer_tokens);

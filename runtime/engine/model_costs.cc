@@ -7,8 +7,9 @@
 namespace thermocline {
 namespace {
 
-// Parallel regions of a layer on the CPU: of every layer, and what compressed rows and an index add.
-constexpr int kRegions = 16, kCompressedRegions = 3, kIndexRegions = 4;
+// Parallel regions of a layer on the CPU, counted in a step: five products and attention's two, and what compressed
+// rows and an index add. Those of the experts, the streams and the rows are in what these cost.
+constexpr int kRegions = 7, kCompressedRegions = 2, kIndexRegions = 3;
 
 sched::WeightFormat format_of(DType dtype) {
   return dtype == DType::f8_e4m3 || dtype == DType::f8_e8m0 ? sched::WeightFormat::fp8
@@ -41,6 +42,9 @@ sched::ModelCosts model_costs(const ModelGeometry& g, bool fp8_rows) {
     layer.row_bytes = row_bytes;
     layer.hash_routed = g.is_hash_layer(i);
     layer.regions = kRegions;
+    layer.stream_elements = 2.0 * static_cast<double>(g.hc_mult * g.dim);
+    layer.row_elements =
+        static_cast<double>(g.q_lora_rank + g.head_dim + 2 * g.n_heads * g.head_dim + g.o_groups * g.o_lora_rank);
     if (kind != LayerKind::swa) {
       layer.ratio = g.compress_ratios[static_cast<size_t>(i)];
       layer.regions += kCompressedRegions;

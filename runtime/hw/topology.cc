@@ -38,6 +38,13 @@ void add_nodes(hwloc_topology_t topology, Topology& out) {
   }
 }
 
+void add_caches(hwloc_topology_t topology, Topology& out) {
+  const int count = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_L3CACHE);
+  for (int i = 0; i < count; ++i)
+    out.last_level_cache_bytes +=
+        hwloc_get_obj_by_type(topology, HWLOC_OBJ_L3CACHE, static_cast<unsigned>(i))->attr->cache.size;
+}
+
 // The CPUs the calling thread may run on: hwloc knows the cpuset of the group, not what taskset left of it.
 Bitmap allowed_cpus(hwloc_topology_t topology, bool synthetic) {
   Bitmap allowed(hwloc_bitmap_alloc_full(), &hwloc_bitmap_free);
@@ -95,6 +102,7 @@ Result<Topology> read_topology(const std::string& synthetic) {
   topology.synthetic = !hwloc_topology_is_thissystem(raw);
   add_nodes(raw, topology);
   add_cores(raw, topology);
+  add_caches(raw, topology);
   if (!topology.synthetic) {
     const CpuQuota quota = thermocline::cpu_quota();
     topology.cpu_quota = quota.cpus;

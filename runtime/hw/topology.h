@@ -20,12 +20,13 @@ struct NumaNode {
 };
 
 struct Topology {
-  std::vector<NumaNode> nodes;  // at least one
-  std::vector<Core> cores;      // physical cores in cpuset and affinity mask, by node then number; at least one
-  double cpu_quota = 0;         // CPUs the control groups grant (cgroup.h), 0 for no limit
-  std::string quota_source;     // the file that says so
-  bool synthetic = false;       // described by text, so nothing may be bound to it
-  std::string note;             // what had to be guessed, e.g. "topology hidden"; empty when nothing
+  std::vector<NumaNode> nodes;          // at least one
+  std::vector<Core> cores;              // physical cores in cpuset and affinity mask, by node then number; at least one
+  uint64_t last_level_cache_bytes = 0;  // of all L3 caches; 0 where the system hides them
+  double cpu_quota = 0;                 // CPUs the control groups grant (cgroup.h), 0 for no limit
+  std::string quota_source;             // the file that says so
+  bool synthetic = false;               // described by text, so nothing may be bound to it
+  std::string note;                     // what had to be guessed, e.g. "topology hidden"; empty when nothing
 
   /// How many workers this process should run: one per core, no more than the whole CPUs of the quota, at least one.
   int default_threads() const;

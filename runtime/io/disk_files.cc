@@ -357,4 +357,11 @@ Result<std::unique_ptr<DiskFiles>> DiskFiles::open(const std::filesystem::path& 
   return std::unique_ptr<DiskFiles>(std::move(files));
 }
 
+bool io_uring_allowed() {
+  io_uring ring;
+  if (io_uring_queue_init(1, &ring, 0) < 0) return false;
+  io_uring_queue_exit(&ring);
+  return true;
+}
+
 }  // namespace thermocline

@@ -69,4 +69,7 @@ class DiskFiles {
   virtual Status replace_small(const std::string& name, std::string_view bytes) = 0;
 };
 
+/// Whether the system lets this process use io_uring.
+bool io_uring_allowed();
+
 }  // namespace thermocline

@@ -203,6 +203,11 @@ OutputFile::~OutputFile() {
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
+Status OutputFile::make_private() {
+  if (!temporary_.empty() && fchmod(fd_, 0600) != 0) return os_error(path_, "setting the permissions of");
+  return {};
+}
+
 Status OutputFile::write(std::span<const std::byte> bytes) {
   for (size_t done = 0; done < bytes.size();) {
     const ssize_t n = ::write(fd_, bytes.data() + done, bytes.size() - done);
@@ -243,6 +248,13 @@ Result<std::string> read_text_file(const std::filesystem::path& path, uint64_t l
 
 Status write_text_file(const std::filesystem::path& path, std::string_view text) {
   TC_ASSIGN(OutputFile file, OutputFile::create(path));
+  TC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(text))));
+  return file.close();
+}
+
+Status write_private_file(const std::filesystem::path& path, std::string_view text) {
+  TC_ASSIGN(OutputFile file, OutputFile::create(path));
+  TC_RETURN_IF_ERROR(file.make_private());
   TC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(text))));
   return file.close();
 }

@@ -68,6 +68,8 @@ class OutputFile {
   static Result<OutputFile> create(const std::filesystem::path& path);
   OutputFile(OutputFile&& other) noexcept;
   ~OutputFile();
+  /// Only the owner may read and write it, from now on; what is no regular file stays as it is. Errors: io.
+  Status make_private();
   Status write(std::span<const std::byte> bytes);
   Status close();
 
@@ -86,5 +88,7 @@ class OutputFile {
 Result<std::string> read_text_file(const std::filesystem::path& path, uint64_t limit_bytes = uint64_t{1} << 30);
 /// The file has this text, or what it had before (OutputFile).
 Status write_text_file(const std::filesystem::path& path, std::string_view text);
+/// The same, and only the owner may read it.
+Status write_private_file(const std::filesystem::path& path, std::string_view text);
 
 }  // namespace thermocline

@@ -7,7 +7,7 @@ namespace thermocline::sched {
 namespace {
 
 // Kernels of a device by parallel regions of the CPU: norms, roundings and scatters are launches of their own there.
-constexpr double kKernelsPerRegion = 2;
+constexpr double kKernelsPerRegion = 4;
 
 // Different experts among those of one side that `tokens` tokens touch, when they find `share` of their pairs there.
 double unique_of(double experts, double pairs_a_token, double tokens) {
@@ -27,7 +27,9 @@ Phase StepTime::bottleneck() const {
 double CostModel::dense_ns(int layer, double tokens) const {
   const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
   const std::array<KernelCurve, 3>& curves = on_device() ? box_.gpus[0].weights : box_.cpu.weights;
-  double ns = l.regions * (on_device() ? kKernelsPerRegion * box_.gpus[0].kernel_ns : box_.cpu.region_ns);
+  double ns = on_device() ? l.regions * kKernelsPerRegion * box_.gpus[0].kernel_ns
+                          : l.regions * box_.cpu.region_ns + l.stream_elements * box_.cpu.streams.ns(tokens) +
+                                l.row_elements * box_.cpu.rows.ns(tokens);
   for (size_t f = 0; f < l.dense_bytes.size(); ++f)
     if (l.dense_bytes[f] > 0) ns += l.dense_bytes[f] * curves[f].ns_per_byte(tokens);
   return ns;

@@ -34,6 +34,13 @@ class KernelCurve {
   Points ns_{};
 };
 
+/// Work on a token's elements between products, by all workers: nanoseconds an element of the first token of a step,
+/// which shares its regions out badly, and of every further one.
+struct ElementCost {
+  double first_ns = 0, next_ns = 0;
+  double ns(double tokens) const { return first_ns + (tokens > 1 ? tokens - 1 : 0) * next_ns; }
+};
+
 /// The processor and its memory.
 struct CpuProfile {
   std::string name;
@@ -43,6 +50,7 @@ struct CpuProfile {
   std::array<KernelCurve, 3> weights;                        // by WeightFormat
   double attention_flops_one = 0, attention_flops_many = 0;  // a second: of one token's heads, of a prefill chunk's
   double index_ops_one = 0, index_ops_many = 0;              // integer operations a second over index keys
+  ElementCost streams, rows;                                 // by LayerCosts::stream_elements, row_elements
   double region_ns = 0;                                      // what a parallel region costs beyond its work
 };
 

@@ -350,3 +350,37 @@ def test_synthetic_topologies_and_thread_counts_change_no_bit(logits):
     expected = logits(DEMO, ids, "--threads", 1)["logits"]
     for flags in (("--threads", 3), ("--topology", "node:2 core:2 pu:1"), ("--topology", "node:4 core:1 pu:1", "--threads", 4)):
         assert (logits(DEMO, ids, *flags)["logits"] == expected).all(), flags
+
+
+def test_calibrate_keeps_a_profile_that_bench_step_predicts_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    step = ("bench", "step", "--model", GOLDEN / "tiny-csa", "-p", 4, "-n", 2, "-r", 1)
+    out, _ = run(*step)
+    assert "predicted" not in out, out
+    out, err = run("calibrate", "--quick")
+    assert "calibrating" in err and "experts, MXFP4" in out and "STREAM read" in out and "calibration" not in out, (out, err)
+    (stored,) = (tmp_path / "cache" / "thermocline").iterdir()
+    profile = json.loads(stored.read_text())
+    assert stored.name == f"machine-{profile['fingerprint']}.json" and stored.stat().st_mode & 0o777 == 0o600, stored
+    assert profile["cpu"]["read_bytes_per_second"] > 0 and len(profile["cpu"]["ns_per_byte"]["fp8"]) == len(profile["tokens"]), profile
+    assert "predicted t/s" in run(*step)[0]
+    for row in json.loads(run(*step, "--json", "-")[0])["results"]:
+        assert row["predicted_tokens_per_second"] > 0 and row["predicted_off_by_percent"] > -100, row
+    stored.write_text("{}")
+    out, err = run(*step)
+    assert "predicted" not in out and "version is missing" in err, (out, err)
+    _, err = run(*step, "--profile", stored, code=1)
+    assert str(stored) in err and "version is missing" in err, err
+
+
+def test_doctor_reads_the_machine_it_is_given(tmp_path):
+    meminfo = tmp_path / "proc" / "meminfo"
+    meminfo.parent.mkdir()
+    meminfo.write_text("MemTotal: 67108864 kB\nMemAvailable: 33554432 kB\n")
+    out, _ = run("doctor", "--root", tmp_path)
+    assert "32.0 GiB free of 64.0" in out and "instruction sets" in out and "problem" not in out, out
+    meminfo.write_text("MemTotal: 67108864 kB\nMemAvailable: 1024 kB\n")
+    document = json.loads(run("doctor", "--root", tmp_path, "--json", code=1)[0])
+    levels = {check["check"]: check["level"] for check in document["checks"]}
+    assert levels["memory"] == "problem" and levels["swap"] == "ok" and document["machine"]["cores"] > 0, document
+    assert all(bool(check["advice"]) == (check["level"] != "ok") for check in document["checks"]), document

@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "runtime/engine/doctor.h"
 #include "runtime/engine/expert_profile.h"
+#include "runtime/engine/machine_profile_json.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/kv/kv_log_format.h"
 #include "runtime/model/deepseek_v4/config.h"
@@ -204,6 +206,16 @@ void expert_profile(std::string_view data) {
     check(parse_expert_profile(expert_profile_text(*parsed)).value().uses == parsed->uses);
 }
 
+// What is taken is what is written again; and the memory table of a board, which is as foreign.
+void machine_profile(std::string_view data) {
+  (void)parse_memory_modules(data);
+  const auto profile = parse_machine_profile(data);
+  if (!profile) return;
+  const Json json = machine_profile_json(*profile);
+  const auto again = parse_machine_profile(dump_json(json));
+  check(again && machine_profile_json(*again) == json);
+}
+
 constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"trace", trace},
     {"trace_csv", trace_csv},
@@ -217,6 +229,7 @@ constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"request", request},
     {"python_json", python_json},
     {"kv_log", kv_log},
+    {"machine_profile", machine_profile},
     {"completion", completion}};
 
 }  // namespace

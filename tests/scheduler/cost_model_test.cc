@@ -86,6 +86,21 @@ TEST(CostModel, RoofsOfTheSpec) {
   }
 }
 
+TEST(CostModel, ElementsAndRegionsComeOnTopOfTheWeights) {
+  const ModelCosts flash = costs_of("v4-flash");
+  MachineProfile machine = box(1e12, 1e11);
+  machine.gpus.clear();
+  machine.cpu.attention_flops_one = machine.cpu.attention_flops_many = 1e12;
+  const double before = CostModel(flash, machine).dense_ns(0, 9);
+  machine.cpu.region_ns = 1000;
+  machine.cpu.streams = {0.5, 0.125};
+  machine.cpu.rows = {0.25, 0.0625};
+  const LayerCosts& layer = flash.layers[0];
+  EXPECT_EQ(layer.stream_elements, 2 * 4 * 4096);
+  EXPECT_NEAR(CostModel(flash, machine).dense_ns(0, 9) - before,
+              1000 * layer.regions + 1.5 * layer.stream_elements + 0.75 * layer.row_elements, 1e-3);
+}
+
 TEST(KernelCurve, IsLogLinearBetweenItsPoints) {
   const KernelCurve roof = KernelCurve::roof(100e9, 1e12, 4);
   EXPECT_DOUBLE_EQ(roof.ns_per_byte(1), 0.01);
