@@ -22,7 +22,7 @@ void add_bench_gpu(CLI::App& bench, Outcome& outcome);
 void add_bench_kv(CLI::App& bench, Outcome& outcome);
 void add_bench_sched(CLI::App& bench, Outcome& outcome);
 void add_sim(CLI::App& app, Outcome& outcome);
-void add_trace(CLI::App& app, Outcome& outcome);  // info, replay, fit, convert, synth
+void add_trace(CLI::App& app, Outcome& outcome);  // info, replay, predict, fit, convert, synth
 void add_trace_replay(CLI::App& trace, Outcome& outcome);
 void add_plan(CLI::App& app, Outcome& outcome);
 void add_synth(CLI::App& app, Outcome& outcome);

@@ -20,6 +20,8 @@ struct SimFlags {
   int requests = 1, tokens = 600;
   double context = 1024, noise = 0, ram_experts = 1;
   uint64_t seed = 1;
+  std::string staging;
+  int staged_experts = 3;
   bool serve = false;
   sched::ServingOptions serving;
 };
@@ -75,6 +77,8 @@ Result<sched::Trace> trace_of(const SimFlags& o, const sched::ModelCosts& m, dou
 Result<sched::SimOptions> sim_options(const SimFlags& o) {
   sched::SimOptions options{.context = o.context,
                             .ram_experts = o.ram_experts,
+                            .staging = o.staging,
+                            .staged_experts = o.staged_experts,
                             .noise = o.noise,
                             .seed = o.seed,
                             .recorded_steps = o.html.empty() ? 0 : 1};
@@ -230,6 +234,9 @@ void add_sim(CLI::App& app, Outcome& outcome) {
   command
       ->add_option("--ram-experts", o->ram_experts, "Share of the experts that memory holds; the disk has the others")
       ->capture_default_str();
+  command->add_option("--staging", o->staging,
+                      "A predictor: the CPU reads guessed experts into its caches while the device is at attention");
+  command->add_option("--staged-experts", o->staged_experts, "That its caches hold")->capture_default_str();
   command->add_option("--noise", o->noise, "Spread of every operation's time (sigma of its logarithm)");
   command->add_option("--fault", o->faults, "An engine that slows down, as cpu:0.5@1s-2s");
   command->add_option("--seed", o->seed, "The same seed gives the same numbers")->capture_default_str();

@@ -89,6 +89,11 @@ Json sim_json(const sched::SimReport& r) {
             {"useful_fill_share", r.ended_fills > 0 ? r.useful_fills / r.ended_fills : 1},
             {"zero_miss_layer_share", r.zero_miss_layers / r.layers},
             {"overlap_share", r.overlap_ns / r.total_ns},
+            {"staged_experts", r.staged},
+            {"staged_right_share", r.staged > 0 ? r.staged_right / r.staged : 0},
+            {"staging", r.staging_verdict == sched::Referee::State::on    ? "on"
+                        : r.staging_verdict == sched::Referee::State::off ? "off"
+                                                                          : "testing"},
             {"bytes", {{"cpu", r.cpu_bytes}, {"gpu", r.gpu_bytes}, {"bus", r.bus_bytes}, {"disk", r.disk_bytes}}},
             {"joules_per_token", r.joules_per_token()}};
   for (size_t i = 0; i < sched::kEngineNames.size(); ++i)

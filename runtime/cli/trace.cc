@@ -10,6 +10,7 @@
 #include "runtime/engine/expert_profile.h"
 #include "runtime/io/file.h"
 #include "runtime/io/json_document.h"
+#include "scheduler/predict/predictor.h"
 #include "scheduler/trace/analysis.h"
 #include "scheduler/trace/synthetic.h"
 #include "scheduler/trace/trace_csv.h"
@@ -104,6 +105,24 @@ Status trace_synth(const TraceOptions& o) {
   return write_text_file(o.out, trace_bytes(synthesize_trace(r, workload, o.requests, o.tokens, o.cycle)));
 }
 
+// What is chosen in the second half, by those who have seen the first.
+Status trace_predict(const TraceOptions& o) {
+  TC_ASSIGN(const Trace trace, read_trace(o.file));
+  const sched::TraceHeader& h = trace.header();
+  fmt::print(
+      "| {:<12} | guesses a layer | of the chosen, guessed | of the guesses, chosen |\n"
+      "| ------------ | --------------: | ---------------------: | ---------------------: |\n",
+      "predictor");
+  for (const sched::PredictorInfo& info : sched::predictors())
+    for (const int guesses : {h.top_k, 2 * h.top_k}) {
+      const std::unique_ptr<sched::ExpertPredictor> predictor = info.make(h.layers, h.experts);
+      const sched::PredictorScore s = score(*predictor, trace, std::min(guesses, h.experts));
+      fmt::print("| {:<12} | {:15} | {:20.1f} % | {:20.1f} % |\n", info.name, guesses, 100 * s.recall,
+                 100 * s.precision);
+    }
+  return {};
+}
+
 // How unlike each other experts are for a request and for a moment, by the hit rates of a trace.
 Status trace_fit(const TraceOptions& o) {
   TC_ASSIGN(const Trace trace, read_trace(o.file));
@@ -179,6 +198,8 @@ void add_trace(CLI::App& app, Outcome& outcome) {
   synth->add_option("--seed", s->routing.seed, "The same seed gives the same trace")->capture_default_str();
   const auto [fit, f] = add("fit", "The options of synth that are most like a trace", trace_fit);
   fit->add_option("file", f->file, "A trace")->required();
+  const auto [predicted, p] = add("predict", "How much of a layer's choice could have been guessed", trace_predict);
+  predicted->add_option("file", p->file, "A trace")->required();
   const auto [convert, c] =
       add("convert", "To .csv, to an expert profile (.json), or from .csv to a trace", trace_convert);
   convert->add_option("file", c->file, "A trace or CSV")->required();

@@ -28,6 +28,14 @@ void Devices::submit(Engine engine, double ns, const char* what, std::function<v
   if (s.queue.size() == 1) adjust();
 }
 
+void Devices::drop(Engine engine, const char* what) {
+  account();
+  Server& s = server(engine);
+  std::erase_if(s.queue, [&](const Operation& operation) { return operation.what == what; });
+  ++s.turn;  // of whoever ran
+  adjust();
+}
+
 double Devices::speed_of(Engine engine) const {
   double speed = engine == Engine::cpu && !idle(Engine::h2d) ? cpu_beside_copies_ : 1;
   for (const SimFault& fault : faults_)

@@ -36,6 +36,8 @@ class Devices {
   /// Queues an operation that takes `ns` at full speed. urgent: before others that wait.
   void submit(Engine engine, double ns, const char* what, std::function<void()> done, bool urgent = false);
   bool idle(Engine engine) const { return server(engine).queue.empty(); }
+  /// Gives up what waits or runs under this name; nobody hears of it.
+  void drop(Engine engine, const char* what);
 
   // Since the last reset, up to the last settle:
   double busy_ns(Engine engine) const { return server(engine).busy_ns; }

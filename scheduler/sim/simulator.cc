@@ -7,7 +7,11 @@
 namespace thermocline::sched {
 namespace {
 
-constexpr double kShareOfIdleCopies = 0.7;                                            // that fills may take
+constexpr double kShareOfIdleCopies = 0.7;  // that fills may take
+constexpr double kStagedShare = 0.15;       // of its time that an expert takes out of the caches
+constexpr float kLeastChance = 0.2f;        // of a guess that is worth reading
+constexpr int64_t kMostStagedTokens = 8;    // with more the CPU has no time to spare
+constexpr const char* kStaging = "staging";
 constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
 
 ExpertCosts expert_costs(const CostModel& cost) {
@@ -77,6 +81,9 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
       return invalid("host memory does not hold all experts, and there is no disk to read the others from");
     box->memory_policy_ = make_freetoken_policy(options);
   }
+  for (const PredictorInfo& info : predictors())
+    if (info.name == o.staging) box->predictor_ = info.make(m.layer_count(), m.experts);
+  if (!o.staging.empty() && !box->predictor_) return invalid("unknown predictor '" + o.staging + "'");
   // Both begin full, by the profile.
   const std::unique_ptr<ExpertPolicy> first = make_static_policy(options);
   for (const Admission& a : first->plan(box->memory_.residency(), all)) box->memory_.begin_with(a.fill);
@@ -117,6 +124,8 @@ double SimBox::step(const StepTokens& tokens, bool measured) {
     ++report_.steps;
     report_.tokens += tokens.tokens;
   }
+  if (predictor_ && tokens.tokens <= kMostStagedTokens)
+    referee_.step(tokens.tokens, ns, static_cast<int64_t>(events_.now()));
   decide(ns, cpu_ns);
   return ns;
 }
@@ -129,10 +138,43 @@ void SimBox::begin_layer(int layer) {
                     cost_.index_ns(layer, n, t.context, t.prefill);
   (cost_.on_device() ? report_.gpu_bytes : report_.cpu_bytes) +=
       measured_ ? std::accumulate(l.dense_bytes.begin(), l.dense_bytes.end(), 0.0) : 0;
+  if (predictor_) stage(layer);
   devices_.submit(cost_.on_device() ? Engine::gpu : Engine::cpu, ns, "attention", [this, layer] { routed(layer); });
 }
 
+// The CPU has nothing to do while the device is at attention: it reads what will probably be missing.
+void SimBox::stage(int layer) {
+  staged_.assign(static_cast<size_t>(cost_.model().experts), false);
+  guesses_.clear();
+  if (now_running_->tokens > kMostStagedTokens) return;
+  if (layer == 0) before_.clear();
+  predictor_->guess(layer, {0, -1, before_}, cost_.model().experts_per_token * 2, guesses_);
+  if (!cost_.on_device() || !referee_.on()) return;
+  int left = o_.staged_experts;
+  for (const Guess& guess : guesses_) {
+    if (left == 0) return;
+    if (slots_.resident(slots_.at({layer, guess.expert})) || reliability_.measured(guess.p) < kLeastChance) continue;
+    --left;
+    if (measured_) ++report_.staged;
+    devices_.submit(Engine::cpu, costs_.cpu.ns(1), kStaging, [this, guess] { staged_[guess.expert] = true; });
+  }
+}
+
+// The router has spoken.
+void SimBox::learn(int layer) {
+  devices_.drop(Engine::cpu, kStaging);
+  if (now_running_->tokens > kMostStagedTokens) return;
+  const std::vector<int>& counts = now_running_->counts[static_cast<size_t>(layer)];
+  here_.clear();
+  for (size_t e = 0; e < counts.size(); ++e)
+    if (counts[e] > 0) here_.push_back({static_cast<uint16_t>(e), 0});
+  for (const Guess& guess : guesses_) reliability_.observe(guess.p, counts[guess.expert] > 0);
+  predictor_->observe(layer, {0, -1, before_}, here_);
+  before_.swap(here_);
+}
+
 void SimBox::routed(int layer) {
+  if (predictor_) learn(layer);
   const std::vector<int>& counts = now_running_->counts[static_cast<size_t>(layer)];
   std::vector<Active> here, missing;
   double device_ns = 0, pairs = 0, hits = 0;
@@ -214,7 +256,9 @@ void SimBox::run_on_cpu(int layer, const std::vector<Active>& missing) {
   part_began();
   auto reads = std::make_shared<int>(1);
   for (const Active& a : missing) {
-    ns += costs_.cpu.ns(a.tokens);
+    const bool staged = predictor_ && staged_[static_cast<size_t>(a.expert)];
+    if (measured_) report_.staged_right += staged;
+    ns += costs_.cpu.ns(a.tokens) * (staged ? kStagedShare : 1);
     if (!memory_policy_ || memory_.resident(memory_.at({layer, a.expert}))) continue;
     ++*reads;
     read_.push_back({layer, a.expert});
@@ -277,6 +321,7 @@ SimReport SimBox::report() const {
   SimReport report = report_;
   report.ended_fills = static_cast<double>(slots_.ended_fills());
   report.useful_fills = static_cast<double>(slots_.useful_fills());
+  report.staging_verdict = referee_.state();
   return report;
 }
 

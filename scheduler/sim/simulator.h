@@ -8,6 +8,9 @@
 
 #include "scheduler/cost/cost_model.h"
 #include "scheduler/cost/expert_cost.h"
+#include "scheduler/predict/predictor.h"
+#include "scheduler/predict/referee.h"
+#include "scheduler/predict/reliability.h"
 #include "scheduler/sim/devices.h"
 #include "scheduler/sim/expert_slots.h"
 #include "scheduler/trace/trace.h"
@@ -16,10 +19,14 @@ namespace thermocline::sched {
 
 struct SimOptions {
   std::string policy = "value";
-  int slots = 0;               // experts that the device holds
-  int max_fills = 64;          // of a step, beside what idle copies allow
-  double context = 1024;       // tokens each attends to
-  double ram_experts = 1;      // share of the experts that host memory holds; the others are read from disk when needed
+  int slots = 0;           // experts that the device holds
+  int max_fills = 64;      // of a step, beside what idle copies allow
+  double context = 1024;   // tokens each attends to
+  double ram_experts = 1;  // share of the experts that host memory holds; the others are read from disk when needed
+  /// Who guesses the missing experts of the next layer, which the CPU reads into its caches while the device is at
+  /// attention; empty: nobody. So many of them fit the caches (spec 2.7).
+  std::string staging = {};
+  int staged_experts = 3;
   bool stream_prefill = true;  // a prompt's steps stream their heaviest missing experts
   std::vector<float> profile = {};
   int64_t measure_from = 0;  // tokens of the trace that only warm up
@@ -39,6 +46,8 @@ struct SimReport {
   double fills = 0, fetched = 0;  // between steps; by steps
   double ended_fills = 0, useful_fills = 0;
   double layers = 0, zero_miss_layers = 0;
+  double staged = 0, staged_right = 0;  // experts read ahead; those among them that were needed
+  Referee::State staging_verdict = Referee::State::testing;
   std::array<double, kEngineNames.size()> busy_ns{};
   double overlap_ns = 0;
   double cpu_bytes = 0, gpu_bytes = 0, bus_bytes = 0, disk_bytes = 0;
@@ -86,6 +95,8 @@ class SimBox {
   void part_began() { ++waiting_; }
   void part_ended(int layer);
   void fetch(int layer, const std::vector<Active>& missing, std::vector<bool>& taken);
+  void stage(int layer);
+  void learn(int layer);
   void run_on_cpu(int layer, const std::vector<Active>& missing);
   std::vector<size_t> to_fetch(const std::vector<Active>& missing, const std::vector<Active>& here);
   void decide(double step_ns, double cpu_ns);
@@ -97,6 +108,12 @@ class SimBox {
   ExpertSlots slots_, memory_;  // of the device; of the host, where it does not hold all
   std::unique_ptr<ExpertPolicy> policy_, memory_policy_;
   ExpertCosts costs_;
+  std::unique_ptr<ExpertPredictor> predictor_;
+  Reliability reliability_;
+  Referee referee_;
+  std::vector<Guess> guesses_;
+  std::vector<TracePick> before_, here_;  // experts of the layer before and of this one
+  std::vector<bool> staged_;              // of this layer
   const StepTokens* now_running_ = nullptr;
   std::vector<ExpertUse> uses_;
   std::vector<ExpertId> fetched_, read_;

@@ -36,6 +36,10 @@ class DecayedCounts {
   }
   /// Grows with time; comparable between experts at one time.
   double sum(size_t expert, size_t half_life) const { return sums_[expert][half_life]; }
+  /// The chance that a step uses it, if steps stay as they were.
+  double rate(size_t expert, size_t half_life) const {
+    return uses(expert, half_life) * (1 - std::exp2(-1.0 / kHalfLives[half_life]));
+  }
   /// Uses, each halved with every half-life since.
   double uses(size_t expert, size_t half_life) const { return sums_[expert][half_life] / growth_[half_life]; }
 

@@ -49,6 +49,8 @@ def test_traces_go_through_files(tmp_path):
     assert "--request-sd" in run("trace", "fit", back)[0]
     out, _ = run("trace", "replay", back, "--policy", "all", "--resident", "0.25")
     assert len([line for line in out.splitlines() if "in slots" in line]) == 10, out
+    out, _ = run("trace", "predict", back)
+    assert all(name in out for name in ("popularity", "last-token", "coactivation")), out
     csv.write_text("request,position,layer,rank,expert,weight\n0,0,0,0,1\n")
     _, err = run("trace", "info", csv, code=1)
     assert "line 2" in err, err

@@ -152,6 +152,39 @@ TEST(SimBox, MissingMemoryIsReadFromTheDisk) {
   EXPECT_EQ(simulated->report().disk_bytes, 1e6);
 }
 
+// One expert a layer misses, the same in every step: the CPU has read it before the router asks.
+TEST(SimBox, StagingHidesWhatCanBeGuessed) {
+  const ModelCosts m = model();
+  MachineProfile machine = box();
+  machine.gpus[0].weights[0] = KernelCurve::roof(500e9, 1e30, 1);  // 0.02 ms of attention: time for two experts
+  const CostModel cost(m, machine);
+  const SimBox::StepTokens step = one_token({{0, 15}, {0, 14}});
+  const auto run = [&](const std::string& staging) {
+    auto simulated = SimBox::create(cost, {.policy = "static", .slots = 4, .staging = staging}).value();
+    for (int i = 0; i < 20; ++i) simulated->step(step, i >= 10);
+    return simulated->report();
+  };
+  const SimReport without = run(""), with = run("last-token");
+  EXPECT_NEAR(without.ms_per_token(), 2 * (0.02 + 0.01), 1e-6);
+  EXPECT_NEAR(with.ms_per_token(), 2 * (0.02 + 0.0015), 1e-6);
+  EXPECT_EQ(with.staged_right, 20);
+  EXPECT_FALSE(SimBox::create(cost, {.staging = "tea-leaves"}));
+}
+
+TEST(Devices, WhatIsDroppedIsNotHeardOf) {
+  EventQueue events;
+  Devices devices(events, box(), 0, 1, {});
+  std::string order;
+  devices.submit(Engine::cpu, 10, "guess", [&] { order += 'a'; });
+  devices.submit(Engine::cpu, 1, "work", [&] { order += 'b'; });
+  events.at(4, [&] { devices.drop(Engine::cpu, "guess"); });
+  while (events.step()) {
+  }
+  EXPECT_EQ(order, "b");
+  devices.settle();
+  EXPECT_DOUBLE_EQ(devices.busy_ns(Engine::cpu), 5);
+}
+
 TEST(Simulate, IsTheSameEveryTimeAndNoiseIsSeeded) {
   const ModelCosts m = model();
   const MachineProfile machine = box();
