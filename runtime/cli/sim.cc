@@ -34,7 +34,7 @@ Result<sched::SimFault> parse_fault(const std::string& text) {
   if (std::sscanf(text.c_str(), "%7[a-z0-9]:%lf@%lfs-%lfs%n", engine, &fault.speed, &fault.from_ns, &fault.to_ns,
                   &used) != 4 ||
       used != static_cast<int>(text.size()) || !(fault.speed > 0 && fault.speed <= 1) ||
-      !(fault.from_ns >= 0 && fault.to_ns > fault.from_ns))
+      !(fault.speed >= 1e-6 && fault.from_ns >= 0 && fault.to_ns > fault.from_ns && fault.to_ns <= 1e9))
     return invalid("--fault '" + text + "' should be an engine, a speed from 0 to 1 and seconds, as cpu:0.5@1s-2s");
   fault.from_ns *= 1e9;
   fault.to_ns *= 1e9;
@@ -51,7 +51,8 @@ Result<std::vector<std::string>> policies_of(const SimFlags& o) {
   std::vector<std::string> names;
   for (const std::string& name : o.policies) {
     if (name == "all") {
-      for (const sched::PolicyInfo& policy : sched::policies()) names.emplace_back(policy.name);
+      for (const sched::PolicyInfo& policy : sched::policies())
+        if (!o.serve || !policy.offline) names.emplace_back(policy.name);
       continue;
     }
     TC_ASSIGN(const sched::PolicyInfo* const policy, sched::find_policy(name));
@@ -155,7 +156,8 @@ Status run_serving(const SimFlags& o, const sched::CostModel& cost) {
       serving.box = options;
       serving.box.policy = name;
       serving.box.slots = static_cast<int>(share * m.experts * m.layer_count());
-      serving.requests = std::max(serving.requests, 1);
+      if (!(share >= 0 && share <= 1))
+        return invalid(fmt::format("a share of {} of the experts is outside 0..1", share));
       serving.limits.max_logit_rows = serving.limits.max_num_seqs;
       serving.routing = {.layers = m.layer_count(),
                          .experts = m.experts,
@@ -188,6 +190,8 @@ Status sim(const SimFlags& o) {
   const sched::ModelCosts costs = model_costs(geometry);
   TC_ASSIGN(const Box box, box_of(o.hardware));
   const sched::CostModel cost(costs, box.machine);
+  if (o.serve && (!o.html.empty() || !o.trace.empty()))
+    return invalid("--serve makes up its requests and draws no page: leave out --trace and --html");
   return o.serve ? run_serving(o, cost) : run_policies(o, cost);
 }
 

@@ -21,6 +21,7 @@ namespace {
 using sched::Trace;
 using sched::TracePick;
 
+constexpr int64_t kFitTokens = 450;
 constexpr double kShares[] = {0.05, 0.12, 0.25, 0.44, 0.75, 1};
 
 double at_share(const std::vector<double>& curve, double share) {
@@ -40,7 +41,7 @@ LinePlot hit_plot(const Trace& trace) {
 
 struct TraceOptions {
   std::string file, out, html, workload = "one";
-  bool json = false;
+  bool json = false, hash_layers_given = false;
   sched::SyntheticOptions routing;
   int requests = 1, tokens = 1000, cycle = 0;
 };
@@ -97,10 +98,23 @@ Status trace_info(const TraceOptions& o) {
 Status trace_synth(const TraceOptions& o) {
   if (o.requests < 1 || o.tokens < 1 || static_cast<int64_t>(o.requests) * o.tokens > 1'000'000)
     return invalid("--requests times --tokens should be 1 to 1,000,000");
-  const sched::SyntheticOptions& r = o.routing;
-  if (r.layers < 1 || r.layers > 1024 || r.experts < 1 || r.experts > 32768 || r.top_k < 1 || r.top_k > 64 ||
-      r.near_misses < 0 || r.top_k + r.near_misses > r.experts || r.hash_layers < 0 || r.hash_layers > r.layers)
-    return invalid("--layers, --experts, --top-k, --near-misses or --hash-layers is out of range");
+  sched::SyntheticOptions r = o.routing;
+  if (!o.hash_layers_given) r.hash_layers = std::min(r.hash_layers, r.layers);
+  const auto within = [](const char* name, double value, double least, double most) -> Status {
+    if (value >= least && value <= most) return {};
+    return invalid(fmt::format("{} is {:g}, outside {:g}..{:g}", name, value, least, most));
+  };
+  TC_RETURN_IF_ERROR(within("--layers", r.layers, 1, 1024));
+  TC_RETURN_IF_ERROR(within("--experts", r.experts, 1, 32768));
+  TC_RETURN_IF_ERROR(within("--top-k", r.top_k, 1, std::min(64, r.experts)));
+  TC_RETURN_IF_ERROR(within("--near-misses", r.near_misses, 0, std::min(64, r.experts - r.top_k)));
+  TC_RETURN_IF_ERROR(within("--hash-layers", r.hash_layers, 0, r.layers));
+  TC_RETURN_IF_ERROR(within("--model-sd", r.model_sd, 0, 100));
+  TC_RETURN_IF_ERROR(within("--request-sd", r.request_sd, 0, 100));
+  TC_RETURN_IF_ERROR(within("--moment-sd", r.moment_sd, 0, 100));
+  TC_RETURN_IF_ERROR(within("--requests", static_cast<double>(o.requests) * r.layers * r.experts, 1, 1 << 28));
+  TC_RETURN_IF_ERROR(
+      within("--tokens", 4.0 * o.requests * o.tokens * r.layers * (r.top_k + r.near_misses), 1, 1 << 30));
   TC_ASSIGN(const sched::Workload workload, sched::parse_workload(o.workload));
   return write_text_file(o.out, trace_bytes(synthesize_trace(r, workload, o.requests, o.tokens, o.cycle)));
 }
@@ -127,7 +141,7 @@ Status trace_predict(const TraceOptions& o) {
 Status trace_fit(const TraceOptions& o) {
   TC_ASSIGN(const Trace trace, read_trace(o.file));
   const sched::TraceHeader& h = trace.header();
-  const std::vector<double> wanted = lru_curve(trace);
+  const std::vector<double> wanted = lru_curve(trace.slice(0, std::min<int64_t>(trace.size(), kFitTokens)));
   sched::SyntheticOptions best;
   double least = INFINITY;
   for (const float request_sd : {0.0f, 0.4f, 0.8f, 1.2f, 1.6f})
@@ -139,7 +153,7 @@ Status trace_fit(const TraceOptions& o) {
                                     .model_sd = 0,
                                     .request_sd = request_sd,
                                     .moment_sd = moment_sd};
-      const auto tokens = static_cast<int>(std::clamp<int64_t>(trace.size(), 1, 450));
+      const auto tokens = static_cast<int>(std::clamp<int64_t>(trace.size(), 1, kFitTokens));
       const std::vector<double> curve = lru_curve(synthesize_trace(tried, sched::Workload::one, 1, tokens));
       double error = 0;
       for (const double share : kShares) error += std::abs(at_share(curve, share) - at_share(wanted, share));
@@ -147,15 +161,18 @@ Status trace_fit(const TraceOptions& o) {
       least = error;
       best = tried;
     }
-  fmt::print("--request-sd {} --moment-sd {}: hit rates of {} sizes are off by {:.1f} points on average\n",
-             best.request_sd, best.moment_sd, std::size(kShares), 100 * least / std::size(kShares));
+  fmt::print(
+      "--hash-layers 0 --model-sd 0 --request-sd {} --moment-sd {}: hit rates of {} sizes are off by {:.1f} points on "
+      "average\n",
+      best.request_sd, best.moment_sd, std::size(kShares), 100 * least / std::size(kShares));
   return {};
 }
 
 ExpertProfile profile_of_trace(const Trace& trace) {
   const sched::TraceHeader& h = trace.header();
   ExpertProfile profile{h.model_hash, h.layers, h.experts, {}};
-  profile.uses = uses_of(trace, 0, trace.size());
+  const std::vector<float> uses = uses_of(trace, 0, trace.size());
+  profile.uses.assign(uses.begin(), uses.end());
   return profile;
 }
 
@@ -192,7 +209,16 @@ void add_trace(CLI::App& app, Outcome& outcome) {
   synth->add_option("--experts", s->routing.experts, "Experts of a layer")->capture_default_str();
   synth->add_option("--top-k", s->routing.top_k, "Experts of a token")->capture_default_str();
   synth->add_option("--near-misses", s->routing.near_misses, "Kept beside them")->capture_default_str();
-  synth->add_option("--hash-layers", s->routing.hash_layers, "Routed by token id")->capture_default_str();
+  synth
+      ->add_option_function<int>(
+          "--hash-layers",
+          [s = s](int layers) {
+            s->routing.hash_layers = layers;
+            s->hash_layers_given = true;
+          },
+          "The first N are routed by token id: 3, or all of fewer")
+      ->type_name("INT");
+  synth->add_option("--model-sd", s->routing.model_sd, "How unequal experts are for good");
   synth->add_option("--request-sd", s->routing.request_sd, "How unequal experts are for a request");
   synth->add_option("--moment-sd", s->routing.moment_sd, "How unequal they are for some tokens on end");
   synth->add_option("--seed", s->routing.seed, "The same seed gives the same trace")->capture_default_str();

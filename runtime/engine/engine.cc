@@ -141,11 +141,15 @@ Status Engine::open_recorder(bool on_cpu) {
                                   .top_k = geometry_.n_activated_experts,
                                   .near_misses = on_cpu ? near_misses(geometry_, o) : 0,
                                   .token_ids = o.trace_token_ids};
+  if (!o.record_trace.empty() && o.record_trace == o.expert_profile)
+    return invalid("--record-trace and --expert-profile name the same file");
+  if (!o.expert_profile.empty()) {
+    const ExpertProfile model{header.model_hash, header.layers, header.experts, {}};
+    Result<ExpertProfile> profile = read_expert_profile(o.expert_profile, model);
+    if (!profile && profile.error().code != ErrorCode::not_found) return std::move(profile).error();
+    if (profile) o.gpu.profile.assign(profile->uses.begin(), profile->uses.end());
+  }
   TC_ASSIGN(recorder_, ExpertRecorder::open({o.record_trace, o.expert_profile}, header));
-  if (o.expert_profile.empty()) return {};
-  Result<ExpertProfile> profile = read_expert_profile(o.expert_profile, recorder_->counts());
-  if (!profile && profile.error().code != ErrorCode::not_found) return std::move(profile).error();
-  if (profile) o.gpu.profile = std::move(profile->uses);
   return {};
 }
 

@@ -56,7 +56,7 @@ Result<ExpertProfile> parse_expert_profile(std::string_view text) {
     for (const Json& count : layer) {
       const double x = count.is_number() ? count.get<double>() : -1;
       if (!(x >= 0 && x <= 1e30)) return bad("a count should be a number, 0 or more");
-      p.uses.push_back(static_cast<float>(x));
+      p.uses.push_back(x);
     }
   }
   return p;
@@ -66,7 +66,8 @@ Result<ExpertProfile> read_expert_profile(const std::filesystem::path& file, con
   TC_ASSIGN(const std::string text, read_text_file(file));
   Result<ExpertProfile> profile = parse_expert_profile(text);
   if (!profile) return std::move(profile).error().with(file.string());
-  if (profile->model_hash != model.model_hash || profile->layers != model.layers || profile->experts != model.experts)
+  if ((profile->model_hash != model.model_hash && profile->model_hash != 0) || profile->layers != model.layers ||
+      profile->experts != model.experts)
     return invalid(file.string() + " is of another model (" + std::to_string(profile->layers) + " layers of " +
                    std::to_string(profile->experts) + " experts): give --expert-profile a file of its own");
   return profile;
@@ -75,7 +76,7 @@ Result<ExpertProfile> read_expert_profile(const std::filesystem::path& file, con
 Status save_expert_profile(const std::filesystem::path& file, const ExpertProfile& run) {
   ExpertProfile sum = run;
   if (const Result<ExpertProfile> old = read_expert_profile(file, run))
-    for (size_t i = 0; i < sum.uses.size(); ++i) sum.uses[i] += static_cast<float>(kOldShare * old->uses[i]);
+    for (size_t i = 0; i < sum.uses.size(); ++i) sum.uses[i] += kOldShare * old->uses[i];
   return write_text_file(file, expert_profile_text(sum));
 }
 

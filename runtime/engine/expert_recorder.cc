@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include <unistd.h>
+
 #include "runtime/base/log.h"
 
 namespace thermocline {
@@ -24,9 +26,8 @@ ExpertRecorder::ExpertRecorder(const Options& options, sched::TraceHeader header
 Result<std::unique_ptr<ExpertRecorder>> ExpertRecorder::open(const Options& options, const sched::TraceHeader& header) {
   std::unique_ptr<ExpertRecorder> recorder(new ExpertRecorder(options, header));
   if (options.trace.empty()) return recorder;
-  recorder->file_.reset(std::fopen(options.trace.c_str(), "wbe"));
-  const std::string head = sched::trace_header_bytes(header);
-  if (!recorder->file_ || std::fwrite(head.data(), 1, head.size(), recorder->file_.get()) != head.size())
+  recorder->file_.reset(std::fopen(options.trace.c_str(), "abe"));  // what is there stays until there is something new
+  if (!recorder->file_)
     return Error{ErrorCode::io, "--record-trace " + options.trace.string() + ": " + std::strerror(errno)};
   return recorder;
 }
@@ -41,7 +42,7 @@ ExpertRecorder::~ExpertRecorder() {
 void ExpertRecorder::stepped(const StepInput& input, const StepReport& report) {
   const RoutedExperts& routed = report.routed;
   for (int layer = 0; layer < header_.layers; ++layer) {
-    float* const uses = &counts_.uses[static_cast<size_t>(layer) * static_cast<size_t>(header_.experts)];
+    double* const uses = &counts_.uses[static_cast<size_t>(layer) * static_cast<size_t>(header_.experts)];
     const int32_t* const ids = routed.ids[static_cast<size_t>(layer)];
     for (int64_t i = 0; i < routed.tokens * routed.top_k; ++i) ++uses[ids[i]];
   }
@@ -53,6 +54,10 @@ void ExpertRecorder::record(const StepInput& input, const RoutedExperts& routed)
   const int k = header_.top_k, near = header_.near_misses;
   std::vector<sched::TracePick> picks(static_cast<size_t>(header_.picks_per_token()));
   bytes_.clear();
+  if (tokens_ == 0) {
+    (void)!ftruncate(fileno(file_.get()), 0);  // a pipe has no length
+    bytes_ = sched::trace_header_bytes(header_);
+  }
   for (const sched::Segment& segment : input.batch.segments)
     for (int64_t i = 0; i < segment.num_tokens; ++i) {
       const int64_t token = segment.first_token + i;
@@ -73,7 +78,8 @@ void ExpertRecorder::record(const StepInput& input, const RoutedExperts& routed)
                           picks);
       ++tokens_;
     }
-  if (std::fwrite(bytes_.data(), 1, bytes_.size(), file_.get()) == bytes_.size()) return;
+  if (std::fwrite(bytes_.data(), 1, bytes_.size(), file_.get()) == bytes_.size() && std::fflush(file_.get()) == 0)
+    return;
   log_warn("the trace {}: {}; it ends here", options_.trace.string(), std::strerror(errno));
   file_.reset();
 }

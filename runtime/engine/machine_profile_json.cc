@@ -73,8 +73,8 @@ Result<const Json*> object(const Place& at, const std::string& key) {
 
 Status read(const Json& json, const std::string& name, double& out, bool zero = false) {
   const double value = json.is_number() ? json.get<double>() : NAN;
-  if (!std::isfinite(value) || value < 0 || (value == 0 && !zero))
-    return should(name, zero ? "a number, at least 0" : "a number above 0");
+  if (!(value >= 1e-12 && value <= 1e18) && !(value == 0 && zero))  // beyond are rates of no machine
+    return should(name, zero ? "0, or a number from 1e-12 to 1e18" : "a number from 1e-12 to 1e18");
   out = value;
   return {};
 }

@@ -2,6 +2,7 @@
 // DeepseekV4GpuStep on devices with the CPU beside them.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <span>
@@ -44,7 +45,8 @@ class StepExecutor {
   /// said so: between layers on the CPU, before the step on a device), internal (a device fault; it stays).
   Result<StepReport> run(const StepInput& input) {
     Result<StepReport> report = compute(input);
-    if (report && recorder_ && report->tokens > 0) recorder_->stepped(input, *report);
+    if (Recorder* const recorder = recorder_; report && recorder && report->tokens > 0)
+      recorder->stepped(input, *report);
     return report;
   }
 
@@ -84,7 +86,7 @@ class StepExecutor {
   Observer observer_;
 
  private:
-  Recorder* recorder_ = nullptr;
+  std::atomic<Recorder*> recorder_ = nullptr;
 };
 
 }  // namespace thermocline

@@ -15,7 +15,8 @@ class ScoredPolicy : public ExpertPolicy {
   explicit ScoredPolicy(const PolicyOptions& options)
       : o_(options),
         scores_(static_cast<size_t>(options.layers) * static_cast<size_t>(options.experts)),
-        added_(scores_.size(), 0) {}
+        added_(scores_.size(), 0),
+        dropped_(scores_.size(), 0) {}
 
   void observe(const StepUses& step) override {
     ++step_;
@@ -28,14 +29,15 @@ class ScoredPolicy : public ExpertPolicy {
   }
 
   std::vector<Admission> plan(const Residency& residency, int max_fills) override {
-    std::vector<Admission> plan;
-    if (max_fills <= 0) return plan;
-    take_in(residency);
+    const bool all_are_in = take_in(residency);
     std::erase_if(candidates_, [&](const ExpertId& id) {
-      if (residency.resident(id)) push(id);
+      if (residency.resident(id) && !all_are_in) push(id);
       return residency.resident(id) || !wanted(id);
     });
-    const auto most = std::min(candidates_.size(), static_cast<size_t>(max_fills));
+    std::vector<Admission>& plan = last_plan_;
+    plan.clear();
+    if (max_fills <= 0) candidates_.clear();
+    const auto most = std::min(candidates_.size(), static_cast<size_t>(std::max(0, max_fills)));
     std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(most), candidates_.end(),
                       [this](const ExpertId& a, const ExpertId& b) {
                         const double x = scores_[at(a)], y = scores_[at(b)];
@@ -106,16 +108,21 @@ class ScoredPolicy : public ExpertPolicy {
   size_t luck(const ExpertId& id) const {
     return (at(id) * 2 + 1) * (static_cast<size_t>(step_) * 2 + 1) * 0x9e3779b97f4a7c15 >> 20;
   }
-  // Residents that others put there: at the start, or the owner of the slots on its own.
-  void take_in(const Residency& residency) {
+  // Residents that others put there: at the start, or where the owner of the slots did otherwise than planned. True:
+  // the heaps were made anew.
+  bool take_in(const Residency& residency) {
     ++plan_;
     size_t entries = 0;
     for (const Heap& heap : heaps_) entries += heap.size();
-    if (!heaps_.empty() && residency.residents == residents_ && entries < 16 * scores_.size()) return;
+    const bool as_planned = std::all_of(last_plan_.begin(), last_plan_.end(),
+                                        [&](const Admission& a) { return residency.resident(a.fill); });
+    if (!heaps_.empty() && as_planned && residency.residents == residents_ && entries < 16 * scores_.size())
+      return false;
     heaps_.assign(static_cast<size_t>(groups()), {});
     residents_ = residency.residents;
     for (size_t i = 0; i < scores_.size(); ++i)
       if (residency.slot_of[i] >= 0) push(id_of(i));
+    return true;
   }
   void push(const ExpertId& id) { heaps_[static_cast<size_t>(group(id))].push({scores_[at(id)], at(id)}); }
   void add(const ExpertId& id) {
@@ -125,6 +132,7 @@ class ScoredPolicy : public ExpertPolicy {
   }
   void drop(const ExpertId& victim) {
     heaps_[static_cast<size_t>(group(victim))].pop();
+    dropped_[at(victim)] = plan_;
     --residents_;
   }
   // The resident of a group that is worth least, at the top of its heap; none that this plan brings in.
@@ -133,14 +141,16 @@ class ScoredPolicy : public ExpertPolicy {
     while (!heap.empty()) {
       const Entry top = heap.top();
       if (added_[top.expert] == plan_) return {-1, -1};
-      if (residency.slot_of[top.expert] >= 0 && top.score == scores_[top.expert]) return id_of(top.expert);
+      if (residency.slot_of[top.expert] >= 0 && top.score == scores_[top.expert] && dropped_[top.expert] != plan_)
+        return id_of(top.expert);
       heap.pop();
     }
     return {-1, -1};
   }
 
   std::vector<Heap> heaps_;
-  std::vector<int64_t> added_;  // the last plan that brought it in
+  std::vector<int64_t> added_, dropped_;  // the last plan that brought it in, that gave it up
+  std::vector<Admission> last_plan_;
   int64_t plan_ = 0, residents_ = 0;
 };
 

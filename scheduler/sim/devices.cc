@@ -18,7 +18,7 @@ Devices::Devices(EventQueue& events, const MachineProfile& machine, double noise
 
 void Devices::submit(Engine engine, double ns, const char* what, std::function<void()> done, bool urgent) {
   account();
-  if (noise_ > 0) ns *= std::exp(std::normal_distribution<double>(0, noise_)(random_));
+  if (noise_ > 0) ns *= std::exp(std::normal_distribution<double>(-noise_ * noise_ / 2, noise_)(random_));
   Server& s = server(engine);
   Operation operation{ns, what, std::move(done)};
   if (urgent && s.queue.size() > 1)

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "runtime/base/check.h"
 #include "scheduler/placement/expert_policy.h"
 
 namespace thermocline::sched {
@@ -23,17 +24,18 @@ class ExpertSlots {
   Residency residency() const { return {planned_, layers_, experts_, free_, slots_ - free_}; }
   bool resident(size_t i) const { return resident_[i]; }
 
-  /// Between steps. now: without a copy (it is on the device already).
-  void apply(const Admission& a, bool now) {
+  /// Between steps. now: without a copy (it is on the device already). False: nothing was done, as the victim is still
+  /// on its way, as SlotPool has it.
+  bool apply(const Admission& a, bool now) {
     if (a.evicts()) {
       const size_t victim = at(a.victim);
+      TC_CHECK(planned_[victim] >= 0, "a victim that is not there");
+      if (!resident_[victim]) return false;
       planned_[victim] = -1;
       resident_[victim] = false;
       fills_ += uses_[victim] >= 0;
       useful_fills_ += uses_[victim] > 0;
       uses_[victim] = -1;
-      std::erase(due_, victim);
-      std::erase(coming_, victim);
       ++free_;
     }
     const size_t i = at(a.fill);
@@ -45,6 +47,7 @@ class ExpertSlots {
     } else {
       coming_.push_back(i);
     }
+    return true;
   }
   /// Before a step: what was filled before the last one is there.
   void begin_step() {

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <random>
+
+#include "runtime/base/check.h"
 
 namespace thermocline::sched {
 namespace {
@@ -15,7 +18,7 @@ struct SimRequest {
   double arrives_ns = 0, first_ns = 0, last_ns = 0;
   bool running = false;
   int64_t remaining() const { return std::max<int64_t>(1, prompt + answered - stored); }
-  bool decoding() const { return stored >= prompt; }
+  bool decoding() const { return stored >= prompt && remaining() == 1; }
 };
 
 class SimServer {
@@ -36,7 +39,9 @@ class SimServer {
     first_arrivals();
     while (finished_ < requests_.size()) {
       arrive();
-      if (!step()) box_.wait_until(requests_[next_].arrives_ns);
+      if (step()) continue;
+      TC_CHECK(next_ < requests_.size(), "requests that nobody computes");
+      box_.wait_until(requests_[next_].arrives_ns);
     }
     return report();
   }
@@ -137,6 +142,7 @@ class SimServer {
     if (r.answered < r.answer) return;
     r.last_ns = box_.now();
     std::erase(running_, part.id);
+    router_.forget(static_cast<uint32_t>(part.id));
     ++finished_;
     if (o_.clients > 0)  // whoever waited for it sends its next one
       for (size_t i = next_; i < requests_.size(); ++i)
@@ -186,8 +192,20 @@ Result<ServingReport> simulate_serving(const CostModel& cost, const ServingOptio
   const ModelCosts& m = cost.model();
   if (o.routing.layers != m.layer_count() || o.routing.experts != m.experts || o.routing.top_k != m.experts_per_token)
     return invalid("the routing is that of another model");
-  if (o.requests < 1 || o.prompt_tokens < 1 || o.answer_tokens < 1)
-    return invalid("requests, prompts and answers should have at least 1");
+  const auto within = [](const char* name, double value, double least, double most) -> Status {
+    if (value >= least && value <= most) return {};
+    char text[160];
+    std::snprintf(text, sizeof text, "%s is %g, outside %g..%g", name, value, least, most);
+    return invalid(text);
+  };
+  TC_RETURN_IF_ERROR(within("--serve-requests", o.requests, 1, 100'000));
+  TC_RETURN_IF_ERROR(within("--prompt-tokens", static_cast<double>(o.prompt_tokens), 1, 1 << 24));
+  TC_RETURN_IF_ERROR(within("--answer-tokens", static_cast<double>(o.answer_tokens), 1, 1 << 24));
+  TC_RETURN_IF_ERROR(within("--clients", o.clients, 0, 100'000));
+  if (o.requests_per_second != 0) TC_RETURN_IF_ERROR(within("--rate", o.requests_per_second, 1e-6, 1e6));
+  TC_RETURN_IF_ERROR(within("--max-num-seqs", o.limits.max_num_seqs, 1, 4096));
+  TC_RETURN_IF_ERROR(
+      within("--max-num-batched-tokens", static_cast<double>(o.limits.max_num_batched_tokens), 1, 1 << 20));
   TC_ASSIGN(const std::unique_ptr<SimBox> box, SimBox::create(cost, o.box));
   return SimServer(cost, o, *box).run();
 }

@@ -9,7 +9,7 @@ namespace {
 
 constexpr double kShareOfIdleCopies = 0.7;  // that fills may take
 constexpr double kStagedShare = 0.15;       // of its time that an expert takes out of the caches
-constexpr float kLeastChance = 0.2f;        // of a guess that is worth reading
+constexpr float kLeastChance = 0.05f;       // of a guess that is worth reading
 constexpr int64_t kMostStagedTokens = 8;    // with more the CPU has no time to spare
 constexpr const char* kStaging = "staging";
 constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
@@ -62,6 +62,7 @@ SimBox::SimBox(const CostModel& cost, const SimOptions& o)
 Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimOptions& o, const Trace* future) {
   const ModelCosts& m = cost.model();
   const int all = m.experts * m.layer_count();
+  if (o.staged_experts < 1) return invalid("--staged-experts should be at least 1");
   if (o.slots < 0 || o.slots > all)
     return invalid(std::to_string(o.slots) + " slots: the model has " + std::to_string(all) + " experts");
   TC_ASSIGN(const PolicyInfo* const policy, find_policy(o.policy));
@@ -83,7 +84,11 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
   }
   for (const PredictorInfo& info : predictors())
     if (info.name == o.staging) box->predictor_ = info.make(m.layer_count(), m.experts);
-  if (!o.staging.empty() && !box->predictor_) return invalid("unknown predictor '" + o.staging + "'");
+  if (!o.staging.empty() && !box->predictor_) {
+    std::string names;
+    for (const PredictorInfo& info : predictors()) names += (names.empty() ? "" : ", ") + std::string(info.name);
+    return invalid("unknown predictor '" + o.staging + "': use one of " + names);
+  }
   // Both begin full, by the profile.
   const std::unique_ptr<ExpertPolicy> first = make_static_policy(options);
   for (const Admission& a : first->plan(box->memory_.residency(), all)) box->memory_.begin_with(a.fill);
@@ -103,14 +108,14 @@ double SimBox::step(const StepTokens& tokens, bool measured) {
   measured_ = measured;
   fetched_.clear();
   read_.clear();
-  while (*due_copies_ > 0) events_.step();
+  const double begin = events_.now();
+  devices_.reset_counters();
+  while (*due_copies_ > 0) events_.step();  // the table waits for what was to be in it
   due_copies_ = std::exchange(coming_copies_, std::make_shared<int>(0));
   slots_.begin_step();
   memory_.begin_step();
   const bool record = measured && report_.steps < o_.recorded_steps;
   devices_.record(record ? &report_.spans : nullptr);
-  devices_.reset_counters();
-  const double begin = events_.now();
   ended_ = false;
   begin_layer(0);
   while (!ended_) events_.step();
@@ -298,16 +303,16 @@ void SimBox::decide(double step_ns, double cpu_ns) {
   if (memory_policy_) {
     memory_policy_->observe({uses_, t.tokens, t.prefill, read_});
     for (const Admission& a : memory_policy_->plan(memory_.residency(), static_cast<int>(read_.size())))
-      memory_.apply(a, true);
+      (void)memory_.apply(a, true);
   }
-  if (slots_.slots() == 0) return;
+  if (slots_.slots() == 0 || !cost_.on_device()) return;
   policy_->observe({uses_, t.tokens, t.prefill, fetched_});
   const double idle_ns = std::max(0.0, step_ns - cpu_ns) * kShareOfIdleCopies;
-  const int fills = std::min(o_.max_fills, static_cast<int>(idle_ns / costs_.h2d_ns));
-  for (const Admission& a : policy_->plan(slots_.residency(), std::max(fills, static_cast<int>(fetched_.size())))) {
+  auto fills = static_cast<int>(std::min<double>(o_.max_fills, idle_ns / costs_.h2d_ns));
+  if (policy_->demand_share() > 0) fills = std::max(fills, static_cast<int>(fetched_.size()));
+  for (const Admission& a : policy_->plan(slots_.residency(), fills)) {
     const bool there = std::find(fetched_.begin(), fetched_.end(), a.fill) != fetched_.end();
-    slots_.apply(a, there);
-    if (there) continue;
+    if (!slots_.apply(a, there) || there) continue;
     if (measured_) {
       ++report_.fills;
       report_.bus_bytes += cost_.model().expert_bytes;
@@ -332,7 +337,14 @@ Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimO
     return invalid("the trace is of a model with " + std::to_string(h.layers) + " layers of " +
                    std::to_string(h.experts) + " experts, not " + std::to_string(m.layer_count()) + " of " +
                    std::to_string(m.experts));
+  if (h.top_k != m.experts_per_token)
+    return invalid("the trace has " + std::to_string(h.top_k) + " experts a token, not " +
+                   std::to_string(m.experts_per_token));
+  if (trace.size() == 0) return invalid("a trace without a token");
   TC_ASSIGN(const std::unique_ptr<SimBox> box, SimBox::create(cost, options, &trace));
+  int64_t last_step = 0;  // its first token: at least one step is measured
+  for (int64_t i = 1; i < trace.size(); ++i)
+    if (trace.token(i).step != trace.token(i - 1).step) last_step = i;
   SimBox::StepTokens step;
   step.counts.assign(static_cast<size_t>(h.layers), std::vector<int>(static_cast<size_t>(h.experts)));
   for (int64_t i = 0; i < trace.size();) {
@@ -344,7 +356,7 @@ Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimO
     step.tokens = i - first;
     step.prefill = trace.token(first).phase == TracePhase::prefill;
     step.context = std::max(options.context, static_cast<double>(trace.token(first).position));
-    box->step(step, first >= options.measure_from);
+    box->step(step, first >= std::min(options.measure_from, last_step));
   }
   return box->report();
 }

@@ -37,6 +37,10 @@ class SyntheticRouter {
   TraceHeader header() const;
   /// Draws the subject of a request anew.
   void change_subject(uint32_t request);
+  /// It has ended: its memory goes.
+  void forget(uint32_t request) {
+    if (request < requests_.size()) requests_[request] = {};
+  }
   /// The next token's picks, [layers, top_k + near_misses], valid until the next call.
   std::span<const TracePick> next(uint32_t request);
 

@@ -51,7 +51,7 @@ Result<TraceHeader> parse_header(std::string_view& in) {
   h.top_k = static_cast<int>(top_k);
   h.near_misses = static_cast<int>(near);
   h.token_ids = flags == 1;
-  h.model = in.substr(0, name);
+  for (const char c : in.substr(0, name)) h.model += c >= 0 && c < ' ' ? '?' : c;  // it is printed
   in.remove_prefix(name);
   return h;
 }

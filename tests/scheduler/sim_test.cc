@@ -139,6 +139,19 @@ TEST(SimBox, AFillIsThereInTheStepAfterTheNext) {
   EXPECT_GT(hits[2], 0);
 }
 
+TEST(SimBox, AStepWaitsForItsFillsAndSaysSo) {
+  const ModelCosts m = model();
+  const MachineProfile machine = box();
+  const CostModel cost(m, machine);
+  const SimBox::StepTokens step = one_token({{14, 15}, {14, 15}});
+  SimOptions slow{.policy = "lru", .slots = 4};
+  slow.faults = {{Engine::h2d, 0, 1e12, 1e-3}};
+  auto simulated = SimBox::create(cost, slow).value();
+  for (int i = 0; i < 3; ++i) simulated->step(step, true);
+  EXPECT_GT(simulated->report().total_ns, 2 * kMs) << "copies of 0.002 ms at a thousandth of the speed";
+  EXPECT_NEAR(simulated->report().total_ns, simulated->now(), 1);
+}
+
 TEST(SimBox, MissingMemoryIsReadFromTheDisk) {
   const ModelCosts m = model();
   MachineProfile machine = box(false);
@@ -229,6 +242,20 @@ TEST(Serving, EveryRequestIsAnsweredAndManyShareSteps) {
   o.requests_per_second = 1;
   const ServingReport rare = simulate_serving(cost, o).value();
   EXPECT_GT(rare.seconds, 5);
+  for (const int wrong : {0, -3}) {
+    ServingOptions bad = o;
+    bad.limits.max_num_seqs = wrong;
+    EXPECT_FALSE(simulate_serving(cost, bad));
+    bad = o;
+    bad.limits.max_num_batched_tokens = wrong;
+    EXPECT_FALSE(simulate_serving(cost, bad));
+    bad = o;
+    bad.requests = wrong;
+    EXPECT_FALSE(simulate_serving(cost, bad));
+  }
+  o.requests_per_second = 1e-300;
+  EXPECT_FALSE(simulate_serving(cost, o));
+  o.requests_per_second = 1;
   o.kv_tokens = 30;
   EXPECT_FALSE(simulate_serving(cost, o));
 }
