@@ -102,6 +102,11 @@ Status run_calibrate(const CalibrateFlags& flags) {
       return invalid("neither HOME nor XDG_CACHE_HOME is set: say where to write with --out");
     path = profile_path(profile_folder(), fingerprint);
   }
+  // What cannot work is said before a minute is spent.
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return invalid("--out " + path.string() + " is a folder, not a file");
+  if (!flags.disk_folder.empty() && !std::filesystem::is_directory(flags.disk_folder, error))
+    return invalid("--dir " + flags.disk_folder + " is no folder");
   if (table.calibrate_switch_over) table.calibrate_switch_over();
 
   auto progress = std::make_shared<CalibrateProgress>();

@@ -23,13 +23,22 @@ bool parse_csv_line(std::string_view line, CsvPick& pick) {
     at = stop + 1;
   }
   const auto [stop, error] = std::from_chars(at, end, pick.weight);
-  return error == std::errc() && stop == end;
+  return error == std::errc() && stop == end && pick.weight >= 0 && pick.weight <= 1e30f;
+}
+
+// The first line, which goes.
+std::string_view take_line(std::string_view& text) {
+  const size_t end = std::min(text.find('\n'), text.size());
+  std::string_view line = text.substr(0, end);
+  text.remove_prefix(std::min(end + 1, text.size()));
+  if (line.ends_with('\r')) line.remove_suffix(1);
+  return line;
 }
 
 }  // namespace
 
 std::string trace_csv(const Trace& trace) {
-  std::string out(kTraceCsvHead);
+  std::string out = std::string(kTraceCsvHead) + "\n";
   char line[128];
   for (int64_t i = 0; i < trace.size(); ++i)
     for (int layer = 0; layer < trace.header().layers; ++layer) {
@@ -50,16 +59,13 @@ Result<Trace> parse_trace_csv(std::string_view text) {
                                          " should be request,position,layer,rank,expert,weight, "
                                          "whole tokens in order, layers and ranks from 0"};
   };
-  if (!text.starts_with(kTraceCsvHead)) return bad(1);
-  text.remove_prefix(kTraceCsvHead.size());
+  if (take_line(text) != kTraceCsvHead) return bad(1);
   std::vector<CsvPick> picks;
   TraceHeader header{.model = "csv"};
   for (size_t line = 2; !text.empty(); ++line) {
-    const size_t end = std::min(text.find('\n'), text.size());
     CsvPick pick;
-    if (!parse_csv_line(text.substr(0, end), pick) || pick.layer > 1023 || pick.rank > 63 || pick.expert > 32767)
+    if (!parse_csv_line(take_line(text), pick) || pick.layer > 1023 || pick.rank > 63 || pick.expert > 32767)
       return bad(line);
-    text.remove_prefix(std::min(end + 1, text.size()));
     header.layers = std::max(header.layers, static_cast<int>(pick.layer) + 1);
     header.top_k = std::max(header.top_k, static_cast<int>(pick.rank) + 1);
     header.experts = std::max(header.experts, static_cast<int>(pick.expert) + 1);

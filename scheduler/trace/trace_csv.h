@@ -7,11 +7,11 @@
 
 namespace thermocline::sched {
 
-inline constexpr std::string_view kTraceCsvHead = "request,position,layer,rank,expert,weight\n";
+inline constexpr std::string_view kTraceCsvHead = "request,position,layer,rank,expert,weight";
 
 std::string trace_csv(const Trace& trace);
-/// Sizes are those of the highest numbers; each token is a step of its own. Errors: corrupt, with the line; those of
-/// parse_trace.
+/// Lines end with LF or CRLF. Sizes are those of the highest numbers; each token is a step of its own. Errors: corrupt,
+/// with the line; those of parse_trace.
 Result<Trace> parse_trace_csv(std::string_view text);
 
 }  // namespace thermocline::sched

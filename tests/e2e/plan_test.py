@@ -120,7 +120,8 @@ def test_flags_that_contradict_each_other():
     refused(code=2)
 
 
-def test_run_says_what_was_foreseen_and_quiet_does_not():
+def test_run_says_what_was_foreseen_and_quiet_does_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no profile of this box
     _, err = run("run", "--model", DEMO, "--device", "none", "--prompt", "Hi", "--max-tokens", 4)
     line = next(line for line in err.splitlines() if line.startswith("predicted:"))
     assert re.search(r"prefill [\d.]+ t/s, decode [\d.]+ t/s", line) and re.search(r"measured: prefill \d+ %, decode \d+ % of it", line), line

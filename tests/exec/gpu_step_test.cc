@@ -428,15 +428,16 @@ TEST(GpuStep, EvictionsInEveryStepChangeNoChoice) {
   const std::unique_ptr<Engine> still = open_engine({.folder = small_model(), .experts = 0});
   const size_t vocab = static_cast<size_t>(still->geometry().vocab_size);
   const std::vector<float> expected = test::run_logits(*still, ids, 1).logits;
-  for (const std::string policy : {"churn", "lru", "eager"}) {
+  for (const std::string policy :
+       kTokens > 4 ? std::vector<const char*>{"churn", "lru", "eager"} : std::vector<const char*>{"churn", "lru"}) {
     const std::unique_ptr<Engine> engine =
         open_engine({.folder = small_model(), .experts = 20, .policy = policy == "churn" ? "lru" : policy});
     if (policy == "churn") engine->gpu_step()->set_policy(0, std::make_unique<Churn>());
     const std::vector<float> logits = test::run_logits(*engine, ids, 1).logits;
     EXPECT_LT(kl(expected, logits, vocab).mean, 1e-5);
     const SlotPool::Counters& counters = engine->gpu_step()->part(0).slots().counters();
-    if (policy != "eager") EXPECT_GT(counters.evictions, static_cast<int64_t>(ids.size()));  // it wants a second use
-    EXPECT_GT(counters.evictions, 0);
+    const int64_t least = policy == "eager" ? 0 : static_cast<int64_t>(ids.size());  // eager wants a second use
+    EXPECT_GT(counters.evictions, least);
     EXPECT_GT(counters.fills, counters.evictions);
     EXPECT_GT(engine->gpu_step()->counters().zero_miss_layers + engine->gpu_step()->counters().pairs -
                   engine->gpu_step()->counters().cpu_pairs,

@@ -72,9 +72,12 @@ TEST(TraceCsv, GoesThereAndBack) {
   for (int64_t i = 0; i < 10; ++i)
     for (int layer = 0; layer < 3; ++layer)
       for (size_t k = 0; k < 3; ++k) EXPECT_EQ(back->picks(i, layer)[k].expert, trace.picks(i, layer)[k].expert);
-  const std::string head(kTraceCsvHead);
+  std::string crlf;
+  for (const char c : csv) crlf += c == '\n' ? std::string("\r\n") : std::string(1, c);
+  EXPECT_TRUE(parse_trace_csv(crlf).value() == *back);
+  const std::string head = std::string(kTraceCsvHead) + "\n";
   for (const char* bad : {"", "1,2", "0,0,0,0,5,x\n", "0,0,0,1,5,1\n", "0,0,0,0,5,1\n0,0,1,0,5,1\n0,0,0,0,5,1\n",
-                          "0,0,0,0,99999,1\n", "0,0,0,0,3,1\n0,0,0,1,3,1\n"})
+                          "0,0,0,0,99999,1\n", "0,0,0,0,3,nan\n", "0,0,0,0,3,-1\n", "0,0,0,0,3,1\n0,0,0,1,3,1\n"})
     EXPECT_FALSE(parse_trace_csv(head + bad)) << bad;
   EXPECT_FALSE(parse_trace_csv("request,layer\n"));
 }
