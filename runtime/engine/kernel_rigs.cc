@@ -81,6 +81,7 @@ Result<RandomWeights> RandomWeights::create(WorkerPool& pool, std::span<const Pa
     set.push_back(m);
     set_bytes += align64(m.slice_groups() * m.group_tile_bytes()) + align64(m.slice_groups() * m.group_scale_bytes());
   }
+  TC_CHECK(nodes > 0 && set_bytes > 0);
   const int64_t sets = std::max<int64_t>(1, static_cast<int64_t>(bytes) / nodes / set_bytes);
   for (int node = 0; node < nodes; ++node) {
     TC_ASSIGN(NumaBuffer arena, NumaBuffer::allocate(static_cast<uint64_t>(sets * set_bytes), pool.os_node(node)));

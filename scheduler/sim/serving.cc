@@ -24,7 +24,7 @@ struct SimRequest {
 class SimServer {
  public:
   SimServer(const CostModel& cost, const ServingOptions& o, SimBox& box)
-      : cost_(cost), o_(o), box_(box), planner_(o.limits), router_(o.routing), random_(o.box.seed) {
+      : o_(o), box_(box), planner_(o.limits), router_(o.routing), random_(o.box.seed) {
     const ModelCosts& m = cost.model();
     step_.counts.assign(static_cast<size_t>(m.layer_count()), std::vector<int>(static_cast<size_t>(m.experts)));
   }
@@ -166,7 +166,6 @@ class SimServer {
     return report;
   }
 
-  const CostModel& cost_;
   const ServingOptions& o_;
   SimBox& box_;
   const StepPlanner planner_;
@@ -185,7 +184,7 @@ class SimServer {
 
 double percentile(std::vector<double> values, double percent) {
   std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(percent / 100 * static_cast<double>(values.size() - 1) + 0.5)];
+  return values[static_cast<size_t>(std::lround(percent / 100 * static_cast<double>(values.size() - 1)))];
 }
 
 Result<ServingReport> simulate_serving(const CostModel& cost, const ServingOptions& o) {

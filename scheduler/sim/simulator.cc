@@ -38,7 +38,7 @@ double SimReport::step_ms(double percentile) const {
   if (step_ns.empty()) return 0;
   std::vector<double> sorted = step_ns;
   std::sort(sorted.begin(), sorted.end());
-  return sorted[static_cast<size_t>(percentile / 100 * static_cast<double>(sorted.size() - 1) + 0.5)] / 1e6;
+  return sorted[static_cast<size_t>(std::lround(percentile / 100 * static_cast<double>(sorted.size() - 1)))] / 1e6;
 }
 
 double SimReport::joules_per_token() const {

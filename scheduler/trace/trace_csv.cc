@@ -72,7 +72,7 @@ Result<Trace> parse_trace_csv(std::string_view text) {
     picks.push_back(pick);
   }
   const auto per_token = static_cast<size_t>(header.picks_per_token());
-  if (picks.empty() || picks.size() % per_token != 0) return bad(picks.size() + 1);
+  if (per_token == 0 || picks.size() % per_token != 0) return bad(picks.size() + 1);
   std::string bytes = trace_header_bytes(header);
   std::vector<TracePick> token(per_token);
   for (size_t i = 0; i < picks.size(); ++i) {
