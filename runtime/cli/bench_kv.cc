@@ -40,27 +40,6 @@ struct Rates {
   int64_t bytes = 0;
 };
 
-// One file of `bytes`, DiskFiles::kDepth operations of a slot each under way.
-Status plain(DiskFiles& files, int file, bool write, int64_t bytes) {
-  const uint64_t slot = files.buffer().size() / DiskFiles::kDepth / DiskFiles::kBlock * DiskFiles::kBlock;
-  std::vector<uint64_t> free;
-  for (uint64_t i = 0; i < DiskFiles::kDepth; ++i) free.push_back(i);
-  Status status;
-  for (uint64_t at = 0; at < static_cast<uint64_t>(bytes) || free.size() < DiskFiles::kDepth;) {
-    if (at < static_cast<uint64_t>(bytes) && !free.empty()) {
-      const uint64_t tag = free.back();
-      free.pop_back();
-      files.submit({file, write, at, files.buffer().subspan(tag * slot, slot), tag});
-      at += slot;
-      continue;
-    }
-    const DiskFiles::Done done = files.wait();
-    if (done.error != 0) status = Error{ErrorCode::io, fmt::format("the disk: error {}", done.error)};
-    free.push_back(done.tag);
-  }
-  return status;
-}
-
 // Both directions of a file that is new each time, as the log's files are.
 Status measure_plain(const std::filesystem::path& folder, const DiskFiles::Options& options, Rates& rates) {
   TC_ASSIGN(const std::unique_ptr<DiskFiles> files, DiskFiles::open(folder, options));
@@ -68,8 +47,10 @@ Status measure_plain(const std::filesystem::path& folder, const DiskFiles::Optio
   TC_ASSIGN(const int file, files->open_file("plain", true));
   Status written, read;
   const auto bytes = static_cast<double>(rates.bytes);
-  rates.plain_write.push_back(bytes / seconds_of([&] { written = plain(*files, file, true, rates.bytes); }));
-  rates.plain_read.push_back(bytes / seconds_of([&] { read = plain(*files, file, false, rates.bytes); }));
+  rates.plain_write.push_back(
+      bytes / seconds_of([&] { written = transfer(*files, file, static_cast<uint64_t>(rates.bytes), true); }));
+  rates.plain_read.push_back(
+      bytes / seconds_of([&] { read = transfer(*files, file, static_cast<uint64_t>(rates.bytes), false); }));
   TC_RETURN_IF_ERROR(std::move(written));
   TC_RETURN_IF_ERROR(std::move(read));
   return files->remove("plain");

@@ -33,9 +33,9 @@ Result<sched::SimFault> parse_fault(const std::string& text) {
   int used = 0;
   if (std::sscanf(text.c_str(), "%7[a-z0-9]:%lf@%lfs-%lfs%n", engine, &fault.speed, &fault.from_ns, &fault.to_ns,
                   &used) != 4 ||
-      used != static_cast<int>(text.size()) || !(fault.speed > 0 && fault.speed <= 1) ||
-      !(fault.speed >= 1e-6 && fault.from_ns >= 0 && fault.to_ns > fault.from_ns && fault.to_ns <= 1e9))
-    return invalid("--fault '" + text + "' should be an engine, a speed from 0 to 1 and seconds, as cpu:0.5@1s-2s");
+      used != static_cast<int>(text.size()) || !(fault.speed >= 1e-6 && fault.speed <= 1) ||
+      !(fault.from_ns >= 0 && fault.to_ns > fault.from_ns && fault.to_ns <= 1e9))
+    return invalid("--fault '" + text + "' should be an engine, a speed from 1e-6 to 1 and seconds, as cpu:0.5@1s-2s");
   fault.from_ns *= 1e9;
   fault.to_ns *= 1e9;
   constexpr const char* kNames[] = {"gpu", "cpu", "h2d", "disk"};

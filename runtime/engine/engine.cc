@@ -133,6 +133,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
 // Near misses: where steps report them, on the CPU.
 Status Engine::open_recorder(bool on_cpu) {
   EngineOptions& o = options_;
+  if (o.record_trace.empty() && o.expert_profile.empty()) return {};
   TC_ASSIGN(const std::string config, read_text_file(o.model / "config.json"));
   const sched::TraceHeader header{.model = o.model.filename().string(),
                                   .model_hash = XXH3_64bits(config.data(), config.size()),

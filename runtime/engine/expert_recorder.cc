@@ -1,19 +1,14 @@
 #include "runtime/engine/expert_recorder.h"
 
-#include <bit>
 #include <cerrno>
 #include <cstring>
 
 #include <unistd.h>
 
 #include "runtime/base/log.h"
+#include "runtime/base/number_formats.h"
 
 namespace thermocline {
-namespace {
-
-uint16_t bf16_of(float x) { return static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + 0x8000) >> 16); }
-
-}  // namespace
 
 ExpertRecorder::ExpertRecorder(const Options& options, sched::TraceHeader header)
     : options_(options), header_(std::move(header)) {
@@ -65,7 +60,7 @@ void ExpertRecorder::record(const StepInput& input, const RoutedExperts& routed)
       for (size_t layer = 0; layer < static_cast<size_t>(header_.layers); ++layer) {
         for (int64_t j = token * k; j < (token + 1) * k; ++j)
           *pick++ = {static_cast<uint16_t>(routed.ids[layer][j]),
-                     routed.weights.empty() ? uint16_t{0} : bf16_of(routed.weights[layer][j])};
+                     routed.weights.empty() ? uint16_t{0} : float_to_bf16(routed.weights[layer][j])};
         for (int64_t j = token * near; j < (token + 1) * near; ++j)
           *pick++ = {static_cast<uint16_t>(routed.near_ids[layer][j]), 0};
       }

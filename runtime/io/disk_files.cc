@@ -364,4 +364,25 @@ bool io_uring_allowed() {
   return true;
 }
 
+Status transfer(DiskFiles& files, int file, uint64_t bytes, bool write) {
+  const uint64_t slot_bytes = files.buffer().size() / DiskFiles::kDepth / DiskFiles::kBlock * DiskFiles::kBlock;
+  std::vector<uint64_t> idle;
+  for (uint64_t i = 0; i < DiskFiles::kDepth; ++i) idle.push_back(i);
+  Status first;
+  const auto wait = [&] {
+    const DiskFiles::Done done = files.wait();
+    idle.push_back(done.tag);
+    if (done.error != 0 && first.ok())
+      first = Error{ErrorCode::io, std::string(write ? "writing" : "reading") + ": " + std::strerror(done.error)};
+  };
+  for (uint64_t at = 0; at < bytes && first.ok(); at += slot_bytes) {
+    if (idle.empty()) wait();
+    const uint64_t slot = idle.back();
+    idle.pop_back();
+    files.submit({file, write, at, files.buffer().subspan(slot * slot_bytes, slot_bytes), slot});
+  }
+  while (idle.size() < DiskFiles::kDepth) wait();
+  return first;
+}
+
 }  // namespace thermocline

@@ -72,4 +72,8 @@ class DiskFiles {
 /// Whether the system lets this process use io_uring.
 bool io_uring_allowed();
 
+/// Writes or reads a file from its begin, whole slots of the buffer up to `bytes`, DiskFiles::kDepth of them under way.
+/// What is written is what the buffer holds. For measuring. Errors: io.
+Status transfer(DiskFiles& files, int file, uint64_t bytes, bool write);
+
 }  // namespace thermocline

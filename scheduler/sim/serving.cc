@@ -182,11 +182,6 @@ class SimServer {
 
 }  // namespace
 
-double percentile(std::vector<double> values, double percent) {
-  std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(std::lround(percent / 100 * static_cast<double>(values.size() - 1)))];
-}
-
 Result<ServingReport> simulate_serving(const CostModel& cost, const ServingOptions& o) {
   const ModelCosts& m = cost.model();
   if (o.routing.layers != m.layer_count() || o.routing.experts != m.experts || o.routing.top_k != m.experts_per_token)

@@ -30,7 +30,4 @@ struct ServingReport {
 /// Errors: those of SimBox::create; invalid_argument for lengths that the KV cache cannot hold.
 Result<ServingReport> simulate_serving(const CostModel& cost, const ServingOptions& options);
 
-/// Of values, at least one.
-double percentile(std::vector<double> values, double percent);
-
 }  // namespace thermocline::sched

@@ -34,12 +34,12 @@ int memory_slots(const CostModel& cost, const SimOptions& o) {
 
 }  // namespace
 
-double SimReport::step_ms(double percentile) const {
-  if (step_ns.empty()) return 0;
-  std::vector<double> sorted = step_ns;
-  std::sort(sorted.begin(), sorted.end());
-  return sorted[static_cast<size_t>(std::lround(percentile / 100 * static_cast<double>(sorted.size() - 1)))] / 1e6;
+double percentile(std::vector<double> values, double percent) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(std::lround(percent / 100 * static_cast<double>(values.size() - 1)))];
 }
+
+double SimReport::step_ms(double percent) const { return step_ns.empty() ? 0 : percentile(step_ns, percent) / 1e6; }
 
 double SimReport::joules_per_token() const {
   return tokens > 0 ? (cpu_bytes * kHostJoules + gpu_bytes * kDeviceJoules + bus_bytes * (kBusJoules + kHostJoules)) /

@@ -17,6 +17,9 @@
 
 namespace thermocline::sched {
 
+/// Of values, at least one; the nearest of them.
+double percentile(std::vector<double> values, double percent);
+
 struct SimOptions {
   std::string policy = "value";
   int slots = 0;           // experts that the device holds
@@ -56,7 +59,7 @@ struct SimReport {
   double hit_rate() const { return pairs > 0 ? hits / pairs : 0; }
   double ms_per_token() const { return tokens > 0 ? total_ns / 1e6 / static_cast<double>(tokens) : 0; }
   double tokens_per_second() const { return total_ns > 0 ? 1e9 * static_cast<double>(tokens) / total_ns : 0; }
-  double step_ms(double percentile) const;
+  double step_ms(double percent) const;
   double fills_per_token() const { return tokens > 0 ? (fills + fetched) / static_cast<double>(tokens) : 0; }
   /// Of moving bytes alone, by usual figures a byte: memory of the host 100 pJ, of the device 40 pJ, bus 60 pJ.
   double joules_per_token() const;

@@ -6,6 +6,8 @@
 #include <numbers>
 #include <numeric>
 
+#include "runtime/base/number_formats.h"
+
 namespace thermocline::sched {
 namespace {
 
@@ -17,8 +19,6 @@ uint64_t mixed_bits(uint64_t x) {
   x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
   return x ^ (x >> 31);
 }
-
-uint16_t bf16_of(float x) { return static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + 0x8000) >> 16); }
 
 }  // namespace
 
@@ -107,7 +107,7 @@ void SyntheticRouter::choose(const std::vector<float>& scores, TracePick* out) {
   });
   for (int i = 0; i < picked; ++i)
     out[i] = {static_cast<uint16_t>(order_[static_cast<size_t>(i)]),
-              bf16_of(1.0f / static_cast<float>(i < o_.top_k ? o_.top_k : 2 * o_.top_k))};
+              float_to_bf16(1.0f / static_cast<float>(i < o_.top_k ? o_.top_k : 2 * o_.top_k))};
 }
 
 Trace synthesize_trace(const SyntheticOptions& options, Workload workload, int requests, int tokens, int cycle) {
@@ -129,7 +129,7 @@ Trace synthesize_trace(const SyntheticOptions& options, Workload workload, int r
         for (size_t i = 0; i < in_turn.size(); ++i) {
           const auto position =
               static_cast<int64_t>(t) * static_cast<int64_t>(picked) + static_cast<int64_t>(i % picked);
-          in_turn[i] = {static_cast<uint16_t>(position % turn), bf16_of(1.0f / static_cast<float>(o.top_k))};
+          in_turn[i] = {static_cast<uint16_t>(position % turn), float_to_bf16(1.0f / static_cast<float>(o.top_k))};
         }
         trace.add(token, in_turn);
         continue;

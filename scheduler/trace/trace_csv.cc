@@ -1,9 +1,10 @@
 #include "scheduler/trace/trace_csv.h"
 
 #include <algorithm>
-#include <bit>
 #include <charconv>
 #include <cstdio>
+
+#include "runtime/base/number_formats.h"
 
 namespace thermocline::sched {
 namespace {
@@ -45,8 +46,7 @@ std::string trace_csv(const Trace& trace) {
       int rank = 0;
       for (const TracePick& pick : trace.picks(i, layer)) {
         std::snprintf(line, sizeof line, "%u,%u,%d,%d,%u,%.4g\n", trace.token(i).request, trace.token(i).position,
-                      layer, rank++, pick.expert,
-                      static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(pick.weight) << 16)));
+                      layer, rank++, pick.expert, static_cast<double>(bf16_to_float(pick.weight)));
         out += line;
       }
     }
@@ -82,8 +82,7 @@ Result<Trace> parse_trace_csv(std::string_view text) {
     if (pick.layer != layer || pick.rank != within % static_cast<size_t>(header.top_k) ||
         pick.request != first.request || pick.position != first.position)
       return bad(i + 2);
-    token[within] = {static_cast<uint16_t>(pick.expert),
-                     static_cast<uint16_t>((std::bit_cast<uint32_t>(pick.weight) + 0x8000) >> 16)};
+    token[within] = {static_cast<uint16_t>(pick.expert), float_to_bf16(pick.weight)};
     if (within + 1 == per_token)
       append_trace_record(
           bytes, header,
