@@ -143,13 +143,6 @@ Result<Box> this_box(bool own_cards) {
 
 }  // namespace
 
-std::optional<sched::MachineProfile> calibrated_profile(const MachineInfo& machine) {
-  Result<std::optional<sched::MachineProfile>> stored = stored_profile(machine);
-  if (stored) return *std::move(stored);
-  log_warn("{}: as if there were none", stored.error().message);
-  return std::nullopt;
-}
-
 sched::CpuKernels cpu_kernels(Isa isa) {
   switch (isa) {
     case Isa::scalar:

@@ -38,9 +38,6 @@ struct Box {
   std::vector<Figure> figures;
 };
 
-/// This box as `thermocline calibrate` measured it, if it did. A file that is no profile counts as none, and is logged.
-std::optional<sched::MachineProfile> calibrated_profile(const MachineInfo& machine);
-
 /// The kernels of an instruction set, in the planner's words.
 sched::CpuKernels cpu_kernels(Isa isa);
 

@@ -103,7 +103,7 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   options.record_trace = record_trace_;
   options.trace_token_ids = trace_token_ids_;
   options.expert_profile = expert_profile_;
-  TC_ASSIGN(options.gpu.prefill, parse_prefill_mode(prefill_));
+  TC_ASSIGN(options.gpu.prefill, sched::parse_prefill_experts(prefill_));
   return options;
 }
 

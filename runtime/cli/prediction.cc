@@ -22,12 +22,6 @@ double resident_share(Engine& engine) {
   return std::min(1.0, slots / (static_cast<double>(g.n_layers) * g.n_routed_experts));
 }
 
-sched::PrefillExperts prefill_experts(PrefillMode mode) {
-  return mode == PrefillMode::stream   ? sched::PrefillExperts::stream
-         : mode == PrefillMode::hybrid ? sched::PrefillExperts::hybrid
-                                       : sched::PrefillExperts::cpu;
-}
-
 }  // namespace
 
 Prediction predict(Engine& engine, const sched::MachineProfile& machine, double prompt, double batch, double context) {
@@ -39,8 +33,7 @@ Prediction predict(Engine& engine, const sched::MachineProfile& machine, double 
                steps = std::max(1.0, std::ceil(prompt / chunk)), tokens = std::max(1.0, prompt / steps);
   const sched::StepTime decode =
       cost.step({.tokens = batch, .context = context, .resident = resident, .hits = sched::expected_hits(resident)});
-  const double prefill =
-      sched::prefill_step_ns(cost, prefill_experts(engine.options().gpu.prefill), tokens, prompt / 2, resident);
+  const double prefill = sched::prefill_step_ns(cost, engine.options().gpu.prefill, tokens, prompt / 2, resident);
   return {.prefill = 1e9 * tokens / prefill, .decode = 1e9 * batch / decode.total};
 }
 
@@ -65,6 +58,25 @@ std::string prediction_line(const Prediction& p, const Prediction& measured) {
   add("prefill", measured.prefill, p.prefill);
   add("decode", measured.decode, p.decode);
   return prediction_line(p) + shares + (shares.empty() ? "" : " of it");
+}
+
+std::string forecast_line(const ForecastStats& f) {
+  if (f.steps == 0 || f.predicted.total <= 0) return "";
+  std::vector<sched::Phase> phases;
+  for (size_t i = 0; i < sched::kPhaseNames.size(); ++i)
+    if (f.measured.phases[i] > 0 && f.predicted.phases[i] > 0) phases.push_back(static_cast<sched::Phase>(i));
+  std::sort(phases.begin(), phases.end(),
+            [&](sched::Phase a, sched::Phase b) { return f.measured[a] > f.measured[b]; });
+  const auto ms = [&](double ns) { return ns / 1e6 / static_cast<double>(f.steps); };
+  std::string line = fmt::format("a step took {:.1f} ms, {:.0f} % of predicted", ms(f.measured.total),
+                                 100 * f.measured.total / f.predicted.total);
+  const char* before = ": ";
+  for (const sched::Phase phase : phases) {
+    line += fmt::format("{}{} {:.1f} ms {:.0f} %", std::exchange(before, ", "),
+                        sched::kPhaseNames[static_cast<size_t>(phase)], ms(f.measured[phase]),
+                        100 * f.measured[phase] / f.predicted[phase]);
+  }
+  return line;
 }
 
 }  // namespace thermocline::cli

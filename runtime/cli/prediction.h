@@ -25,4 +25,8 @@ std::string prediction_line(const Prediction& prediction);
 /// The same and "; measured: prefill 93 %, decode 104 % of it". What was not measured is 0, and left out.
 std::string prediction_line(const Prediction& prediction, const Prediction& measured);
 
+/// "a step took 72.1 ms, 97 % of predicted: experts (CPU) 41.0 ms 95 %, dense ..", the longest first; empty where
+/// nothing was predicted.
+std::string forecast_line(const ForecastStats& forecast);
+
 }  // namespace thermocline::cli

@@ -59,6 +59,7 @@ class Session {
     TC_ASSIGN(EngineOptions options, o.model.engine_options());
     options.quiet = o.quiet;
     options.cancel = &g_cancel;
+    options.calibrated = true;
     TC_ASSIGN(session->engine_, Engine::open(options));
     TC_RETURN_IF_ERROR(session->engine_->start(*session->tokenizer_));
     return session;
@@ -216,7 +217,7 @@ Status chat(Session& session, const RunOptions& o) {
 
 // What was foreseen of a prompt and an answer of this length: by a stored profile, else by the STREAM read alone.
 void print_predicted(Session& session, double stream_read, const Prediction& measured) {
-  std::optional<sched::MachineProfile> box = calibrated_profile(machine_of(session.engine()));
+  std::optional<sched::MachineProfile> box = session.engine().options().machine;
   if (!box && (stream_read <= 0 || session.engine().gpu_step())) return;
   if (!box) box = profile_of(session.engine(), stream_read);
   const Totals& t = session.totals();
@@ -225,6 +226,8 @@ void print_predicted(Session& session, double stream_read, const Prediction& mea
                answer = static_cast<double>(t.decode_tokens) / static_cast<double>(t.answers);
   const Prediction predicted = predict(session.engine(), *box, prompt, 1, prompt + answer / 2);
   fmt::print(stderr, "{}\n", prediction_line(predicted, measured));
+  if (const std::string line = forecast_line(session.engine().stats().forecast); !line.empty())
+    fmt::print(stderr, "{}\n", line);
 }
 
 void print_totals(Session& session) {
@@ -264,7 +267,7 @@ Status run(RunOptions& o) {
   action.sa_handler = on_interrupt;
   sigaction(SIGINT, &action, nullptr);
   TC_ASSIGN(const std::unique_ptr<Session> session, Session::open(o));
-  if (const auto box = calibrated_profile(machine_of(session->engine())); box && !o.quiet)
+  if (const auto& box = session->engine().options().machine; box && !o.quiet)
     fmt::print(stderr, "{}\n", prediction_line(predict(session->engine(), *box, 512, 1, 1024)));
   if (g_cancel) return Error{ErrorCode::cancelled, "cancelled"};
   Status status = o.chat ? chat(*session, o) : o.raw ? session->raw(o, prompt) : session->turn(o, prompt);

@@ -66,6 +66,7 @@ class Service {
     options.kv_gpu_bytes = o_.kv_gpu_memory;
     options.prefix_cache_bytes = o_.no_prefix_cache ? 0 : o_.prefix_cache_memory > 0 ? o_.prefix_cache_memory : -1;
     options.kv_disk = {.folder = o_.kv_disk_dir, .space_bytes = o_.kv_disk_space};
+    options.calibrated = true;
     options.cancel = &stopping_;
     options.progress = [this](double share) { api_.loading(share); };
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
@@ -113,23 +114,17 @@ class Service {
         model_->name, url, engine_->max_context(), engine_->options().max_sequences, engine_->stats().kv_tokens_total,
         machine_line(machine_of(*engine_)), url);
     std::fflush(stdout);
-    if (const auto box = calibrated_profile(machine_of(*engine_)))
+    if (const auto& box = engine_->options().machine)
       log_info("one sequence alone, 1024 tokens of context: {}",
                prediction_line(predict(*engine_, *box, 512, 1, 1024)));
   }
 
-  // The seconds that the steps took against those foreseen for as many tokens: of prompts alone, of answers as many a
-  // step as there were on average. Rough, as steps had both.
   void log_measured() const {
-    const auto box = calibrated_profile(machine_of(*engine_));
     const EngineStats stats = engine_->stats();
-    if (!box || stats.steps == 0 || stats.step_seconds <= 0) return;
-    const auto prompts = static_cast<double>(stats.prompt_tokens), answers = static_cast<double>(stats.answer_tokens);
-    const double batch = std::max(1.0, answers / static_cast<double>(stats.steps));
-    const Prediction p = predict(*engine_, *box, static_cast<double>(engine_->options().max_chunk), batch, 1024);
-    const double foreseen = prompts / p.prefill + answers / p.decode;
-    log_info("{:.0f} prompt and {:.0f} answer tokens took {:.3f} s of steps; predicted: {:.3f} s, {:.0f} % of it",
-             prompts, answers, stats.step_seconds, foreseen, 100 * foreseen / stats.step_seconds);
+    if (stats.forecast.steps == 0) return;
+    log_info("{} prompt and {} answer tokens took {:.3f} s of steps", stats.prompt_tokens, stats.answer_tokens,
+             stats.step_seconds);
+    log_info("{}", forecast_line(stats.forecast));
   }
 
   const ServeOptions& o_;

@@ -8,6 +8,9 @@
 #include "runtime/base/log.h"
 #include "runtime/engine/cache_identity.h"
 #include "runtime/engine/engine_memory.h"
+#include "runtime/engine/machine_info.h"
+#include "runtime/engine/model_costs.h"
+#include "runtime/engine/stored_profile.h"
 #include "runtime/hw/host_memory.h"
 #include "runtime/io/file.h"
 #include "runtime/model/deepseek_v4/config.h"
@@ -63,6 +66,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   log_debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
   const cpu::CpuContext cpu{*engine->pool_, engine->table_};
+  if (!o.machine && o.calibrated) o.machine = calibrated_profile(machine_of(*engine));
 
   // What refuses a model does so from its headers, before its weights are read.
   TC_ASSIGN(deepseek_v4::WeightLoader loader,
@@ -109,6 +113,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (devices.empty()) {
     TC_ASSIGN(engine->step_, DeepseekV4Step::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec));
   } else {
+    engine->know_costs();
     TC_ASSIGN(std::unique_ptr<DeepseekV4GpuStep> step,
               DeepseekV4GpuStep::create(engine->geometry_, *engine->weights_, cpu, o.numerics, exec, o.gpu,
                                         *engine->kv_, std::move(devices)));
@@ -121,7 +126,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (engine->kv_disk_) {
     TC_ASSIGN(engine->cache_identity_, cache_identity(o, *engine->weights_, cpu, engine->kv_->layout(), names));
   }
-  engine->step_->set_recorder(engine->recorder_.get());
+  engine->open_forecast();
+  engine->step_->set_recorders(engine->recorders());
   engine->driver_ = std::make_unique<StepDriver>(*engine->step_, *engine->kv_);
   if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};
   ledger.make_resident(*engine->pool_);
@@ -170,7 +176,6 @@ Status Engine::open_disk() {
 
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
-  step_->set_recorder(nullptr);  // the loop's first steps measure: nobody asked for their tokens
   TC_ASSIGN(
       loop_,
       StepLoop::start(
@@ -180,10 +185,36 @@ Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
            .geometry = geometry_,
            .tokenizer = tokenizer,
            .max_context = options_.max_context,
-           .prefix_cache = {.bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()}},
+           .prefix_cache = {.bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()},
+           .recorders = recorders(),
+           .forecast = forecast_.get()},
           options));
-  step_->set_recorder(recorder_.get());
   return {};
+}
+
+// What steps on devices would otherwise have to measure or to guess.
+void Engine::know_costs() {
+  if (!options_.machine || options_.machine->gpus.empty()) return;
+  const sched::ModelCosts model = model_costs(geometry_, true);
+  const sched::CostModel cost(model, *options_.machine);
+  options_.gpu.costs = sched::expert_costs(cost);
+  options_.gpu.idle_copies = sched::idle_copies(cost);
+}
+
+// Nothing is predicted where a profile does not hold: of other kernels, on devices that it knows nothing of.
+void Engine::open_forecast() {
+  if (!options_.machine || options_.int8_activations || options_.numerics == Numerics::fp32) return;
+  sched::MachineProfile box = *options_.machine;
+  if (!gpu_step_) box.gpus.clear();
+  if (gpu_step_ && box.gpus.empty()) return;
+  forecast_ = std::make_unique<StepForecast>(model_costs(geometry_, step_->options().fp8_rows), std::move(box));
+}
+
+std::vector<StepExecutor::Recorder*> Engine::recorders() const {
+  std::vector<StepExecutor::Recorder*> recorders;
+  if (recorder_) recorders.push_back(recorder_.get());
+  if (forecast_) recorders.push_back(forecast_.get());
+  return recorders;
 }
 
 }  // namespace thermocline

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -60,6 +61,12 @@ struct EngineOptions {
   /// How often experts are used, read at the start where it is there, and saved at the end: slots begin with those.
   std::filesystem::path expert_profile;
 
+  /// What this machine can do: steps are held against what the cost model says of them (EngineStats::forecast), and
+  /// fills of devices have the time that copies leave. None: with `calibrated` what `thermocline calibrate` stored of
+  /// it.
+  std::optional<sched::MachineProfile> machine = {};
+  bool calibrated = false;
+
   const std::atomic<bool>* cancel = nullptr;  // turned true while loading: open() ends with ErrorCode::cancelled
   std::function<void(double)> progress = {};  // told the share of the weights that is loaded (LoadOptions::progress)
 
@@ -108,6 +115,9 @@ class Engine {
   const cpu::KernelTable& kernels() const { return table_; }
   WorkerPool& pool() { return *pool_; }
   StepExecutor& step() { return *step_; }
+  /// What the steps took and should have; empty where options().machine does not say. The loop's, once started, is in
+  /// its stats().
+  ForecastStats forecast() const { return forecast_ ? forecast_->stats() : ForecastStats(); }
   /// The step on devices; null where the CPU does all of it.
   DeepseekV4GpuStep* gpu_step() { return gpu_step_; }
 
@@ -115,6 +125,9 @@ class Engine {
   Engine() = default;
   Status open_disk();
   Status open_recorder(bool on_cpu);
+  void know_costs();
+  void open_forecast();
+  std::vector<StepExecutor::Recorder*> recorders() const;
   StepLoop& loop() const {
     TC_CHECK(loop_ != nullptr, "Engine::start comes first");
     return *loop_;
@@ -129,6 +142,7 @@ class Engine {
   std::unique_ptr<deepseek_v4::Weights> weights_;
   std::unique_ptr<KvStore> kv_;
   std::unique_ptr<ExpertRecorder> recorder_;
+  std::unique_ptr<StepForecast> forecast_;
   std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
   std::unique_ptr<StepDriver> driver_;

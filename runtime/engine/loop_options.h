@@ -6,6 +6,7 @@
 #include <string>
 
 #include "runtime/engine/queue_ticket.h"
+#include "runtime/engine/step_forecast.h"
 #include "runtime/exec/step_report.h"
 #include "runtime/kv/prefix_cache.h"
 
@@ -38,6 +39,7 @@ struct EngineStats {
   PrefixCacheStats prefix_cache = {};
   HotRows hot_rows = {};       // of devices whose CSA rows lie in host memory
   ExpertTraffic experts = {};  // of devices
+  ForecastStats forecast = {};
   double step_seconds = 0, last_step_seconds = 0;
   double longest_decode_step_seconds = 0;  // of steps that decoded for somebody
 };

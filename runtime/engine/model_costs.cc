@@ -69,7 +69,9 @@ sched::ModelCosts model_costs(const ModelGeometry& g, bool fp8_rows) {
     } else if (layer >= 0 && name.find(".ffn.experts.") != std::string_view::npos) {
       costs.expert_bytes += bytes / (static_cast<double>(g.n_layers) * g.n_routed_experts);
     } else if (layer >= 0 && name.find("tid2eid") == std::string_view::npos) {
-      costs.layers[static_cast<size_t>(layer)].dense_bytes[static_cast<size_t>(format_of(tensor.dtype))] += bytes;
+      sched::LayerCosts& l = costs.layers[static_cast<size_t>(layer)];
+      l.dense_bytes[static_cast<size_t>(format_of(tensor.dtype))] += bytes;
+      if (name.find(".ffn.shared_experts.") != std::string_view::npos) l.shared_bytes += bytes;
     }
   }
   costs.sequence_bytes = static_cast<double>(pages_of(g.window_size, kWindowPageTokens) * layout.window_page_bytes() +

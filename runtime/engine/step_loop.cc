@@ -75,7 +75,9 @@ Result<std::unique_ptr<StepLoop>> StepLoop::start(const Machine& machine, const 
     return invalid("a step of " + std::to_string(machine.kv.options().max_sequences) + " sequences has " +
                    std::to_string(machine.step.options().max_logit_rows) + " rows of logits");
   std::unique_ptr<StepLoop> loop(new StepLoop(machine, options));
+  machine.step.set_recorders({});  // the first steps measure: nobody asked for their tokens
   TC_RETURN_IF_ERROR(loop->calibrate());
+  machine.step.set_recorders(machine.recorders);
   loop->publish_stats();
   if (NvmeTier* const disk = machine.prefix_cache.disk) disk->set_wake([inbox = loop->inbox_] { inbox->wake(); });
   loop->thread_ = std::thread([self = loop.get()] { self->run(); });
@@ -103,7 +105,7 @@ Status StepLoop::calibrate() {
       batch.logit_rows.push_back(static_cast<int32_t>(count) - 1);
       SequenceKv* const sequence = kv.get();
       TC_ASSIGN(const StepReport report, m_.step.run({batch, std::span(&sequence, 1)}));
-      if (round > 0) cost_.observe(count, report.ns);
+      if (round > 0) cost_.observe(count, report.time.total);
     }
   }
   return {};
@@ -594,6 +596,7 @@ void StepLoop::publish_stats() {
   counted_.prefix_cache = cache_.stats();
   counted_.hot_rows = m_.step.hot_rows();
   counted_.experts = m_.step.expert_traffic();
+  if (m_.forecast) counted_.forecast = m_.forecast->stats();
   const std::lock_guard lock(mutex_);
   stats_ = counted_;
 }

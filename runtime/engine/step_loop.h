@@ -13,6 +13,7 @@
 #include "runtime/engine/inbox.h"
 #include "runtime/engine/loop_options.h"
 #include "runtime/engine/running_request.h"
+#include "runtime/engine/step_forecast.h"
 #include "runtime/engine/watchdog.h"
 #include "runtime/exec/step_executor.h"
 #include "runtime/hw/worker_pool.h"
@@ -34,6 +35,8 @@ class StepLoop {
     const Tokenizer& tokenizer;
     int64_t max_context = 0;  // as asked for: the cache may hold less
     PrefixCache::Options prefix_cache = {};
+    std::vector<StepExecutor::Recorder*> recorders = {};  // of the step, from its first request on
+    const StepForecast* forecast = nullptr;               // of the step, where there is one
   };
   /// Measures the cost of two steps, then starts the thread. Errors: those of a step.
   static Result<std::unique_ptr<StepLoop>> start(const Machine& machine, const LoopOptions& options);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "kernels_gpu/device_list.h"
+#include "runtime/base/log.h"
 #include "runtime/engine/machine_profile_json.h"
 #include "runtime/io/file.h"
 
@@ -70,6 +71,13 @@ Result<std::optional<sched::MachineProfile>> stored_profile(const MachineInfo& m
   if (profile.fingerprint != fingerprint)
     return corrupt(path.string() + ": fingerprint is of another machine: calibrate again");
   return std::optional(std::move(profile));
+}
+
+std::optional<sched::MachineProfile> calibrated_profile(const MachineInfo& machine) {
+  Result<std::optional<sched::MachineProfile>> stored = stored_profile(machine);
+  if (stored) return *std::move(stored);
+  log_warn("{}: as if there were none", stored.error().message);
+  return std::nullopt;
 }
 
 }  // namespace thermocline

@@ -31,4 +31,7 @@ Result<sched::MachineProfile> read_profile(const std::filesystem::path& path);
 Result<std::optional<sched::MachineProfile>> stored_profile(const MachineInfo& machine,
                                                             const std::filesystem::path& folder = profile_folder());
 
+/// The same; a file that is no profile counts as none, and is logged.
+std::optional<sched::MachineProfile> calibrated_profile(const MachineInfo& machine);
+
 }  // namespace thermocline

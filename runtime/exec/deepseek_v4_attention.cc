@@ -14,6 +14,7 @@ namespace thermocline {
 namespace ref = cpu::ref;
 using cpu::Attention;
 using deepseek_v4::CompressorWeights;
+using sched::Phase;
 using sched::Segment;
 
 void DeepseekV4Step::attention(int index, const LayerWeights& w, const Segments& segments) {
@@ -23,10 +24,13 @@ void DeepseekV4Step::attention(int index, const LayerWeights& w, const Segments&
   store_raw_rows(index, w, segments);  // b.qr_input
   project_queries(index, w, scores);   // b.q, b.index_q
   if (kind != LayerKind::swa) compress(index, w, segments);
+  clock_.lap(Phase::dense);
   if (scores) index_select(index, segments);
   if (kind == LayerKind::csa && !scores) select_all(index, segments);
+  clock_.lap(Phase::index);
   attend(index, w, segments);  // b.o
-  project_output(w);           // b.y
+  clock_.lap(Phase::attention);
+  project_output(w);  // b.y
 }
 
 // Everything that multiplies x, in one region.

@@ -7,32 +7,29 @@
 // expert shows in nothing but that side's rounding. docs/gpu.md has the picture.
 #pragma once
 
+#include <bit>
 #include <memory>
 #include <vector>
 
 #include "runtime/exec/device_part.h"
 #include "runtime/exec/numerics.h"
+#include "runtime/exec/phase_clock.h"
 #include "runtime/exec/step_executor.h"
 #include "scheduler/cost/expert_cost.h"
+#include "scheduler/placement/slot_scheduler.h"
 #include "scheduler/plan/memory_plan.h"
 
 namespace thermocline {
 
-/// Missing experts of long prefill steps.
-enum class PrefillMode {
-  cpu,     // on the CPU, as in decode: the same bits for every chunking
-  stream,  // all copied to the device and computed there
-  hybrid,  // those with the most tokens are copied, by the measured costs of this machine
-};
-Result<PrefillMode> parse_prefill_mode(std::string_view name);
-
 struct GpuOptions {
-  int experts = -1;                 // slots of all devices together; -1: all that fit
-  std::string policy = "static";    // sched::policies()
-  std::vector<float> profile = {};  // [layers, experts] uses by earlier runs, or empty
-  PrefillMode prefill = PrefillMode::cpu;
-  int max_fills = 16;    // experts a policy may bring in per step and device
-  bool graphs = true;    // capture decode steps
+  int experts = -1;                                            // slots of all devices together; -1: all that fit
+  std::string policy = "static";                               // sched::policies()
+  std::vector<float> profile = {};                             // [layers, experts] uses by earlier runs, or empty
+  sched::PrefillExperts prefill = sched::PrefillExperts::cpu;  // of long prompts
+  int max_fills = 16;                                          // experts a policy may bring in per step and device
+  sched::IdleCopies idle_copies = {};                          // of the machine, where it is known: fills then fit in
+  sched::ExpertCosts costs = {};  // the same, for PrefillExperts::hybrid; else measured at the start
+  bool graphs = true;             // capture decode steps
   int64_t hot_rows = 0;  // of each CSA layer, copies on the device where --kv-offload puts rows in host memory; 0: by
                          // how many sequences run together
 };
@@ -41,6 +38,10 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
  public:
   /// Steps of at most this many tokens are padded to a bucket and captured as a graph.
   static constexpr int64_t kDecodeTokens = 16;
+  /// The bucket, a power of two.
+  static int64_t decode_bucket(int64_t tokens) {
+    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(tokens)));
+  }
 
   /// Geometry, weights, CPU context and cache outlive the object; the cache holds numbers only (host_rows = false).
   /// Errors: out_of_memory; unsupported (a geometry or numerics the kernels do not take, saying which).
@@ -77,11 +78,11 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   DevicePart& part(int i) { return *parts_[static_cast<size_t>(i)]; }
   /// Decides what is resident on a device; for tests.
   void set_policy(int part, std::unique_ptr<sched::ExpertPolicy> policy) {
-    policies_[static_cast<size_t>(part)] = std::move(policy);
+    schedulers_[static_cast<size_t>(part)]->set_policy(std::move(policy));
   }
   /// Called while a layer's pairs are on the CPU: for tests that meddle with a step in flight.
   void set_meddler(std::function<void(int layer)> meddler) { meddler_ = std::move(meddler); }
-  /// Measured for PrefillMode::hybrid.
+  /// For PrefillExperts::hybrid.
   const sched::ExpertCosts& costs() const { return costs_; }
   void set_costs(const sched::ExpertCosts& costs) { costs_ = costs; }
 
@@ -106,6 +107,13 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
                                                size_t devices);
   Status allocate_host_side(int64_t max_tokens);
   Status synchronize();
+  struct Piece {
+    DevicePart* part;
+    std::span<std::byte> bytes;
+    bool on_host, selected;
+    void copy(std::byte* to, const std::byte* from, gpu::CopyKind kind) const;
+  };
+  std::vector<Piece> pieces(KvPool pool, int32_t page);
   void fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
                    std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
                    std::span<const int32_t> mtp_rows);
@@ -119,13 +127,13 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
     std::vector<bool> on_device;
   };
   Status split_on_host(DevicePart& part, int layer, const StepShape& shape);
-  std::vector<int> choose_streamed(const HostSplit& split) const;
   void stream_experts(DevicePart& part, int layer, const std::vector<int>& streamed, HostSplit& split);
   void run_rest_on_cpu(DevicePart& part, int layer, const StepShape& shape, const HostSplit& split);
+  void count_layer(int layer, int64_t tokens, int64_t pairs);
   void compute_pairs(DevicePart& part, int layer, int64_t tokens, bf16* out);
   sched::PolicyOptions policy_options(const DevicePart& part) const;
   void observe_step(int64_t tokens, bool prefill);
-  Status calibrate();
+  Status measure_experts();
   DevicePart& part_of(int layer);
   const deepseek_v4::LayerWeights& layer_weights(int layer) const {
     return layer < g_.n_layers ? w_.layers[static_cast<size_t>(layer)] : w_.mtp[0].layer;
@@ -138,8 +146,8 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   const Rounding round_;
   const GpuOptions gpu_;
   std::vector<std::unique_ptr<DevicePart>> parts_;
-  std::vector<std::unique_ptr<sched::ExpertPolicy>> policies_;
-  std::vector<const int32_t*> routed_ids_;  // by layer, of the last step
+  std::vector<std::unique_ptr<sched::SlotScheduler>> schedulers_;  // of the parts
+  std::vector<const int32_t*> routed_ids_;                         // by layer, of the last step
   std::vector<float> frequencies_[2];
   uint32_t step_number_ = 0;
   int64_t logit_rows_ = 0, mtp_rows_ = 0;
@@ -161,6 +169,9 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   std::vector<Bucket> buckets_;
   sched::ExpertCosts costs_;
   Counters counters_;
+  PhaseClock clock_;
+  DistinctCounter distinct_;
+  StepExperts counted_;  // of the step that runs
   HotRows hot_rows_;
   std::function<void(int)> meddler_;
 };

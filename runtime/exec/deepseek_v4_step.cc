@@ -1,7 +1,6 @@
 #include "runtime/exec/deepseek_v4_step.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -13,6 +12,7 @@ namespace thermocline {
 namespace ref = cpu::ref;
 using cpu::PackedMatrix;
 using deepseek_v4::HcWeights;
+using sched::Phase;
 using sched::Segment;
 
 namespace {
@@ -36,7 +36,8 @@ DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4:
       linear_{cpu.table.activation, round_.linear_inputs},
       expert_(options.int8_activations && experts_take_int8(cpu.table, weights)
                   ? cpu::InputFormat{cpu::Activation::int8, false}
-                  : linear_) {
+                  : linear_),
+      distinct_(geometry.n_routed_experts) {
   frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
   frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
                                           g_.beta_fast, g_.beta_slow);
@@ -56,7 +57,8 @@ Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeomet
 Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
   const auto& [batch, sequences, next_ids, stop] = input;
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
-  const auto start = std::chrono::steady_clock::now();
+  clock_.start();
+  counted_ = {};
   sequences_ = sequences;
   tokens_ = batch.size();
   const WorkerPool::StepScope scope(cpu_.pool);
@@ -71,18 +73,20 @@ Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
     layer(i, w_.layers[i], b_.streams.data(), batch.token_ids, batch.segments);
     if (observer_) observer_(i, {b_.streams.data(), {tokens_, g_.hc_mult, g_.dim}});
   }
+  clock_.lap(Phase::dense);
   logit_rows_ = head(b_.streams.data(), batch.logit_rows, w_.hc_head, w_.norm, b_.logits.data());
+  clock_.lap(Phase::head);
   if (!next_ids.empty() && !w_.mtp.empty()) mtp(next_ids, batch.logit_rows, batch.segments);
   fill_rings(batch.segments);
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
-  const std::chrono::duration<double, std::nano> ns = std::chrono::steady_clock::now() - start;
+  clock_.lap(Phase::dense);
   const int64_t k = g_.n_activated_experts;
   for (int64_t i = 0; i < g_.n_layers; ++i) {
     routed_ids_[static_cast<size_t>(i)] = &b_.expert_ids[i * tokens_ * k];
     routed_weights_[static_cast<size_t>(i)] = &b_.expert_weights[i * tokens_ * k];
     if (!routed_near_.empty()) routed_near_[static_cast<size_t>(i)] = &b_.near_ids[i * tokens_ * options_.near_misses];
   }
-  return StepReport{tokens_, logit_rows_, ns.count(), traffic_.total_bytes(), routed()};
+  return StepReport{tokens_, logit_rows_, clock_.time(), traffic_.total_bytes(), counted_, routed()};
 }
 
 cpu::GemmJob DeepseekV4Step::job(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const {
@@ -205,10 +209,21 @@ void DeepseekV4Step::moe(int index, const LayerWeights& w, std::span<const int32
   cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token) route(index, w, token, ids[static_cast<size_t>(token)]);
   });
+  if (index < g_.n_layers) {
+    const int64_t different = distinct_.count({&b_.expert_ids[first], static_cast<size_t>(tokens_ * k)});
+    counted_.layers += 1;
+    counted_.layers_with_miss += 1;
+    counted_.experts += different;
+    counted_.cpu_experts += different;
+    counted_.pairs += tokens_ * k;
+    counted_.cpu_pairs += tokens_ * k;
+  }
+  clock_.lap(Phase::dense);
   const cpu::GemmInput& routed_x = expert_.activation == cpu::Activation::int8 ? b_.int8_x : linear_x();
   cpu::moe(cpu_, w.experts, &w.shared_expert, routed_x, linear_x(), {&b_.expert_ids[first], {tokens_, k}},
            {&b_.expert_weights[first], {tokens_, k}}, {g_.swiglu_limit, round_.results, expert_, linear_}, b_.moe,
            b_.y.data());
+  clock_.lap(Phase::experts_cpu);
 }
 
 // Collapses the streams of the wanted tokens, norms them and multiplies by the vocabulary.

@@ -11,6 +11,7 @@
 #include "kernels_cpu/cpu_context.h"
 #include "runtime/exec/near_keys.h"
 #include "runtime/exec/numerics.h"
+#include "runtime/exec/phase_clock.h"
 #include "runtime/exec/step_executor.h"
 #include "runtime/model/deepseek_v4/weights.h"
 
@@ -119,6 +120,9 @@ class DeepseekV4Step : public StepExecutor {
       expert_;                         // how inputs are stored: as they are, of FP8 and FP4 linears, of routed experts
   std::vector<float> frequencies_[2];  // 0 window layers, 1 compressed layers
   StepBuffers b_;
+  PhaseClock clock_;
+  DistinctCounter distinct_;
+  StepExperts counted_;                    // of the step that runs
   std::vector<cpu::GemmJob> output_jobs_;  // one a group of wo_a
   int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
   std::span<SequenceKv* const> sequences_;

@@ -2,10 +2,10 @@
 // DeepseekV4GpuStep on devices with the CPU beside them.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "kernels_cpu/cpu_context.h"
 #include "runtime/base/result.h"
@@ -45,8 +45,8 @@ class StepExecutor {
   /// said so: between layers on the CPU, before the step on a device), internal (a device fault; it stays).
   Result<StepReport> run(const StepInput& input) {
     Result<StepReport> report = compute(input);
-    if (Recorder* const recorder = recorder_; report && recorder && report->tokens > 0)
-      recorder->stepped(input, *report);
+    if (report && report->tokens > 0)
+      for (Recorder* const recorder : recorders_) recorder->stepped(input, *report);
     return report;
   }
 
@@ -71,8 +71,8 @@ class StepExecutor {
   virtual const cpu::WeightTraffic& traffic() const = 0;
 
   void set_observer(Observer observer) { observer_ = std::move(observer); }
-  /// Outlives the steps; null: nobody.
-  void set_recorder(Recorder* recorder) { recorder_ = recorder; }
+  /// They outlive the steps. Not while one runs.
+  void set_recorders(std::vector<Recorder*> recorders) { recorders_ = std::move(recorders); }
   const ExecOptions& options() const { return options_; }
 
  protected:
@@ -86,7 +86,7 @@ class StepExecutor {
   Observer observer_;
 
  private:
-  std::atomic<Recorder*> recorder_ = nullptr;
+  std::vector<Recorder*> recorders_;
 };
 
 }  // namespace thermocline

@@ -1,8 +1,13 @@
 // StepReport: what a step did.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
+#include <vector>
+
+#include "scheduler/cost/step_time.h"
 
 namespace thermocline {
 
@@ -16,10 +21,35 @@ struct RoutedExperts {
       {};  // by layer: [tokens, near_misses], the ranks behind; empty: not asked for
 };
 
+/// How many of them there were, of all layers together: (token, expert) pairs, different experts of a layer, and what
+/// of both was the CPU's.
+struct StepExperts {
+  int64_t layers = 0, layers_with_miss = 0;
+  int64_t pairs = 0, experts = 0, cpu_pairs = 0, cpu_experts = 0;
+};
+
+/// Counts different numbers of [0, size).
+class DistinctCounter {
+ public:
+  explicit DistinctCounter(int size) : seen_(static_cast<size_t>(size)) {}
+  /// Of `ids`; negative ones are nobody's.
+  int64_t count(std::span<const int32_t> ids) {
+    ++mark_;
+    return std::count_if(ids.begin(), ids.end(), [this](int32_t id) {
+      return id >= 0 && std::exchange(seen_[static_cast<size_t>(id)], mark_) != mark_;
+    });
+  }
+
+ private:
+  std::vector<uint64_t> seen_;
+  uint64_t mark_ = 0;
+};
+
 struct StepReport {
   int64_t tokens = 0, logit_rows = 0;
-  double ns = 0;
+  sched::StepTime time = {};  // on devices only what the CPU does, and the whole
   uint64_t weight_bytes = 0;  // that the CPU read
+  StepExperts experts = {};
   RoutedExperts routed = {};
 };
 

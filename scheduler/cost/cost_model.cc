@@ -35,6 +35,11 @@ double CostModel::dense_ns(int layer, double tokens) const {
   return ns;
 }
 
+double CostModel::shared_ns(int layer, double tokens) const {
+  const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
+  return l.shared_bytes * weights(on_device() ? box_.gpus[0].weights : box_.cpu.weights, l.shared_format, tokens);
+}
+
 double CostModel::attention_ns(int layer, double tokens, double context, bool together) const {
   const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
   const double rows = tokens * l.rows(context), flops = 4 * rows * static_cast<double>(l.heads * l.head_dim);
@@ -64,31 +69,50 @@ double CostModel::head_ns(double rows) const {
   return rows > 0 ? m_.head_bytes * weights(curves, m_.head_format, rows) : 0;
 }
 
-StepTime CostModel::step(const StepQuestion& q) const {
-  const double k = m_.experts_per_token, n = q.tokens, resident = on_device() ? q.resident : 0,
-               hits = on_device() ? q.hits : 0;
-  const double here = unique_of(m_.experts * resident, k * hits, n),
-               missed = unique_of(m_.experts * (1 - resident), k * (1 - hits), n);
-  // Experts have n k / unique tokens on average; a curve is flat at few of them, so the average stands for all.
-  const double gpu_ns = here > 0 ? here * expert_gpu_ns(n * k * hits / here) : 0,
-               cpu_ns = missed > 0 ? missed * expert_cpu_ns(n * k * (1 - hits) / missed) : 0;
-  const double meets_cpu = 1 - std::pow(hits, k * n);  // layers with a miss
+ExpertLoad CostModel::expected_load(double n, double resident, double hits) const {
+  const double k = m_.experts_per_token;
+  if (!on_device()) resident = hits = 0;
+  return {.here = unique_of(m_.experts * resident, k * hits, n),
+          .here_pairs = n * k * hits,
+          .missed = unique_of(m_.experts * (1 - resident), k * (1 - hits), n),
+          .missed_pairs = n * k * (1 - hits),
+          .layers_with_miss = 1 - std::pow(hits, k * n)};
+}
+
+StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load) const {
+  double n = 0, rows = 0;
+  for (const StepPart& part : parts) {
+    n += part.tokens;
+    rows += part.prefill ? 1 : part.tokens;
+  }
+  // Experts have pairs / unique tokens on average; a curve is flat at few of them, so the average stands for all.
+  const double gpu_ns = load.here > 0 ? load.here * expert_gpu_ns(load.here_pairs / load.here) : 0,
+               cpu_ns = load.missed > 0 ? load.missed * expert_cpu_ns(load.missed_pairs / load.missed) : 0;
   StepTime t;
   for (int layer = 0; layer < m_.layer_count(); ++layer) {
-    const double dense = dense_ns(layer, n), attention = attention_ns(layer, n, q.context, q.prefill),
-                 index = index_ns(layer, n, q.context, q.prefill);
-    const double handover = on_device() ? meets_cpu * handover_ns() : 0;
-    t[Phase::dense] += dense;
+    const double dense = dense_ns(layer, n), shared = on_device() ? 0 : shared_ns(layer, n);
+    const double handover = on_device() ? load.layers_with_miss * handover_ns() : 0;
+    double attention = 0, index = 0;
+    for (const StepPart& part : parts) {
+      attention += attention_ns(layer, part.tokens, part.context, part.prefill);
+      index += index_ns(layer, part.tokens, part.context, part.prefill);
+    }
+    t[Phase::dense] += dense - shared;
     t[Phase::attention] += attention;
     t[Phase::index] += index;
     t[Phase::experts_gpu] += gpu_ns;
-    t[Phase::experts_cpu] += cpu_ns;
+    t[Phase::experts_cpu] += cpu_ns + shared;
     t[Phase::handover] += handover;
     t.total += dense + attention + index + std::max(gpu_ns, cpu_ns) + handover;
   }
-  t[Phase::head] = head_ns(q.prefill ? 1 : n);
+  t[Phase::head] = head_ns(rows);
   t.total += t[Phase::head];
   return t;
+}
+
+StepTime CostModel::step(const StepQuestion& q) const {
+  const StepPart part{q.tokens, q.prefill, q.context};
+  return step({&part, 1}, expected_load(q.tokens, q.resident, q.hits));
 }
 
 }  // namespace thermocline::sched

@@ -2,34 +2,35 @@
 // simulator, who knows which experts a layer missed, and for the running engine. Source: spec/scheduler.md 2.2 and 4.3.
 #pragma once
 
-#include <array>
+#include <span>
 
 #include "scheduler/cost/machine_profile.h"
 #include "scheduler/cost/model_costs.h"
+#include "scheduler/cost/step_time.h"
 
 namespace thermocline::sched {
 
-enum class Phase { dense, attention, index, experts_cpu, experts_gpu, handover, copies, head };
-constexpr std::array<const char*, 8> kPhaseNames = {"dense",         "attention", "index",  "experts (CPU)",
-                                                    "experts (GPU)", "handover",  "copies", "head"};
-
-/// Nanoseconds of a step. Phases that run beside each other are all in `phases`; `total` has the longer one.
-struct StepTime {
-  std::array<double, kPhaseNames.size()> phases{};
-  double total = 0;
-  double& operator[](Phase phase) { return phases[static_cast<size_t>(phase)]; }
-  double operator[](Phase phase) const { return phases[static_cast<size_t>(phase)]; }
-  /// The phase that takes longest of those that are not hidden behind another.
-  Phase bottleneck() const;
-};
-
-/// A step of so many tokens.
-struct StepQuestion {
+/// Tokens of a step that are alike.
+struct StepPart {
   double tokens = 1;
   bool prefill = false;  // of one sequence, with logits of the last token only; else each of its own
   double context = 0;    // that each one attends to
-  double resident = 0;   // share of the experts that have a device slot
-  double hits = 0;       // share of the (token, expert) pairs that find theirs there
+};
+
+/// What the routers of a step chose, of a layer on average: different experts and (token, expert) pairs, of those that
+/// have a device slot and of the others.
+struct ExpertLoad {
+  double here = 0, here_pairs = 0, missed = 0, missed_pairs = 0;
+  double layers_with_miss = 1;  // share
+};
+
+/// A step of so many tokens, routed uniformly.
+struct StepQuestion {
+  double tokens = 1;
+  bool prefill = false;
+  double context = 0;
+  double resident = 0;  // share of the experts that have a device slot
+  double hits = 0;      // share of the (token, expert) pairs that find theirs there
 };
 
 class CostModel {
@@ -39,6 +40,7 @@ class CostModel {
   bool on_device() const { return !box_.gpus.empty(); }
   // Of one layer:
   double dense_ns(int layer, double tokens) const;
+  double shared_ns(int layer, double tokens) const;  // the shared expert's part of that
   double attention_ns(int layer, double tokens, double context, bool together) const;
   double index_ns(int layer, double tokens, double context, bool together) const;
   /// One expert with n tokens.
@@ -48,6 +50,8 @@ class CostModel {
   double handover_ns() const { return on_device() ? box_.gpus[0].sync_ns : 0; }
   double head_ns(double rows) const;
 
+  ExpertLoad expected_load(double tokens, double resident, double hits) const;
+  StepTime step(std::span<const StepPart> parts, const ExpertLoad& load) const;
   StepTime step(const StepQuestion& q) const;
 
   const ModelCosts& model() const { return m_; }

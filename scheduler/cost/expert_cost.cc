@@ -44,4 +44,44 @@ std::vector<int> choose_streamed(std::span<const int64_t> missing, std::span<con
   return streamed;
 }
 
+ExpertCosts expert_costs(const CostModel& cost) {
+  ExpertCosts costs;
+  std::array<double, ExpertTime::kTokens.size()> cpu{}, gpu{};
+  for (size_t i = 0; i < cpu.size(); ++i) {
+    cpu[i] = cost.expert_cpu_ns(ExpertTime::kTokens[i]);
+    gpu[i] = cost.on_device() ? cost.expert_gpu_ns(ExpertTime::kTokens[i]) : cpu[i];
+  }
+  costs.cpu = ExpertTime(cpu);
+  costs.gpu = ExpertTime(gpu);
+  costs.h2d_ns = cost.on_device() ? cost.h2d_ns() : 0;
+  costs.sync_ns = cost.handover_ns();
+  return costs;
+}
+
+Result<PrefillExperts> parse_prefill_experts(std::string_view name) {
+  for (size_t i = 0; i < kPrefillExpertsNames.size(); ++i)
+    if (name == kPrefillExpertsNames[i]) return static_cast<PrefillExperts>(i);
+  return invalid("unknown prefill mode '" + std::string(name) + "': use cpu, stream or hybrid");
+}
+
+std::vector<int> experts_to_stream(PrefillExperts mode, std::span<const int64_t> tokens,
+                                   const std::vector<bool>& on_device, const ExpertCosts& costs) {
+  std::vector<int64_t> missing_tokens, resident_tokens;
+  std::vector<int> missing;
+  for (size_t e = 0; e < tokens.size(); ++e) {
+    if (tokens[e] == 0) continue;
+    (on_device[e] ? resident_tokens : missing_tokens).push_back(tokens[e]);
+    if (!on_device[e]) missing.push_back(static_cast<int>(e));
+  }
+  if (mode == PrefillExperts::cpu) return {};
+  if (mode == PrefillExperts::hybrid) {
+    std::vector<int> chosen = choose_streamed(missing_tokens, resident_tokens, costs);
+    for (int& i : chosen) i = missing[static_cast<size_t>(i)];
+    return chosen;
+  }
+  std::stable_sort(missing.begin(), missing.end(),
+                   [&](int a, int b) { return tokens[static_cast<size_t>(a)] > tokens[static_cast<size_t>(b)]; });
+  return missing;
+}
+
 }  // namespace thermocline::sched

@@ -5,7 +5,11 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
+
+#include "runtime/base/result.h"
+#include "scheduler/cost/cost_model.h"
 
 namespace thermocline::sched {
 
@@ -31,6 +35,9 @@ struct ExpertCosts {
   int64_t crossover() const;
 };
 
+/// What the cost model says of them. Without a device the CPU's time stands for both.
+ExpertCosts expert_costs(const CostModel& cost);
+
 /// Which experts of a layer to stream: a prefix of those with the most tokens, chosen so that the slowest of device,
 /// CPU and copies ends first.
 ///   missing   tokens of every missing expert
@@ -38,5 +45,21 @@ struct ExpertCosts {
 /// Returns indices into `missing`, by falling token count (a tie goes to the lower index).
 std::vector<int> choose_streamed(std::span<const int64_t> missing, std::span<const int64_t> resident,
                                  const ExpertCosts& costs);
+
+/// Missing experts of prefill steps.
+enum class PrefillExperts {
+  cpu,     // on the CPU, as in decode: the same bits for every chunking
+  stream,  // all copied to the device and computed there
+  hybrid,  // those with the most tokens are copied, by what both sides cost
+};
+constexpr std::array<const char*, 3> kPrefillExpertsNames = {"cpu", "stream", "hybrid"};
+/// Errors: invalid_argument, with the names there are.
+Result<PrefillExperts> parse_prefill_experts(std::string_view name);
+
+/// The missing experts of a layer that go to the device, in the order they do.
+///   tokens     of every expert of the layer
+///   on_device  whether the device has it
+std::vector<int> experts_to_stream(PrefillExperts mode, std::span<const int64_t> tokens,
+                                   const std::vector<bool>& on_device, const ExpertCosts& costs);
 
 }  // namespace thermocline::sched

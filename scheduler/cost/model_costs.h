@@ -13,6 +13,8 @@ namespace thermocline::sched {
 
 struct LayerCosts {
   std::array<double, 3> dense_bytes{};  // by WeightFormat: read by every step; attention, router, shared expert
+  double shared_bytes = 0;              // the shared expert's part of them
+  WeightFormat shared_format = WeightFormat::fp8;
   int regions = 0;  // parallel regions of a step on the CPU; kernels on a device are some four times as many
   // Of a token: elements of the residual streams, as often as they are mixed; of queries, rows and results that are
   // normed, rotated and rounded.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "scheduler/cost/cost_model.h"
+#include "scheduler/cost/expert_cost.h"
 #include "scheduler/plan/memory_plan.h"
 
 namespace thermocline::sched {
@@ -35,9 +36,6 @@ struct DecodeSpeed {
   double uniform_tokens_per_second = 0;  // if routing were uniform: at least
   std::string bottleneck;                // "expert bytes from RAM"
 };
-
-enum class PrefillExperts { cpu, stream, hybrid };
-constexpr std::array<const char*, 3> kPrefillExpertsNames = {"cpu", "stream", "hybrid"};
 
 /// A prompt as long as the context, alone.
 struct PrefillSpeed {

@@ -7,26 +7,11 @@
 namespace thermocline::sched {
 namespace {
 
-constexpr double kShareOfIdleCopies = 0.7;  // that fills may take
-constexpr double kStagedShare = 0.15;       // of its time that an expert takes out of the caches
-constexpr float kLeastChance = 0.05f;       // of a guess that is worth reading
-constexpr int64_t kMostStagedTokens = 8;    // with more the CPU has no time to spare
+constexpr double kStagedShare = 0.15;     // of its time that an expert takes out of the caches
+constexpr float kLeastChance = 0.05f;     // of a guess that is worth reading
+constexpr int64_t kMostStagedTokens = 8;  // with more the CPU has no time to spare
 constexpr const char* kStaging = "staging";
 constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
-
-ExpertCosts expert_costs(const CostModel& cost) {
-  ExpertCosts costs;
-  std::array<double, ExpertTime::kTokens.size()> cpu{}, gpu{};
-  for (size_t i = 0; i < cpu.size(); ++i) {
-    cpu[i] = cost.expert_cpu_ns(ExpertTime::kTokens[i]);
-    gpu[i] = cost.on_device() ? cost.expert_gpu_ns(ExpertTime::kTokens[i]) : cpu[i];
-  }
-  costs.cpu = ExpertTime(cpu);
-  costs.gpu = ExpertTime(gpu);
-  costs.h2d_ns = cost.on_device() ? cost.h2d_ns() : 0;
-  costs.sync_ns = cost.handover_ns();
-  return costs;
-}
 
 int memory_slots(const CostModel& cost, const SimOptions& o) {
   return static_cast<int>(std::min(1.0, o.ram_experts) * cost.model().experts * cost.model().layer_count());
@@ -65,8 +50,6 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
   if (o.staged_experts < 1) return invalid("--staged-experts should be at least 1");
   if (o.slots < 0 || o.slots > all)
     return invalid(std::to_string(o.slots) + " slots: the model has " + std::to_string(all) + " experts");
-  TC_ASSIGN(const PolicyInfo* const policy, find_policy(o.policy));
-  if (policy->offline && !future) return invalid("the policy '" + o.policy + "' needs a trace to read ahead in");
   std::unique_ptr<SimBox> box(new SimBox(cost, o));
   const MachineProfile& machine = cost.machine();
   PolicyOptions options{
@@ -75,7 +58,9 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
     const double bus = machine.gpus[0].h2d_bytes_per_second, cpu = 1e9 * m.expert_bytes / cost.expert_cpu_ns(1);
     options.demand_share = bus / (bus + cpu);
   }
-  box->policy_ = policy->make(options);
+  TC_ASSIGN(box->scheduler_,
+            SlotScheduler::create(
+                {.policy = o.policy, .of = options, .max_fills = o.max_fills, .fill_ns = box->costs_.h2d_ns}));
   options.slots = box->memory_.slots();
   if (options.slots < all) {
     if (machine.disk.read_bytes_per_second <= 0)
@@ -92,8 +77,7 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
   // Both begin full, by the profile.
   const std::unique_ptr<ExpertPolicy> first = make_static_policy(options);
   for (const Admission& a : first->plan(box->memory_.residency(), all)) box->memory_.begin_with(a.fill);
-  const std::unique_ptr<ExpertPolicy> again = make_static_policy(options);
-  for (const Admission& a : again->plan(box->slots_.residency(), all)) box->slots_.begin_with(a.fill);
+  for (const Admission& a : box->scheduler_->first(box->slots_.residency())) box->slots_.begin_with(a.fill);
   return box;
 }
 
@@ -231,7 +215,7 @@ std::vector<size_t> SimBox::to_fetch(const std::vector<Active>& missing, const s
     for (const int i : choose_streamed(missing_tokens, here_tokens, costs_)) chosen.push_back(static_cast<size_t>(i));
     return chosen;
   }
-  carried_fetches_ += policy_->demand_share() * static_cast<double>(missing.size());
+  carried_fetches_ += scheduler_->demand_share() * static_cast<double>(missing.size());
   while (carried_fetches_ >= 1 && chosen.size() < missing.size()) {
     chosen.push_back(chosen.size());
     --carried_fetches_;
@@ -306,11 +290,9 @@ void SimBox::decide(double step_ns, double cpu_ns) {
       (void)memory_.apply(a, true);
   }
   if (slots_.slots() == 0 || !cost_.on_device()) return;
-  policy_->observe({uses_, t.tokens, t.prefill, fetched_});
-  const double idle_ns = std::max(0.0, step_ns - cpu_ns) * kShareOfIdleCopies;
-  auto fills = static_cast<int>(std::min<double>(o_.max_fills, idle_ns / costs_.h2d_ns));
-  if (policy_->demand_share() > 0) fills = std::max(fills, static_cast<int>(fetched_.size()));
-  for (const Admission& a : policy_->plan(slots_.residency(), fills)) {
+  scheduler_->observe({uses_, t.tokens, t.prefill, fetched_});
+  const int demanded = scheduler_->demand_share() > 0 ? static_cast<int>(fetched_.size()) : 0;
+  for (const Admission& a : scheduler_->plan(slots_.residency(), std::max(0.0, step_ns - cpu_ns), demanded)) {
     const bool there = std::find(fetched_.begin(), fetched_.end(), a.fill) != fetched_.end();
     if (!slots_.apply(a, there) || there) continue;
     if (measured_) {

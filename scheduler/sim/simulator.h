@@ -8,6 +8,7 @@
 
 #include "scheduler/cost/cost_model.h"
 #include "scheduler/cost/expert_cost.h"
+#include "scheduler/placement/slot_scheduler.h"
 #include "scheduler/predict/predictor.h"
 #include "scheduler/predict/referee.h"
 #include "scheduler/predict/reliability.h"
@@ -109,7 +110,8 @@ class SimBox {
   EventQueue events_;
   Devices devices_;
   ExpertSlots slots_, memory_;  // of the device; of the host, where it does not hold all
-  std::unique_ptr<ExpertPolicy> policy_, memory_policy_;
+  std::unique_ptr<SlotScheduler> scheduler_;
+  std::unique_ptr<ExpertPolicy> memory_policy_;
   ExpertCosts costs_;
   std::unique_ptr<ExpertPredictor> predictor_;
   Reliability reliability_;

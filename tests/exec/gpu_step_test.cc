@@ -21,7 +21,7 @@ struct GpuSetup {
   int experts = -1;
   std::string device = test::device_name();
   std::string policy = "static";
-  PrefillMode prefill = PrefillMode::cpu;
+  sched::PrefillExperts prefill = sched::PrefillExperts::cpu;
   int64_t chunk = 64;
   int sequences = 1;
   bool mtp = false;
@@ -512,10 +512,11 @@ TEST(GpuStep, StreamedAndHybridPrefillAgreeWithTheCpu) {
   const std::unique_ptr<Engine> still = open_engine({.folder = small_model(), .experts = 10});
   const size_t vocab = static_cast<size_t>(still->geometry().vocab_size);
   const std::vector<float> expected = test::run_logits(*still, ids, chunk).logits;
-  for (const PrefillMode mode : {PrefillMode::stream, PrefillMode::hybrid}) {
+  for (const sched::PrefillExperts mode : {sched::PrefillExperts::stream, sched::PrefillExperts::hybrid}) {
     const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(), .experts = 10, .prefill = mode});
     DeepseekV4GpuStep& step = *engine->gpu_step();
-    if (mode == PrefillMode::hybrid) {  // measured at start; here such that some of each layer's experts go either way
+    if (mode == sched::PrefillExperts::hybrid) {  // measured at start; here such that some of each layer's experts go
+                                                  // either way
       EXPECT_GT(step.costs().h2d_ns, 0);
       EXPECT_GT(step.costs().cpu.ns(128), 0);
       step.set_costs({sched::ExpertTime({100, 800, 3200, 12800, 51200}), sched::ExpertTime({1, 1, 1, 1, 1}), 500, 0});
@@ -523,10 +524,10 @@ TEST(GpuStep, StreamedAndHybridPrefillAgreeWithTheCpu) {
     const std::vector<float> logits = test::run_logits(*engine, ids, chunk).logits;
     EXPECT_LT(kl(expected, logits, vocab).mean, 1e-5);
     EXPECT_GT(step.counters().streamed_experts, 0);
-    if (mode == PrefillMode::stream) {
+    if (mode == sched::PrefillExperts::stream) {
       EXPECT_EQ(step.counters().cpu_pairs, 0);
     }
-    if (mode == PrefillMode::hybrid) {
+    if (mode == sched::PrefillExperts::hybrid) {
       EXPECT_GT(step.counters().cpu_pairs, 0);
     }
   }

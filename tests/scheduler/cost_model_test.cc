@@ -1,6 +1,7 @@
 // The cost model against arithmetic that was done by hand: the sizes of both models, and the roofs of three boxes with
 // every efficiency at 1 (spec/scheduler.md 4.3).
 #include "scheduler/cost/cost_model.h"
+#include "scheduler/cost/correction.h"
 
 #include <gtest/gtest.h>
 
@@ -99,6 +100,87 @@ TEST(CostModel, ElementsAndRegionsComeOnTopOfTheWeights) {
   EXPECT_EQ(layer.stream_elements, 2 * 4 * 4096);
   EXPECT_NEAR(CostModel(flash, machine).dense_ns(0, 9) - before,
               1000 * layer.regions + 1.5 * layer.stream_elements + 0.75 * layer.row_elements, 1e-3);
+}
+
+// A step of parts that are alike is the step of all their tokens; what differs is attended to apart.
+TEST(CostModel, PartsOfAStepAddUp) {
+  const ModelCosts flash = costs_of("v4-flash");
+  MachineProfile machine = box(1e12, 1e11);
+  machine.gpus.clear();
+  machine.cpu.attention_flops_one = machine.cpu.attention_flops_many = machine.cpu.index_ops_one =
+      machine.cpu.index_ops_many = 1e12;
+  const CostModel model(flash, machine);
+  const StepTime together = model.step({.tokens = 4, .context = 5000});
+  const StepPart one{.tokens = 1, .context = 5000}, three{.tokens = 3, .context = 5000};
+  const StepTime apart = model.step(std::array{one, three}, model.expected_load(4, 0, 0));
+  EXPECT_NEAR(apart.total / together.total, 1, 1e-12);
+  const StepPart longer{.tokens = 3, .context = 500'000};
+  const StepTime mixed = model.step(std::array{one, longer}, model.expected_load(4, 0, 0));
+  EXPECT_GT(mixed[Phase::attention], apart[Phase::attention]);
+  EXPECT_EQ(mixed[Phase::experts_cpu], apart[Phase::experts_cpu]);
+  double sum = 0;
+  for (const double ns : mixed.phases) sum += ns;
+  EXPECT_NEAR(sum / mixed.total, 1, 1e-12) << "on a CPU nothing hides behind anything";
+}
+
+TEST(CostModel, FewerExpertsThanExpectedTakeLess) {
+  const ModelCosts flash = costs_of("v4-flash");
+  MachineProfile machine = box(1e12, 1e11);
+  machine.gpus.clear();
+  machine.cpu.attention_flops_one = machine.cpu.attention_flops_many = 1e12;
+  const CostModel model(flash, machine);
+  const StepPart part{.tokens = 8};
+  const ExpertLoad expected = model.expected_load(8, 0, 0);
+  EXPECT_NEAR(expected.missed, flash.unique_experts(8), 1e-9);
+  EXPECT_EQ(expected.missed_pairs, 48);
+  const StepTime uniform = model.step({&part, 1}, expected),
+                 same = model.step({&part, 1}, {.missed = 6, .missed_pairs = 48});
+  const double shared = flash.layer_count() * model.shared_ns(0, 8);
+  EXPECT_GT(shared, 0);
+  EXPECT_LT(same[Phase::experts_cpu] - shared, 0.5 * (uniform[Phase::experts_cpu] - shared));
+  EXPECT_EQ(same[Phase::dense], uniform[Phase::dense]);
+}
+
+StepTime of(double dense, double experts) {
+  StepTime t;
+  t[Phase::dense] = dense;
+  t[Phase::experts_cpu] = experts;
+  t.total = dense + experts;
+  return t;
+}
+
+TEST(Correction, LearnsEachPhaseAndStaysWithinItsBounds) {
+  Correction c;
+  EXPECT_EQ(c.factor(Phase::dense), 1);
+  c.observe(of(100, 100), of(110, 300));
+  EXPECT_NEAR(c.factor(Phase::dense), 1.1, 1e-12) << "the first step is all there is";
+  EXPECT_NEAR(c.ratio(Phase::experts_cpu), 3, 1e-12);
+  EXPECT_EQ(c.factor(Phase::experts_cpu), Correction::kMost);
+  const StepTime corrected = c.corrected(of(100, 100));
+  EXPECT_NEAR(corrected[Phase::dense], 110, 1e-9);
+  EXPECT_NEAR(corrected.total, 260, 1e-9);
+  for (int i = 0; i < 1000; ++i) c.observe(of(100, 100), of(10, 100));
+  EXPECT_EQ(c.factor(Phase::dense), Correction::kLeast);
+  EXPECT_NEAR(c.factor(Phase::experts_cpu), 1, 1e-6);
+  EXPECT_EQ(c.factor(Phase::attention), 1) << "never measured";
+}
+
+TEST(Correction, OneOddStepIsNoTrend) {
+  Correction c;
+  for (int i = 0; i < 100; ++i) c.observe(of(100, 100), of(100, 100));
+  c.observe(of(100, 100), of(1000, 100));
+  EXPECT_LT(c.factor(Phase::dense), 1.1);
+}
+
+TEST(Correction, AlarmsWhenAPhaseStaysOff) {
+  Correction c;
+  for (int i = 0; i < Correction::kAlarmSteps - 1; ++i) c.observe(of(100, 100), of(150, 110));
+  EXPECT_FALSE(c.alarmed(Phase::dense));
+  c.observe(of(100, 100), of(150, 110));
+  EXPECT_TRUE(c.alarmed(Phase::dense));
+  EXPECT_FALSE(c.alarmed(Phase::experts_cpu)) << "10 % are nothing to wake anybody for";
+  for (int i = 0; i < 200; ++i) c.observe(of(100, 100), of(100, 110));
+  EXPECT_FALSE(c.alarmed(Phase::dense));
 }
 
 TEST(KernelCurve, IsLogLinearBetweenItsPoints) {

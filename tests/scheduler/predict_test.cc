@@ -1,11 +1,10 @@
-// Predictors, what their claims are worth, the budget, and the clock that decides.
+// Predictors, what their claims are worth, and the clock that decides.
 #include "scheduler/predict/predictor.h"
 
 #include <gtest/gtest.h>
 
 #include <random>
 
-#include "scheduler/predict/fill_budget.h"
 #include "scheduler/predict/referee.h"
 #include "scheduler/predict/reliability.h"
 #include "scheduler/trace/synthetic.h"
@@ -67,19 +66,6 @@ TEST(Reliability, LearnsWhatAClaimIsWorth) {
   for (int i = 0; i < 2000; ++i) reliability.observe(0.9f, i % 4 == 0);
   EXPECT_NEAR(reliability.measured(0.9f), 0.25f, 0.02f);
   EXPECT_NEAR(reliability.measured(0.1f), 0.1f, 1e-6) << "other claims are their own";
-}
-
-TEST(FillBudget, KnownCopiesGoFirst) {
-  FillBudget budget(1000);
-  EXPECT_FALSE(budget.spend(1));
-  budget.step(1000, 0);
-  EXPECT_DOUBLE_EQ(budget.left_ns(), 700);
-  EXPECT_TRUE(budget.spend(500));
-  EXPECT_FALSE(budget.spend(500));
-  budget.step(0, 500);
-  EXPECT_EQ(budget.left_ns(), 0);
-  budget.step(1e9, 0);
-  EXPECT_EQ(budget.left_ns(), 1000) << "it does not save up for ever";
 }
 
 // A box whose steps take 10 ms, `gain` less with speculation, and noise.
