@@ -38,6 +38,11 @@ int near_misses(const ModelGeometry& g, const EngineOptions& o) {
   return o.record_trace.empty() ? 0 : std::min(g.n_activated_experts, g.n_routed_experts - g.n_activated_experts);
 }
 
+// Experts that a trace keeps of a router asked ahead.
+int guesses(const ModelGeometry& g, const EngineOptions& o) {
+  return o.record_trace.empty() ? 0 : std::min(g.n_activated_experts + 2, g.n_routed_experts);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
@@ -83,6 +88,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
                            .max_context = o.max_context,
                            .mtp = o.mtp,
                            .near_misses = devices.empty() ? near_misses(engine->geometry_, o) : 0,
+                           .guesses = devices.empty() ? guesses(engine->geometry_, o) : 0,
                            .int8_activations = o.int8_activations,
                            .fp8_rows = o.kv_dtype != KvDtype::bf16 && o.numerics != Numerics::fp32};
   if (!devices.empty()) {
@@ -147,7 +153,8 @@ Status Engine::open_recorder(bool on_cpu) {
                                   .experts = geometry_.n_routed_experts,
                                   .top_k = geometry_.n_activated_experts,
                                   .near_misses = on_cpu ? near_misses(geometry_, o) : 0,
-                                  .token_ids = o.trace_token_ids};
+                                  .token_ids = o.trace_token_ids,
+                                  .guesses = on_cpu ? guesses(geometry_, o) : 0};
   if (!o.record_trace.empty() && o.record_trace == o.expert_profile)
     return invalid("--record-trace and --expert-profile name the same file");
   if (!o.expert_profile.empty()) {

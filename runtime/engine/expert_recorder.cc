@@ -63,6 +63,9 @@ void ExpertRecorder::record(const StepInput& input, const RoutedExperts& routed)
                      routed.weights.empty() ? uint16_t{0} : float_to_bf16(routed.weights[layer][j])};
         for (int64_t j = token * near; j < (token + 1) * near; ++j)
           *pick++ = {static_cast<uint16_t>(routed.near_ids[layer][j]), 0};
+        for (const auto& guesses : routed.guess_ids)
+          for (int64_t j = token * header_.guesses; j < (token + 1) * header_.guesses; ++j)
+            *pick++ = {static_cast<uint16_t>(guesses[layer][j]), 0};
       }
       append_trace_record(bytes_, header_,
                           {.step = step_,

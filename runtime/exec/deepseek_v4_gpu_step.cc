@@ -284,7 +284,7 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
     counted_.experts += distinct_.count({ids, static_cast<size_t>(batch.size() * g_.n_activated_experts)});
   counted_.pairs = batch.size() * g_.n_activated_experts * g_.n_layers;
   return StepReport{batch.size(),           rows,     clock_.time(),
-                    traffic_.total_bytes(), counted_, {batch.size(), g_.n_activated_experts, 0, routed_ids_, {}, {}}};
+                    traffic_.total_bytes(), counted_, {batch.size(), g_.n_activated_experts, 0, 0, routed_ids_}};
 }
 
 std::optional<int32_t> DeepseekV4GpuStep::most_likely(int64_t row) const {

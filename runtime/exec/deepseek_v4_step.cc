@@ -22,6 +22,17 @@ bool experts_take_int8(const cpu::KernelTable& table, const deepseek_v4::Weights
   return cpu::takes_int8(table, experts[0].w1) && cpu::takes_int8(table, experts[0].w2);
 }
 
+// The indices of the highest scores, by falling score; of equal ones the lower first.
+void best_experts(std::span<const float> scores, std::span<int32_t> out) {
+  size_t kept = 0;
+  for (size_t e = 0; e < scores.size(); ++e) {
+    if (kept == out.size() && !(scores[e] > scores[static_cast<size_t>(out[kept - 1])])) continue;
+    size_t place = kept < out.size() ? kept++ : kept - 1;
+    for (; place > 0 && scores[e] > scores[static_cast<size_t>(out[place - 1])]; --place) out[place] = out[place - 1];
+    out[place] = static_cast<int32_t>(e);
+  }
+}
+
 }  // namespace
 
 DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4::Weights& weights, cpu::CpuContext cpu,
@@ -44,6 +55,7 @@ DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4:
   routed_ids_.resize(static_cast<size_t>(g_.n_layers));
   routed_weights_.resize(routed_ids_.size());
   routed_near_.resize(options.near_misses > 0 ? routed_ids_.size() : 0);
+  for (auto& guesses : routed_guesses_) guesses.resize(options.guesses > 0 ? routed_ids_.size() : 0);
 }
 
 Result<std::unique_ptr<DeepseekV4Step>> DeepseekV4Step::create(const ModelGeometry& geometry,
@@ -85,6 +97,8 @@ Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
     routed_ids_[static_cast<size_t>(i)] = &b_.expert_ids[i * tokens_ * k];
     routed_weights_[static_cast<size_t>(i)] = &b_.expert_weights[i * tokens_ * k];
     if (!routed_near_.empty()) routed_near_[static_cast<size_t>(i)] = &b_.near_ids[i * tokens_ * options_.near_misses];
+    for (int d = 0; d < 2 && options_.guesses > 0; ++d)
+      routed_guesses_[d][static_cast<size_t>(i)] = &b_.guess_ids[d][i * tokens_ * options_.guesses];
   }
   return StepReport{tokens_, logit_rows_, clock_.time(), traffic_.total_bytes(), counted_, routed()};
 }
@@ -118,6 +132,7 @@ void DeepseekV4Step::layer(int index, const LayerWeights& w, float* streams, std
   hc_read(w.hc_attn, streams, w.attn_norm, false);  // b.x and its inputs, b.post, b.comb
   attention(index, w, segments);                    // b.y
   hc_write(streams);
+  if (options_.guesses > 0 && index < g_.n_layers) ask_ahead(index, streams, ids);
   hc_read(w.hc_ffn, streams, w.ffn_norm, true);
   moe(index, w, ids);  // b.y
   hc_write(streams);
@@ -174,6 +189,41 @@ void DeepseekV4Step::hc_write(float* streams) {
       ref::hc_write(streams + token * s * g_.dim, &b_.y[token * g_.dim], &b_.post[token * s], &b_.comb[token * s * s],
                     s, g_.dim, round_.results);
   });
+}
+
+// What the routers of the next layers would choose, of the streams as they are now: mixed as those layers mix them. It
+// leaves what the next hc_read writes anyway.
+void DeepseekV4Step::ask_ahead(int index, const float* streams, std::span<const int32_t> ids) {
+  clock_.lap(Phase::dense);
+  const int experts = g_.n_routed_experts, k = g_.n_activated_experts, wanted = options_.guesses;
+  const auto none = [&](int distance, int layer) {
+    std::fill_n(&b_.guess_ids[distance - 1][layer * tokens_ * wanted], tokens_ * wanted, -1);
+  };
+  for (int distance = 1; distance <= 2; ++distance) {
+    if (index < distance) none(distance, index);  // nobody could ask these
+    if (index + distance >= g_.n_layers) continue;
+    const LayerWeights& w = w_.layers[static_cast<size_t>(index + distance)];
+    const bool by_token = w.tid2eid != nullptr;
+    if (!by_token) {
+      hc_read(w.hc_ffn, streams, w.ffn_norm, false);
+      cpu::gemm(cpu_, w.gate, b_.plain_x, b_.scores.data(), false);
+    }
+    cpu_.pool.split(tokens_, [&](int64_t begin, int64_t end, int) {
+      for (int64_t token = begin; token < end; ++token) {
+        int32_t* const out = &b_.guess_ids[distance - 1][((index + distance) * tokens_ + token) * wanted];
+        if (by_token) {
+          std::fill_n(out, wanted, -1);
+          std::copy_n(w.tid2eid + static_cast<int64_t>(ids[static_cast<size_t>(token)]) * k, std::min(k, wanted), out);
+          continue;
+        }
+        float* const scores = &b_.scores[token * experts];
+        for (int e = 0; e < experts; ++e)
+          scores[e] = ref::sqrt_softplus(scores[e]) + (w.gate_bias ? w.gate_bias[e] : 0);
+        best_experts({scores, static_cast<size_t>(experts)}, {out, static_cast<size_t>(wanted)});
+      }
+    });
+  }
+  clock_.skip();
 }
 
 // The experts of a token, from its scores.

@@ -88,9 +88,11 @@ class DeepseekV4Step : public StepExecutor {
   void rotate_back(int index, int64_t token, float* out) const;
   void project_output(const LayerWeights& w);
   void moe(int index, const LayerWeights& w, std::span<const int32_t> ids);
+  void ask_ahead(int index, const float* streams, std::span<const int32_t> ids);
   void route(int index, const LayerWeights& w, int64_t token, int32_t id);
   RoutedExperts routed() const {
-    return {tokens_, g_.n_activated_experts, options_.near_misses, routed_ids_, routed_weights_, routed_near_};
+    return {tokens_,     g_.n_activated_experts, options_.near_misses, options_.guesses,
+            routed_ids_, routed_weights_,        routed_near_,         {routed_guesses_[0], routed_guesses_[1]}};
   }
   int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm,
                float* logits);
@@ -126,7 +128,7 @@ class DeepseekV4Step : public StepExecutor {
   std::vector<cpu::GemmJob> output_jobs_;  // one a group of wo_a
   int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
   std::span<SequenceKv* const> sequences_;
-  std::vector<const int32_t*> routed_ids_, routed_near_;  // by layer, of the last step
+  std::vector<const int32_t*> routed_ids_, routed_near_, routed_guesses_[2];  // by layer, of the last step
   std::vector<const float*> routed_weights_;
 };
 

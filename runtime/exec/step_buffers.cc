@@ -49,6 +49,9 @@ Result<StepBuffers> StepBuffers::allocate(const ModelGeometry& g, const ExecOpti
   TC_ASSIGN(b.expert_ids, HostArray<int32_t>::allocate(pairs));
   TC_ASSIGN(b.expert_weights, HostArray<float>::allocate(pairs));
   TC_ASSIGN(b.near_ids, HostArray<int32_t>::allocate(g.n_layers * m * options.near_misses));
+  for (HostArray<int32_t>& ids : b.guess_ids) {
+    TC_ASSIGN(ids, HostArray<int32_t>::allocate(g.n_layers * m * options.guesses));
+  }
   TC_ASSIGN(b.hidden, HostArray<float>::allocate(logit_rows * g.dim));
   TC_ASSIGN(b.logits, HostArray<float>::allocate(logit_rows * g.vocab_size));
   TC_ASSIGN(b.mtp_logits, HostArray<float>::allocate(options.mtp ? logit_rows * g.vocab_size : 0));

@@ -16,7 +16,8 @@ struct ExecOptions {
   int64_t max_logit_rows = 1;  // tokens of a step whose logits may be asked for
   int64_t max_context = 4096;  // positions a sequence may reach
   bool mtp = false;
-  int near_misses = 0;            // experts behind the chosen ones that steps report too, on the CPU
+  int near_misses = 0;  // experts behind the chosen ones that steps report too, on the CPU
+  int guesses = 0;      // experts of each layer that its router, asked ahead, would choose: reported, on the CPU
   bool int8_activations = false;  // of routed experts whose weights are small integers
   bool fp8_rows = false;          // the KV cache's; attention reads them unpacked
   /// On devices: CSA rows are at home in host memory, and so many of each layer have a copy on the device. 0: all of
@@ -53,7 +54,8 @@ struct StepBuffers {
   HostArray<float> scores;        // [M, E] router
   HostArray<int32_t> expert_ids;  // [layers, M, k]
   HostArray<float> expert_weights;
-  HostArray<int32_t> near_ids;  // [layers, M, near_misses]
+  HostArray<int32_t> near_ids;      // [layers, M, near_misses]
+  HostArray<int32_t> guess_ids[2];  // of the router asked one layer ahead, and two: [layers, M, guesses], -1: none
 
   HostArray<float> hidden;              // [rows, D] before the head
   HostArray<float> logits, mtp_logits;  // [rows, V]

@@ -14,11 +14,13 @@ namespace thermocline {
 /// Which experts the routers of a step chose. What it refers to is valid until the next step.
 struct RoutedExperts {
   int64_t tokens = 0;
-  int top_k = 0, near_misses = 0;
-  std::span<const int32_t* const> ids = {};    // by layer: [tokens, top_k], the heaviest first but for hash layers
-  std::span<const float* const> weights = {};  // the same; empty: they stay on a device
-  std::span<const int32_t* const> near_ids =
-      {};  // by layer: [tokens, near_misses], the ranks behind; empty: not asked for
+  int top_k = 0, near_misses = 0, guesses = 0;
+  std::span<const int32_t* const> ids = {};       // by layer: [tokens, top_k], the heaviest first but for hash layers
+  std::span<const float* const> weights = {};     // the same; empty: they stay on a device
+  std::span<const int32_t* const> near_ids = {};  // by layer: [tokens, near_misses], the ranks behind; empty: no
+  /// What the routers would have chosen one layer before, and two: by layer [tokens, guesses], the likeliest first, -1:
+  /// none. Empty: they were not asked.
+  std::span<const int32_t* const> guess_ids[2] = {};
 };
 
 /// How many of them there were, of all layers together: (token, expert) pairs, different experts of a layer, and what

@@ -22,7 +22,8 @@ struct Guess {
 struct Known {
   uint32_t request = 0;
   int32_t token_id = -1;
-  std::span<const TracePick> before = {};  // chosen by the layer before
+  std::span<const TracePick> before = {};    // chosen by the layer before
+  std::span<const TracePick> asked[2] = {};  // what the router said, asked one layer ahead, and two
 };
 
 class ExpertPredictor {
@@ -46,6 +47,10 @@ std::unique_ptr<ExpertPredictor> make_popularity_predictor(int layers, int exper
 std::unique_ptr<ExpertPredictor> make_last_token_predictor(int layers, int experts);
 /// What followed the experts that the layer before has just chosen.
 std::unique_ptr<ExpertPredictor> make_coactivation_predictor(int layers, int experts);
+/// What the layer's own router said, asked one layer ahead or two, of the state it was to see changed; where it was not
+/// asked, popularity.
+std::unique_ptr<ExpertPredictor> make_router_predictor(int layers, int experts);
+std::unique_ptr<ExpertPredictor> make_router_two_ahead_predictor(int layers, int experts);
 /// Layers that the token id routes: exact. `table`: [layers, vocabulary, top_k], outlives it; other layers get no
 /// guess.
 std::unique_ptr<ExpertPredictor> make_hash_predictor(std::span<const int32_t> table, int layers, int64_t vocabulary,

@@ -137,7 +137,7 @@ void SimBox::stage(int layer) {
   guesses_.clear();
   if (now_running_->tokens > kMostStagedTokens) return;
   if (layer == 0) before_.clear();
-  predictor_->guess(layer, {0, -1, before_}, cost_.model().experts_per_token * 2, guesses_);
+  predictor_->guess(layer, known_of(layer), cost_.model().experts_per_token * 2, guesses_);
   if (!cost_.on_device() || !referee_.on()) return;
   int left = o_.staged_experts;
   for (const Guess& guess : guesses_) {
@@ -149,6 +149,13 @@ void SimBox::stage(int layer) {
   }
 }
 
+Known SimBox::known_of(int layer) const {
+  Known known{.before = before_};
+  for (int d = 0; d < 2; ++d)
+    if (!now_running_->asked[d].empty()) known.asked[d] = now_running_->asked[d][static_cast<size_t>(layer)];
+  return known;
+}
+
 // The router has spoken.
 void SimBox::learn(int layer) {
   devices_.drop(Engine::cpu, kStaging);
@@ -158,7 +165,7 @@ void SimBox::learn(int layer) {
   for (size_t e = 0; e < counts.size(); ++e)
     if (counts[e] > 0) here_.push_back({static_cast<uint16_t>(e), 0});
   for (const Guess& guess : guesses_) reliability_.observe(guess.p, counts[guess.expert] > 0);
-  predictor_->observe(layer, {0, -1, before_}, here_);
+  predictor_->observe(layer, known_of(layer), here_);
   before_.swap(here_);
 }
 
@@ -312,6 +319,26 @@ SimReport SimBox::report() const {
   return report;
 }
 
+namespace {
+
+// What the routers said of tokens [first, last), by layer: all the likeliest, then all the second ones.
+std::vector<std::vector<TracePick>> asked_of(const Trace& trace, int64_t first, int64_t last, int distance) {
+  const TraceHeader& h = trace.header();
+  std::vector<std::vector<TracePick>> asked(static_cast<size_t>(h.layers));
+  for (int layer = 0; layer < h.layers; ++layer) {
+    std::vector<TracePick>& said = asked[static_cast<size_t>(layer)];
+    for (size_t rank = 0; rank < static_cast<size_t>(h.guesses); ++rank)
+      for (int64_t i = first; i < last; ++i) {
+        const TracePick guess = trace.guesses(i, layer, distance)[rank];
+        if (guess.expert != TracePick::kNobody && std::find(said.begin(), said.end(), guess) == said.end())
+          said.push_back(guess);
+      }
+  }
+  return asked;
+}
+
+}  // namespace
+
 Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimOptions& options) {
   const TraceHeader& h = trace.header();
   const ModelCosts& m = cost.model();
@@ -323,6 +350,8 @@ Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimO
     return invalid("the trace has " + std::to_string(h.top_k) + " experts a token, not " +
                    std::to_string(m.experts_per_token));
   if (trace.size() == 0) return invalid("a trace without a token");
+  if (options.staging.starts_with("router") && h.guesses == 0)
+    return invalid("nobody asked the routers ahead when this trace was recorded (--record-trace on the CPU does)");
   TC_ASSIGN(const std::unique_ptr<SimBox> box, SimBox::create(cost, options, &trace));
   int64_t last_step = 0;  // its first token: at least one step is measured
   for (int64_t i = 1; i < trace.size(); ++i)
@@ -336,6 +365,8 @@ Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimO
       for (int layer = 0; layer < h.layers; ++layer)
         for (const TracePick& pick : trace.picks(i, layer)) ++step.counts[static_cast<size_t>(layer)][pick.expert];
     step.tokens = i - first;
+    if (h.guesses > 0 && step.tokens <= kMostStagedTokens)
+      for (int d = 0; d < 2; ++d) step.asked[d] = asked_of(trace, first, i, d + 1);
     step.prefill = trace.token(first).phase == TracePhase::prefill;
     step.context = std::max(options.context, static_cast<double>(trace.token(first).position));
     box->step(step, first >= std::min(options.measure_from, last_step));

@@ -75,6 +75,8 @@ class SimBox {
 
   struct StepTokens {
     std::vector<std::vector<int>> counts;  // by layer: tokens of each expert
+    /// By distance and layer: what routers asked ahead said of the step's tokens, by rank; or empty.
+    std::vector<std::vector<TracePick>> asked[2] = {};
     int64_t tokens = 0;
     bool prefill = false;
     double context = 0;
@@ -100,6 +102,7 @@ class SimBox {
   void part_ended(int layer);
   void fetch(int layer, const std::vector<Active>& missing, std::vector<bool>& taken);
   void stage(int layer);
+  Known known_of(int layer) const;
   void learn(int layer);
   void run_on_cpu(int layer, const std::vector<Active>& missing);
   std::vector<size_t> to_fetch(const std::vector<Active>& missing, const std::vector<Active>& here);

@@ -41,7 +41,7 @@ SyntheticRouter::SyntheticRouter(const SyntheticOptions& o)
 }
 
 TraceHeader SyntheticRouter::header() const {
-  return {"synthetic", 0, o_.layers, o_.experts, o_.top_k, o_.near_misses, false};
+  return {"synthetic", 0, o_.layers, o_.experts, o_.top_k, o_.near_misses};
 }
 
 // xoroshiro128+

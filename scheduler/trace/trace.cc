@@ -39,18 +39,19 @@ Result<TraceHeader> parse_header(std::string_view& in) {
   in.remove_prefix(kMagic.size());
   TraceHeader h;
   h.model_hash = take<uint64_t>(in);
-  uint32_t sizes[6];  // layers, experts, top_k, near misses, flags, name
+  uint32_t sizes[8];  // layers, experts, top_k, near misses, flags, name, guesses, what is to come
   for (uint32_t& size : sizes) size = take<uint32_t>(in);
-  (void)take<uint64_t>(in);  // to come
-  const auto [layers, experts, top_k, near, flags, name] = sizes;
+  const auto [layers, experts, top_k, near, flags, name, guesses, to_come] = sizes;
   if (layers < 1 || layers > kMostLayers || experts < 1 || experts > kMostExperts || top_k < 1 || top_k > kMostPicks ||
-      near > kMostPicks || top_k + near > experts || flags > 1 || name > kMostName || in.size() < name)
+      near > kMostPicks || top_k + near > experts || flags > 1 || to_come != 0 || guesses > kMostPicks ||
+      guesses > experts || name > kMostName || in.size() < name)
     return bad(16, "sizes that no model has");
   h.layers = static_cast<int>(layers);
   h.experts = static_cast<int>(experts);
   h.top_k = static_cast<int>(top_k);
   h.near_misses = static_cast<int>(near);
   h.token_ids = flags == 1;
+  h.guesses = static_cast<int>(guesses);
   for (const char c : in.substr(0, name)) h.model += c >= 0 && c < ' ' ? '?' : c;  // it is printed
   in.remove_prefix(name);
   return h;
@@ -76,10 +77,9 @@ std::string trace_header_bytes(const TraceHeader& h) {
   std::string out(kMagic);
   put(out, h.model_hash);
   const std::string name = h.model.substr(0, kMostName);
-  for (const int size :
-       {h.layers, h.experts, h.top_k, h.near_misses, static_cast<int>(h.token_ids), static_cast<int>(name.size())})
+  for (const int size : {h.layers, h.experts, h.top_k, h.near_misses, static_cast<int>(h.token_ids),
+                         static_cast<int>(name.size()), h.guesses, 0})
     put(out, static_cast<uint32_t>(size));
-  put(out, uint64_t{0});
   return out + name;
 }
 
@@ -116,7 +116,20 @@ Result<Trace> parse_trace(std::string_view bytes) {
   trace.tokens_.reserve(count);
   trace.picks_.reserve(count * static_cast<size_t>(h.picks_per_token()));
   std::vector<uint32_t> seen(static_cast<size_t>(h.experts));
-  uint32_t layer_number = 0;
+  uint32_t list = 0;  // whose experts differ
+  const auto take_picks = [&](int picks, bool may_be_nobody) -> const char* {
+    ++list;
+    for (; picks > 0; --picks) {
+      TracePick pick;
+      pick.expert = take<uint16_t>(in);
+      pick.weight = take<uint16_t>(in);
+      trace.picks_.push_back(pick);
+      if (may_be_nobody && pick.expert == TracePick::kNobody) continue;
+      if (pick.expert >= h.experts) return " of ";
+      if (std::exchange(seen[pick.expert], list) == list) return " twice among ";
+    }
+    return nullptr;
+  };
   for (size_t i = 0; i < count; ++i) {
     const size_t offset = bytes.size() - in.size();
     TraceToken token;
@@ -130,17 +143,11 @@ Result<Trace> parse_trace(std::string_view bytes) {
     token.phase = static_cast<TracePhase>(phase);
     if (h.token_ids) token.token_id = take<int32_t>(in);
     for (int layer = 0; layer < h.layers; ++layer) {
-      ++layer_number;
-      for (int k = 0; k < h.top_k + h.near_misses; ++k) {
-        TracePick pick;
-        pick.expert = take<uint16_t>(in);
-        pick.weight = take<uint16_t>(in);
-        if (pick.expert >= h.experts)
-          return bad(offset, "expert " + std::to_string(pick.expert) + " of " + std::to_string(h.experts));
-        if (std::exchange(seen[pick.expert], layer_number) == layer_number)
-          return bad(offset, "expert " + std::to_string(pick.expert) + " twice in layer " + std::to_string(layer));
-        trace.picks_.push_back(pick);
-      }
+      const char* wrong = take_picks(h.top_k + h.near_misses, false);
+      for (int distance = 1; distance <= 2 && !wrong; ++distance) wrong = take_picks(h.guesses, true);
+      if (wrong)
+        return bad(offset, "expert " + std::to_string(trace.picks_.back().expert) + wrong + "the " +
+                               std::to_string(h.experts) + " of layer " + std::to_string(layer));
     }
     trace.tokens_.push_back(token);
   }

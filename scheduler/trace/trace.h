@@ -3,7 +3,7 @@
 //
 //   file = "TCTRACE1", header (40 bytes and the model's name), records of one size; integers are little-endian
 //   record = step, request, position (u32 each), phase, flags (u8), 2 bytes 0, [token id (i32)],
-//            per layer: top_k + near_misses x { expert (u16), gate weight (bf16) }
+//            per layer: top_k + near_misses + 2 guesses x { expert (u16), gate weight (bf16) }
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,9 @@ struct TraceHeader {
   int layers = 0, experts = 0, top_k = 0;
   int near_misses = 0;     // of ranks top_k, top_k + 1, ... kept beside the chosen ones
   bool token_ids = false;  // whoever recorded it agreed to that
-  int picks_per_token() const { return layers * (top_k + near_misses); }
+  int guesses = 0;         // of the layer's router asked one layer ahead, and as many of two: kept behind those
+  int picks_per_layer() const { return top_k + near_misses + 2 * guesses; }
+  int picks_per_token() const { return layers * picks_per_layer(); }
   bool operator==(const TraceHeader&) const = default;
 };
 
@@ -37,8 +39,10 @@ struct TraceToken {
   bool operator==(const TraceToken&) const = default;
 };
 
-/// An expert and its normalised gate weight, as bf16; of a near miss, its score.
+/// An expert and its normalised gate weight, as bf16; near misses and guesses have none. kNobody: a guess that nobody
+/// could make.
 struct TracePick {
+  static constexpr uint16_t kNobody = 0xffff;
   uint16_t expert = 0, weight = 0;
   bool operator==(const TracePick&) const = default;
 };
@@ -57,7 +61,13 @@ class Trace {
   std::span<const TracePick> near_misses(int64_t i, int layer) const {
     return {at(i, layer) + header_.top_k, static_cast<size_t>(header_.near_misses)};
   }
-  /// `picks`: [layers, top_k + near_misses]
+  /// What the layer's router, asked one layer ahead (`distance` 1) or two, would have chosen: the likeliest first, down
+  /// to kNobody.
+  std::span<const TracePick> guesses(int64_t i, int layer, int distance) const {
+    return {at(i, layer) + header_.top_k + header_.near_misses + (distance - 1) * header_.guesses,
+            static_cast<size_t>(header_.guesses)};
+  }
+  /// `picks`: [layers, picks_per_layer()]
   void add(const TraceToken& token, std::span<const TracePick> picks);
   /// Tokens [begin, end).
   Trace slice(int64_t begin, int64_t end) const;
@@ -70,7 +80,7 @@ class Trace {
  private:
   friend Result<Trace> parse_trace(std::string_view bytes);
   const TracePick* at(int64_t i, int layer) const {
-    return picks_.data() + i * header_.picks_per_token() + layer * (header_.top_k + header_.near_misses);
+    return picks_.data() + i * header_.picks_per_token() + layer * header_.picks_per_layer();
   }
   TraceHeader header_;
   std::vector<TraceToken> tokens_;
