@@ -8,6 +8,8 @@ namespace {
 
 // Kernels of a device by parallel regions of the CPU: norms, roundings and scatters are launches of their own there.
 constexpr double kKernelsPerRegion = 4;
+// Of a disk, assumed: what it reads for a row, and how long the first one of a step takes.
+constexpr double kDiskPageBytes = 4096, kDiskLatencyNs = 100'000;
 
 // Different experts among those of one side that `tokens` tokens touch, when they find `share` of their pairs there.
 double unique_of(double experts, double pairs_a_token, double tokens) {
@@ -37,7 +39,8 @@ double CostModel::dense_ns(int layer, double tokens) const {
 
 double CostModel::attention_ns(int layer, double tokens, double context, bool together) const {
   const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
-  const double rows = tokens * l.rows(context), flops = 4 * rows * static_cast<double>(l.heads * l.head_dim);
+  const int64_t head_dim = together && l.prefill_head_dim > 0 ? l.prefill_head_dim : l.head_dim;
+  const double rows = tokens * l.rows(context), flops = 4 * rows * static_cast<double>(l.heads * head_dim);
   if (!on_device()) return 1e9 * flops / (together ? box_.cpu.attention_flops_many : box_.cpu.attention_flops_one);
   const GpuProfile& gpu = box_.gpus[0];
   return 1e9 * std::max(flops / gpu.attention_flops, together ? 0 : rows * l.row_bytes / gpu.bytes_per_second);
@@ -64,6 +67,12 @@ double CostModel::head_ns(double rows) const {
   return rows > 0 ? m_.head_bytes * weights(curves, m_.head_format, rows) : 0;
 }
 
+double CostModel::table_ns(double tokens) const {
+  const double rate = box_.disk.read_bytes_per_second;
+  if (m_.table_bytes <= 0 || rate <= 0) return 0;
+  return kDiskLatencyNs + 1e9 * tokens * m_.table_reads_per_token * kDiskPageBytes / rate;
+}
+
 StepTime CostModel::step(const StepQuestion& q) const {
   const double k = m_.experts_per_token, n = q.tokens, resident = on_device() ? q.resident : 0,
                hits = on_device() ? q.hits : 0;
@@ -77,17 +86,22 @@ StepTime CostModel::step(const StepQuestion& q) const {
   for (int layer = 0; layer < m_.layer_count(); ++layer) {
     const double dense = dense_ns(layer, n), attention = attention_ns(layer, n, q.context, q.prefill),
                  index = index_ns(layer, n, q.context, q.prefill);
-    const double handover = on_device() ? meets_cpu * handover_ns() : 0;
     t[Phase::dense] += dense;
     t[Phase::attention] += attention;
     t[Phase::index] += index;
+    if (!m_.layers[static_cast<size_t>(layer)].routed) {
+      t.total += dense + attention + index;
+      continue;
+    }
+    const double handover = on_device() ? meets_cpu * handover_ns() : 0;
     t[Phase::experts_gpu] += gpu_ns;
     t[Phase::experts_cpu] += cpu_ns;
     t[Phase::handover] += handover;
     t.total += dense + attention + index + std::max(gpu_ns, cpu_ns) + handover;
   }
   t[Phase::head] = head_ns(q.prefill ? 1 : n);
-  t.total += t[Phase::head];
+  t[Phase::table] = q.table_on_disk ? table_ns(n) : 0;
+  t.total += t[Phase::head] + t[Phase::table];
   return t;
 }
 

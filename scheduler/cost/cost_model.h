@@ -9,9 +9,9 @@
 
 namespace thermocline::sched {
 
-enum class Phase { dense, attention, index, experts_cpu, experts_gpu, handover, copies, head };
-constexpr std::array<const char*, 8> kPhaseNames = {"dense",         "attention", "index",  "experts (CPU)",
-                                                    "experts (GPU)", "handover",  "copies", "head"};
+enum class Phase { dense, attention, index, experts_cpu, experts_gpu, handover, copies, head, table };
+constexpr std::array<const char*, 9> kPhaseNames = {"dense",    "attention", "index", "experts (CPU)", "experts (GPU)",
+                                                    "handover", "copies",    "head",  "table"};
 
 /// Nanoseconds of a step. Phases that run beside each other are all in `phases`; `total` has the longer one.
 struct StepTime {
@@ -30,6 +30,7 @@ struct StepQuestion {
   double context = 0;    // that each one attends to
   double resident = 0;   // share of the experts that have a device slot
   double hits = 0;       // share of the (token, expert) pairs that find theirs there
+  bool table_on_disk = false;
 };
 
 class CostModel {
@@ -47,6 +48,8 @@ class CostModel {
   double h2d_ns() const;  // one expert to the device
   double handover_ns() const { return on_device() ? box_.gpus[0].sync_ns : 0; }
   double head_ns(double rows) const;
+  /// The rows of a model's table that a step's tokens read from the disk.
+  double table_ns(double tokens) const;
 
   StepTime step(const StepQuestion& q) const;
 

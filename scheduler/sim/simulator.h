@@ -73,7 +73,7 @@ class SimBox {
                                                 const Trace* future = nullptr);
 
   struct StepTokens {
-    std::vector<std::vector<int>> counts;  // by layer: tokens of each expert
+    std::vector<std::vector<int>> counts;  // by layer with routed experts: tokens of each expert
     int64_t tokens = 0;
     bool prefill = false;
     double context = 0;
@@ -93,7 +93,9 @@ class SimBox {
     int64_t tokens = 0;
   };
   SimBox(const CostModel& cost, const SimOptions& options);
+  // Layers are those with routed experts; layers without are computed before the next one of them.
   void begin_layer(int layer);
+  double dense_ns(int first, int last);
   void routed(int layer);
   void part_began() { ++waiting_; }
   void part_ended(int layer);
@@ -108,7 +110,8 @@ class SimBox {
   const SimOptions o_;
   EventQueue events_;
   Devices devices_;
-  ExpertSlots slots_, memory_;  // of the device; of the host, where it does not hold all
+  std::vector<int> last_layers_;  // of the model: each that has routed experts
+  ExpertSlots slots_, memory_;    // of the device; of the host, where it does not hold all
   std::unique_ptr<ExpertPolicy> policy_, memory_policy_;
   ExpertCosts costs_;
   std::unique_ptr<ExpertPredictor> predictor_;
