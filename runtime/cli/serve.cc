@@ -68,6 +68,7 @@ class Service {
     options.kv_disk = {.folder = o_.kv_disk_dir, .space_bytes = o_.kv_disk_space};
     options.cancel = &stopping_;
     options.progress = [this](double share) { api_.loading(share); };
+    TC_RETURN_IF_ERROR(o_.model.check_architecture());
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
     TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());
