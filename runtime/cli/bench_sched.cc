@@ -8,8 +8,8 @@
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/sim_box.h"
-#include "runtime/engine/model_costs.h"
 #include "runtime/engine/plan_inputs.h"
+#include "runtime/engine/planned_model.h"
 #include "runtime/io/file.h"
 #include "scheduler/trace/synthetic.h"
 
@@ -48,9 +48,9 @@ Result<Results> run_all(const sched::CostModel& cost) {
   fmt::print("{}", sim_table_head());
   for (const SchedWorkload& w : kWorkloads)
     for (const double share : kResident) {
-      const sched::Trace trace =
-          synthesize_trace({.layers = m.layer_count(), .experts = m.experts, .top_k = m.experts_per_token}, w.workload,
-                           w.requests, w.tokens, static_cast<int>(share * m.experts) + 2 * m.experts_per_token);
+      const sched::Trace trace = synthesize_trace(
+          {.layers = m.routed_layer_count(), .experts = m.experts, .top_k = m.experts_per_token}, w.workload,
+          w.requests, w.tokens, static_cast<int>(share * m.experts) + 2 * m.experts_per_token);
       TC_ASSIGN(const std::vector<sched::SimReport> reports, simulate_policies(cost, trace, names, share, {}));
       TC_ASSIGN(const std::vector<sched::SimReport> none, simulate_policies(cost, trace, {"static"}, 0, {}));
       auto& here = results[w.name][share];
@@ -135,12 +135,11 @@ Status compare(const Json& now, const std::string& file) {
 }
 
 Status bench_sched(const SchedBench& o) {
-  TC_ASSIGN(const ModelGeometry geometry, model_named("v4-flash"));
-  const sched::ModelCosts costs = model_costs(geometry);
+  TC_ASSIGN(const PlannedModel model, planned_model("v4-flash"));
   const HardwareFlags hardware{
       .gpus = {"5090"}, .ram = "12x6000", .ram_size = "", .cpu = "64 cores, avx512", .nvme = ""};
   TC_ASSIGN(const Box box, box_of(hardware));
-  const sched::CostModel cost(costs, box.machine);
+  const sched::CostModel cost(model.costs, box.machine);
   fmt::print("V4-Flash on a simulated RTX 5090 with 12 channels of DDR5-6000; context 1,024\n\n");
   TC_ASSIGN(Results results, run_all(cost));
   const bool pass = check_claims(results);

@@ -40,6 +40,8 @@ class ModelOptions {
   /// Errors: invalid_argument for a name that is none.
   Result<EngineOptions> engine_options() const;
   const std::string& model() const { return model_; }
+  /// Before its tokenizer is read, which another architecture has otherwise. Errors: those of read_config.
+  Status check_architecture() const;
 
  private:
   std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto",

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "runtime/cli/command.h"
+#include "runtime/model/deepseek_v4/config.h"
 
 namespace thermocline::cli {
 
@@ -70,6 +71,12 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
   command.add_option("--record-trace", record_trace_, "Write which experts the routers choose to a file, without text");
   command.add_flag("--trace-token-ids", trace_token_ids_, "Also the token ids: whoever has the file can read the text");
   command.add_flag("--direct-io", direct_io_, "Read the checkpoint with O_DIRECT, past the page cache");
+}
+
+Status ModelOptions::check_architecture() const {
+  Result<ModelGeometry> geometry = deepseek_v4::read_config(model_);
+  if (!geometry) return std::move(geometry).error();
+  return {};
 }
 
 Result<EngineOptions> ModelOptions::engine_options() const {

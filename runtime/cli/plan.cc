@@ -7,8 +7,8 @@
 #include "runtime/cli/command.h"
 #include "runtime/cli/hardware_flags.h"
 #include "runtime/cli/plan_text.h"
-#include "runtime/engine/model_costs.h"
 #include "runtime/engine/plan_inputs.h"
+#include "runtime/engine/planned_model.h"
 
 namespace thermocline::cli {
 namespace {
@@ -20,13 +20,11 @@ struct PlanOptions {
   bool json = false;
 };
 
-Result<int64_t> context_of(const PlanOptions& o, const ModelGeometry& geometry) {
-  if (o.context.empty()) return std::min(EngineOptions::kDefaultContext, geometry.max_position_embeddings);
+Result<int64_t> context_of(const PlanOptions& o, int64_t most) {
+  if (o.context.empty()) return std::min(EngineOptions::kDefaultContext, most);
   Result<int64_t> tokens = parse_tokens(o.context);
   if (!tokens) return std::move(tokens).error().with("--context");
-  if (*tokens > geometry.max_position_embeddings)
-    return invalid(
-        fmt::format("--context is {} tokens, and the model's limit {}", *tokens, geometry.max_position_embeddings));
+  if (*tokens > most) return invalid(fmt::format("--context is {} tokens, and the model's limit {}", *tokens, most));
   return tokens;
 }
 
@@ -51,21 +49,23 @@ std::string serve_line(const PlanReport& r) {
 
 Status plan(const PlanOptions& o) {
   if (o.batch < 1 || o.batch > 4096) return invalid(fmt::format("--batch is {}, outside 1..4096", o.batch));
-  TC_ASSIGN(const ModelGeometry geometry, model_named(o.model));
-  TC_ASSIGN(const int64_t context, context_of(o, geometry));
+  TC_ASSIGN(PlannedModel model, planned_model(o.model));
+  TC_ASSIGN(const int64_t context, context_of(o, model.costs.max_context));
   PlanReport r;
   r.model = o.model;
   TC_ASSIGN(r.box, box_of(o.hardware));
-  r.question.model = model_costs(geometry);
+  r.not_computed = model.not_computed;
+  r.question.model = std::move(model.costs);
   r.question.machine = r.box.machine;
   r.question.context = static_cast<double>(context);
   r.question.batch = o.batch;
   r.question.system_bytes = r.box.system_bytes;
   r.question.memory_source = r.box.memory_source;
-  r.question.chunks = chunk_buffers(geometry, context, o.batch, r.box.machine.cpu.cores, !r.box.machine.gpus.empty());
+  r.question.chunks =
+      chunk_buffers(model.widths, context, o.batch, r.box.machine.cpu.cores, !r.box.machine.gpus.empty());
   r.plan = sched::plan_box(r.question);
   r.what_ifs = sched::what_ifs(r.question, r.plan, r.box.cpu_sheet);
-  if (r.plan.refusal.empty()) r.serve = serve_line(r);
+  if (r.plan.refusal.empty() && r.not_computed.empty()) r.serve = serve_line(r);
   fmt::print("{}", o.json ? dump_json(plan_json(r), 2) + "\n" : plan_text(r));
   return {};
 }
@@ -77,7 +77,7 @@ void add_plan(CLI::App& app, Outcome& outcome) {
   CLI::App* command = app.add_subcommand("plan", "What fits a box and how fast it will be, before any download");
   command
       ->add_option("--model", o->model,
-                   "v4-flash, v4-pro, demo, or a folder with a config.json; weights need not be there")
+                   "v4-flash, v4-pro, v4.1-flash, v3, demo, or a folder with a config.json; weights need not be there")
       ->required();
   add_hardware_flags(*command, o->hardware);
   command->add_option("--context", o->context,

@@ -109,8 +109,11 @@ std::string what_if_text(const PlanReport& r) {
 }
 
 std::string verdict_text(const PlanReport& r) {
-  if (r.plan.refusal.empty()) return fmt::format("serve it\n  {}\n", r.serve);
-  std::string text = fmt::format("DOES NOT FIT: {}\n", r.plan.refusal);
+  const std::string not_computed =
+      r.not_computed.empty() ? ""
+                             : fmt::format("NOT COMPUTED: this version plans {} and cannot serve it\n", r.not_computed);
+  if (r.plan.refusal.empty()) return not_computed.empty() ? fmt::format("serve it\n  {}\n", r.serve) : not_computed;
+  std::string text = not_computed + fmt::format("DOES NOT FIT: {}\n", r.plan.refusal);
   const double disk = r.question.machine.disk.read_bytes_per_second;
   if (disk > 0)
     text += fmt::format("  from a disk of {:.1f} GB/s its experts would make at most {} tokens/s\n", disk / 1e9,
@@ -121,9 +124,7 @@ std::string verdict_text(const PlanReport& r) {
 Json memory_json(const sched::MemoryPlan& memory) {
   Json rows = Json::array();
   for (const sched::MemoryPlan::Row& row : memory.rows())
-    rows.push_back({{"tier", row.tier == sched::MemoryPlan::kHost ? "host" : fmt::format("device {}", row.tier)},
-                    {"owner", row.owner},
-                    {"bytes", row.bytes}});
+    rows.push_back({{"tier", sched::MemoryPlan::tier_name(row.tier)}, {"owner", row.owner}, {"bytes", row.bytes}});
   return rows;
 }
 
@@ -131,11 +132,14 @@ Json memory_json(const sched::MemoryPlan& memory) {
 
 std::string plan_text(const PlanReport& r) {
   return fmt::format(
-      "{}: {} of experts, {} of dense weights; {} sequence{} of {:.0f} "
+      "{}: {} of experts, {} of dense weights{}; {} sequence{} of {:.0f} "
       "tokens\n\n{}\nmemory\n{}\n{}\n{}\n{}{}{}",
-      r.model, size_text(r.question.model.routed_bytes()), size_text(r.question.model.dense_bytes()), r.question.batch,
-      r.question.batch == 1 ? "" : "s", r.question.context, hardware_text(r.box), r.plan.memory.to_string(),
-      decode_text(r), prefill_text(r), what_if_text(r), r.what_ifs.empty() ? "" : "\n", verdict_text(r));
+      r.model, size_text(r.question.model.routed_bytes()), size_text(r.question.model.dense_bytes()),
+      r.question.model.table_bytes > 0 ? fmt::format(", {} of n-gram table", size_text(r.question.model.table_bytes))
+                                       : "",
+      r.question.batch, r.question.batch == 1 ? "" : "s", r.question.context, hardware_text(r.box),
+      r.plan.memory.to_string(), decode_text(r), prefill_text(r), what_if_text(r), r.what_ifs.empty() ? "" : "\n",
+      verdict_text(r));
 }
 
 Json plan_json(const PlanReport& r) {
@@ -162,9 +166,11 @@ Json plan_json(const PlanReport& r) {
           {"hardware", hardware},
           {"fits", r.plan.refusal.empty()},
           {"refusal", r.plan.refusal},
+          {"not_computed", r.not_computed},
           {"memory", memory_json(r.plan.memory)},
           {"experts_on_devices", r.plan.device_experts},
           {"csa_rows_in_host_memory", r.plan.host_rows},
+          {"table_on_disk", r.plan.table_on_disk},
           {"decode", decode},
           {"prefill",
            {{"tokens_per_second", p.tokens_per_second},

@@ -13,7 +13,8 @@ struct PlanReport {
   sched::BoxQuestion question;
   sched::BoxPlan plan;
   std::vector<sched::WhatIf> what_ifs;
-  std::string serve;  // the command line; empty where it does not fit
+  std::string not_computed;  // the architecture, where this version cannot run it; empty: it can
+  std::string serve;         // the command line; empty where it does not fit or is not computed
 };
 
 std::string plan_text(const PlanReport& report);

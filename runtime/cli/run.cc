@@ -52,6 +52,7 @@ class Session {
  public:
   static Result<std::unique_ptr<Session>> open(const RunOptions& o) {
     auto session = std::make_unique<Session>();
+    TC_RETURN_IF_ERROR(o.model.check_architecture());
     TC_ASSIGN(session->tokenizer_, Tokenizer::load(o.model.model()));
     if (!o.raw) {
       TC_ASSIGN(session->constants_, read_prose_constants(o.model.model()));

@@ -69,6 +69,7 @@ class Service {
     options.calibrated = true;
     options.cancel = &stopping_;
     options.progress = [this](double share) { api_.loading(share); };
+    TC_RETURN_IF_ERROR(o_.model.check_architecture());
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
     TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());

@@ -4,8 +4,7 @@
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/sim_box.h"
-#include "runtime/engine/model_costs.h"
-#include "runtime/engine/plan_inputs.h"
+#include "runtime/engine/planned_model.h"
 #include "runtime/io/file.h"
 #include "scheduler/sim/serving.h"
 
@@ -66,10 +65,10 @@ Result<sched::Trace> trace_of(const SimFlags& o, const sched::ModelCosts& m, dou
   TC_ASSIGN(const sched::Workload workload, sched::parse_workload(o.workload));
   if (o.requests < 1 || o.tokens < 2 || static_cast<int64_t>(o.requests) * o.tokens > 1'000'000)
     return invalid("--requests times --tokens should be 2 to 1,000,000");
-  return synthesize_trace({.layers = m.layer_count(),
+  return synthesize_trace({.layers = m.routed_layer_count(),
                            .experts = m.experts,
                            .top_k = m.experts_per_token,
-                           .hash_layers = std::min(3, m.layer_count()),
+                           .hash_layers = m.hash_layer_count(),
                            .seed = o.seed},
                           workload, o.requests, o.tokens,
                           static_cast<int>(share * m.experts) + 2 * m.experts_per_token);
@@ -155,14 +154,14 @@ Status run_serving(const SimFlags& o, const sched::CostModel& cost) {
       sched::ServingOptions serving = o.serving;
       serving.box = options;
       serving.box.policy = name;
-      serving.box.slots = static_cast<int>(share * m.experts * m.layer_count());
+      serving.box.slots = static_cast<int>(share * m.experts * m.routed_layer_count());
       if (!(share >= 0 && share <= 1))
         return invalid(fmt::format("a share of {} of the experts is outside 0..1", share));
       serving.limits.max_logit_rows = serving.limits.max_num_seqs;
-      serving.routing = {.layers = m.layer_count(),
+      serving.routing = {.layers = m.routed_layer_count(),
                          .experts = m.experts,
                          .top_k = m.experts_per_token,
-                         .hash_layers = std::min(3, m.layer_count()),
+                         .hash_layers = m.hash_layer_count(),
                          .seed = o.seed};
       TC_ASSIGN(const sched::ServingReport r, simulate_serving(cost, serving));
       const std::vector<double> tpot = r.tpot_ms.empty() ? std::vector<double>{0} : r.tpot_ms;
@@ -186,10 +185,9 @@ Status run_serving(const SimFlags& o, const sched::CostModel& cost) {
 }
 
 Status sim(const SimFlags& o) {
-  TC_ASSIGN(const ModelGeometry geometry, model_named(o.model));
-  const sched::ModelCosts costs = model_costs(geometry);
+  TC_ASSIGN(const PlannedModel model, planned_model(o.model));
   TC_ASSIGN(const Box box, box_of(o.hardware));
-  const sched::CostModel cost(costs, box.machine);
+  const sched::CostModel cost(model.costs, box.machine);
   if (o.serve && (!o.html.empty() || !o.trace.empty()))
     return invalid("--serve makes up its requests and draws no page: leave out --trace and --html");
   return o.serve ? run_serving(o, cost) : run_policies(o, cost);
@@ -226,7 +224,7 @@ void add_trace_replay(CLI::App& trace, Outcome& outcome) {
 void add_sim(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<SimFlags>();
   CLI::App* command = app.add_subcommand("sim", "Policies, steps and servers on a box that is not there");
-  command->add_option("--model", o->model, "v4-flash, v4-pro, demo, or a folder with a config.json")
+  command->add_option("--model", o->model, "v4-flash, v4-pro, v4.1-flash, v3, demo, or a folder with a config.json")
       ->capture_default_str();
   add_hardware_flags(*command, o->hardware);
   add_policy_flags(*command, *o);

@@ -48,7 +48,7 @@ Result<std::vector<sched::SimReport>> simulate_policies(const sched::CostModel& 
   for (const std::string& name : names) {
     sched::SimOptions options = base;
     options.policy = name;
-    options.slots = static_cast<int>(share * cost.model().experts * cost.model().layer_count());
+    options.slots = static_cast<int>(share * cost.model().experts * cost.model().routed_layer_count());
     options.profile = uses_of(trace, 0, half);
     options.measure_from = half;
     TC_ASSIGN(sched::SimReport report, simulate(cost, trace, options));

@@ -7,10 +7,6 @@
 namespace thermocline {
 namespace {
 
-// Parallel regions of a layer on the CPU, counted in a step: five products and attention's two, and what compressed
-// rows and an index add. Those of the experts, the streams and the rows are in what these cost.
-constexpr int kRegions = 7, kCompressedRegions = 2, kIndexRegions = 3;
-
 sched::WeightFormat format_of(DType dtype) {
   return dtype == DType::f8_e4m3 || dtype == DType::f8_e8m0 ? sched::WeightFormat::fp8
          : dtype == DType::i8                               ? sched::WeightFormat::mxfp4
@@ -41,7 +37,7 @@ sched::ModelCosts model_costs(const ModelGeometry& g, bool fp8_rows) {
     layer.head_dim = g.head_dim;
     layer.row_bytes = row_bytes;
     layer.hash_routed = g.is_hash_layer(i);
-    layer.regions = kRegions;
+    layer.regions = kLayerRegions;
     layer.stream_elements = 2.0 * static_cast<double>(g.hc_mult * g.dim);
     layer.row_elements =
         static_cast<double>(g.q_lora_rank + g.head_dim + 2 * g.n_heads * g.head_dim + g.o_groups * g.o_lora_rank);

@@ -4,8 +4,6 @@
 
 #include "runtime/exec/device_part.h"
 #include "runtime/exec/step_buffers.h"
-#include "runtime/model/deepseek_v4/config.h"
-#include "runtime/model/deepseek_v4/synthesize.h"
 
 namespace thermocline {
 
@@ -33,20 +31,6 @@ std::vector<sched::ChunkBuffers> chunk_buffers(const ModelGeometry& g, int64_t c
     chunks.push_back(buffers);
   }
   return chunks;
-}
-
-Result<ModelGeometry> model_named(const std::string& name) {
-  if (name == "v4-flash" || name == "v4-pro" || name == "demo") return deepseek_v4::published_geometry(name, 0);
-  if (name == "v4.1-flash")
-    return unsupported(
-        "v4.1-flash cannot be planned: of its sizes only the experts and the n-gram table are known here; give --model "
-        "a "
-        "folder with its config.json once this version computes that architecture");
-  if (name == "v3")
-    return unsupported(
-        "v3 cannot be planned: its attention (MLA) and dense first layers are another architecture, which this version "
-        "does not compute; use v4-flash, v4-pro, demo or a folder with a DeepSeek-V4 config.json");
-  return deepseek_v4::read_config(name);
 }
 
 }  // namespace thermocline

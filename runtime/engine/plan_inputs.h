@@ -1,7 +1,6 @@
 // What the planner wants to know of a model beside its costs, by its config.json alone.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "runtime/model/model_geometry.h"
@@ -14,10 +13,5 @@ namespace thermocline {
 ///   device   attention runs on one: buffers are there and, by estimate, what its misses need on the host
 std::vector<sched::ChunkBuffers> chunk_buffers(const ModelGeometry& geometry, int64_t context, int batch, int threads,
                                                bool device);
-
-/// The config.json of "v4-flash", "v4-pro" and "demo", of which the program knows the published sizes, or of a folder,
-/// where no weights need to be. Errors: unsupported for models that are known by name only, saying what is missing;
-/// those of read_config.
-Result<ModelGeometry> model_named(const std::string& name_or_folder);
 
 }  // namespace thermocline

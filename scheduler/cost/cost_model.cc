@@ -8,6 +8,8 @@ namespace {
 
 // Kernels of a device by parallel regions of the CPU: norms, roundings and scatters are launches of their own there.
 constexpr double kKernelsPerRegion = 4;
+// Of a disk, assumed: what it reads for a row, and how long the first one of a step takes.
+constexpr double kDiskPageBytes = 4096, kDiskLatencyNs = 100'000;
 
 // Different experts among those of one side that `tokens` tokens touch, when they find `share` of their pairs there.
 double unique_of(double experts, double pairs_a_token, double tokens) {
@@ -42,7 +44,8 @@ double CostModel::shared_ns(int layer, double tokens) const {
 
 double CostModel::attention_ns(int layer, double tokens, double context, bool together) const {
   const LayerCosts& l = m_.layers[static_cast<size_t>(layer)];
-  const double rows = tokens * l.rows(context), flops = 4 * rows * static_cast<double>(l.heads * l.head_dim);
+  const int64_t head_dim = together && l.prefill_head_dim > 0 ? l.prefill_head_dim : l.head_dim;
+  const double rows = tokens * l.rows(context), flops = 4 * rows * static_cast<double>(l.heads * head_dim);
   if (!on_device()) return 1e9 * flops / (together ? box_.cpu.attention_flops_many : box_.cpu.attention_flops_one);
   const GpuProfile& gpu = box_.gpus[0];
   return 1e9 * std::max(flops / gpu.attention_flops, together ? 0 : rows * l.row_bytes / gpu.bytes_per_second);
@@ -69,6 +72,12 @@ double CostModel::head_ns(double rows) const {
   return rows > 0 ? m_.head_bytes * weights(curves, m_.head_format, rows) : 0;
 }
 
+double CostModel::table_ns(double tokens) const {
+  const double rate = box_.disk.read_bytes_per_second;
+  if (m_.table_bytes <= 0 || rate <= 0) return 0;
+  return kDiskLatencyNs + 1e9 * tokens * m_.table_reads_per_token * kDiskPageBytes / rate;
+}
+
 ExpertLoad CostModel::expected_load(double n, double resident, double hits) const {
   const double k = m_.experts_per_token;
   if (!on_device()) resident = hits = 0;
@@ -91,7 +100,6 @@ StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load
   StepTime t;
   for (int layer = 0; layer < m_.layer_count(); ++layer) {
     const double dense = dense_ns(layer, n), shared = on_device() ? 0 : shared_ns(layer, n);
-    const double handover = on_device() ? load.layers_with_miss * handover_ns() : 0;
     double attention = 0, index = 0;
     for (const StepPart& part : parts) {
       attention += attention_ns(layer, part.tokens, part.context, part.prefill);
@@ -100,10 +108,14 @@ StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load
     t[Phase::dense] += dense - shared;
     t[Phase::attention] += attention;
     t[Phase::index] += index;
+    t[Phase::experts_cpu] += shared;
+    t.total += dense + attention + index;
+    if (!m_.layers[static_cast<size_t>(layer)].routed) continue;
+    const double handover = on_device() ? load.layers_with_miss * handover_ns() : 0;
     t[Phase::experts_gpu] += gpu_ns;
-    t[Phase::experts_cpu] += cpu_ns + shared;
+    t[Phase::experts_cpu] += cpu_ns;
     t[Phase::handover] += handover;
-    t.total += dense + attention + index + std::max(gpu_ns, cpu_ns) + handover;
+    t.total += std::max(gpu_ns, cpu_ns) + handover;
   }
   t[Phase::head] = head_ns(rows);
   t.total += t[Phase::head];
@@ -112,7 +124,10 @@ StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load
 
 StepTime CostModel::step(const StepQuestion& q) const {
   const StepPart part{q.tokens, q.prefill, q.context};
-  return step({&part, 1}, expected_load(q.tokens, q.resident, q.hits));
+  StepTime t = step({&part, 1}, expected_load(q.tokens, q.resident, q.hits));
+  t[Phase::table] = q.table_on_disk ? table_ns(q.tokens) : 0;
+  t.total += t[Phase::table];
+  return t;
 }
 
 }  // namespace thermocline::sched

@@ -31,6 +31,7 @@ struct StepQuestion {
   double context = 0;
   double resident = 0;  // share of the experts that have a device slot
   double hits = 0;      // share of the (token, expert) pairs that find theirs there
+  bool table_on_disk = false;
 };
 
 class CostModel {
@@ -49,6 +50,8 @@ class CostModel {
   double h2d_ns() const;  // one expert to the device
   double handover_ns() const { return on_device() ? box_.gpus[0].sync_ns : 0; }
   double head_ns(double rows) const;
+  /// The rows of a model's table that a step's tokens read from the disk.
+  double table_ns(double tokens) const;
 
   ExpertLoad expected_load(double tokens, double resident, double hits) const;
   StepTime step(std::span<const StepPart> parts, const ExpertLoad& load) const;

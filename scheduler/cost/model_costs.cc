@@ -12,7 +12,16 @@ double LayerCosts::rows(double context) const {
 
 double LayerCosts::keys(double context) const {
   const double all = compressed(context);
-  return topk > 0 && all > static_cast<double>(topk) ? all : 0;
+  return topk > 0 && all > static_cast<double>(topk) ? std::min(all, static_cast<double>(most_keys)) : 0;
+}
+
+int ModelCosts::routed_layer_count() const {
+  return static_cast<int>(std::count_if(layers.begin(), layers.end(), [](const LayerCosts& l) { return l.routed; }));
+}
+
+int ModelCosts::hash_layer_count() const {
+  return static_cast<int>(
+      std::count_if(layers.begin(), layers.end(), [](const LayerCosts& l) { return l.hash_routed; }));
 }
 
 double ModelCosts::dense_bytes() const {

@@ -7,9 +7,9 @@
 namespace thermocline::sched {
 
 /// On the CPU the shared expert runs with the routed ones and counts as one of them; on a device it is dense.
-enum class Phase { dense, attention, index, experts_cpu, experts_gpu, handover, copies, head };
-constexpr std::array<const char*, 8> kPhaseNames = {"dense",         "attention", "index",  "experts (CPU)",
-                                                    "experts (GPU)", "handover",  "copies", "head"};
+enum class Phase { dense, attention, index, experts_cpu, experts_gpu, handover, copies, head, table };
+constexpr std::array<const char*, 9> kPhaseNames = {"dense",    "attention", "index", "experts (CPU)", "experts (GPU)",
+                                                    "handover", "copies",    "head",  "table"};
 
 /// Nanoseconds of a step; 0: a phase it does not have, or that was not measured. Phases that run beside each other are
 /// all in `phases`; `total` has the longer one.

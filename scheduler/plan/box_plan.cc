@@ -34,14 +34,15 @@ KvBytes kv_bytes(const ModelCosts& m, double context, int batch) {
   const double pages = std::ceil(context / kPageTokens) + 1, tokens = batch * pages * kPageTokens;
   double csa_layers = 0, topk = 0, row_bytes = 0;
   for (const LayerCosts& l : m.layers) {
-    if (l.ratio == 0) continue;
+    if (l.selects()) {
+      csa_layers += 1;
+      topk = static_cast<double>(l.topk);
+      row_bytes = l.row_bytes;
+    }
+    if (l.ratio == 0 || !l.own_rows) continue;
     const double rows = tokens / static_cast<double>(l.ratio);
     kv.near += rows * (l.topk > 0 ? l.key_bytes : l.row_bytes);
-    if (l.topk == 0) continue;
-    kv.selected += rows * l.row_bytes;
-    csa_layers += 1;
-    topk = static_cast<double>(l.topk);
-    row_bytes = l.row_bytes;
+    if (l.topk > 0) kv.selected += rows * l.row_bytes;
   }
   kv.near += batch * m.sequence_bytes;
   kv.copies = std::min(kv.selected, csa_layers * row_bytes * topk * std::clamp(2 * batch, 4, 32));
@@ -54,7 +55,7 @@ RowOffload offload_of(const BoxQuestion& q, int batch, double freed) {
   o.freed_bytes = static_cast<int64_t>(freed);
   o.sequences = batch;
   for (const LayerCosts& l : m.layers) {
-    if (l.topk == 0) continue;
+    if (!l.selects()) continue;
     o.csa_layers += 1;
     o.topk = l.topk;
     o.row_bytes = static_cast<int64_t>(l.row_bytes);
@@ -64,6 +65,20 @@ RowOffload offload_of(const BoxQuestion& q, int batch, double freed) {
   o.cpu_bytes_per_ns = q.machine.cpu.read_bytes_per_second / 1e9;
   if (!q.machine.gpus.empty()) o.pcie_bytes_per_ns = q.machine.gpus[0].h2d_bytes_per_second / 1e9;
   return o;
+}
+
+// What of the KV cache lies where attention runs.
+std::string near_rows(const ModelCosts& m) {
+  bool keys = false, dense_rows = false, windows = false;
+  for (const LayerCosts& l : m.layers) {
+    keys = keys || l.topk > 0;
+    dense_rows = dense_rows || (l.ratio > 0 && l.topk == 0);
+    windows = windows || l.window > 0;
+  }
+  std::string names = keys ? "index keys" : "";
+  if (dense_rows) names += std::string(names.empty() ? "" : ", ") + (windows ? "HCA rows" : "rows");
+  if (windows) names += std::string(names.empty() ? "" : ", ") + "windows";
+  return names;
 }
 
 // Where everything lies, for one number of sequences and one size of step.
@@ -96,6 +111,11 @@ class Layout {
   double resident() const { return devices() == 0 ? 0 : static_cast<double>(device_experts()) / experts(); }
   MemoryPlan plan() const;
   std::string refusal() const;
+  /// It leaves RAM to the experts where there is a disk that it can be read from.
+  bool table_on_disk() const {
+    const double ram = q_.machine.cpu.memory_bytes, table = q_.model.table_bytes;
+    return table > 0 && q_.machine.disk.read_bytes_per_second > 0 && (ram <= 0 || bytes_beside_table() + table > ram);
+  }
   bool devices_hold() const {
     for (size_t i = 0; i < devices(); ++i)
       if (room(i) < 0) return false;
@@ -104,7 +124,7 @@ class Layout {
 
  private:
   double count() const { return static_cast<double>(devices()); }
-  double experts() const { return static_cast<double>(q_.model.experts) * q_.model.layer_count(); }
+  double experts() const { return static_cast<double>(q_.model.experts) * q_.model.routed_layer_count(); }
   int staged() const { return std::min(kMostStaged, 2 * q_.model.experts); }
   double buffer_bytes() const { return buffers_.device_bytes + staged() * q_.model.expert_bytes; }
   double fixed_bytes() const { return q_.model.dense_bytes() / count() + buffer_bytes() + kDriverBytes; }
@@ -113,7 +133,8 @@ class Layout {
     const auto most = static_cast<int64_t>(std::ceil(experts() / count()));
     return std::clamp<int64_t>(static_cast<int64_t>(room(i) / q_.model.expert_bytes), 0, most);
   }
-  double host_bytes() const {
+  double host_bytes() const { return bytes_beside_table() + (table_on_disk() ? 0 : q_.model.table_bytes); }
+  double bytes_beside_table() const {
     return q_.system_bytes + kProgramBytes + q_.model.routed_bytes() + q_.model.dense_bytes() +
            q_.model.embedding_bytes +
            (devices() == 0 ? kv_.near + kv_.selected
@@ -155,18 +176,21 @@ MemoryPlan Layout::plan() const {
   plan.add(kHost, "routed experts", whole(m.routed_bytes()));
   plan.add(kHost, devices() > 0 ? "dense weights, a second copy" : "dense weights", whole(m.dense_bytes()));
   plan.add(kHost, "embedding", whole(m.embedding_bytes));
+  if (m.table_bytes > 0 && !table_on_disk()) plan.add(kHost, "n-gram table", whole(m.table_bytes));
   if (devices() == 0) plan.add(kHost, "KV cache", whole(kv_.near + kv_.selected), "lower --context or --batch");
   if (host_rows_) plan.add(kHost, "KV cache: CSA rows", whole(kv_.selected), "lower --context or --batch");
   plan.add(kHost, "step buffers", whole(buffers_.host_bytes));
+  if (table_on_disk()) plan.add(MemoryPlan::kDisk, "n-gram table", whole(m.table_bytes));
   for (size_t i = 0; i < devices(); ++i) {
     const int tier = static_cast<int>(i);
     plan.set_capacity(tier, whole(q_.machine.gpus[i].memory_bytes), q_.machine.gpus[i].name);
     plan.add(tier, "driver", whole(kDriverBytes));
     plan.add(tier, "dense weights", whole(m.dense_bytes() / count()));
     plan.add(tier, fmt::format("step buffers, {} staged experts", staged()), whole(buffer_bytes()));
-    plan.add(tier, "KV cache: index keys, HCA rows, windows", whole(kv_.near / count()));
-    plan.add(tier, host_rows_ ? "KV cache: CSA rows in use" : "KV cache: CSA rows",
-             whole((host_rows_ ? kv_.copies : kv_.selected) / count()));
+    plan.add(tier, "KV cache: " + near_rows(m), whole(kv_.near / count()));
+    if (kv_.selected > 0)
+      plan.add(tier, host_rows_ ? "KV cache: CSA rows in use" : "KV cache: CSA rows",
+               whole((host_rows_ ? kv_.copies : kv_.selected) / count()));
     plan.add(tier, fmt::format("{} experts", slots_[i]), whole(static_cast<double>(slots_[i]) * m.expert_bytes));
   }
   return plan;
@@ -191,12 +215,15 @@ std::string Layout::device_refusal(size_t i) const {
 
 std::string Layout::refusal() const {
   const double ram = q_.machine.cpu.memory_bytes;
-  if (ram > 0 && host_bytes() > ram)
+  if (ram > 0 && host_bytes() > ram) {
+    const double table = table_on_disk() ? 0 : q_.model.table_bytes;
     return fmt::format(
-        "the host has {} of RAM ({}) and needs {}, {} of it for the routed experts: this version reads experts from "
+        "the host has {} of RAM ({}) and needs {}, {} of it for the routed experts{}: this version reads experts from "
         "RAM "
         "only, as NVMe expert storage is not built yet",
-        gib(ram), q_.memory_source, gib(host_bytes()), gib(q_.model.routed_bytes()));
+        gib(ram), q_.memory_source, gib(host_bytes()), gib(q_.model.routed_bytes()),
+        table > 0 ? fmt::format(" and {} for the n-gram table, which a disk (--nvme) would hold", gib(table)) : "");
+  }
   for (size_t i = 0; i < devices(); ++i)
     if (room(i) < 0) return device_refusal(i);
   return "";
@@ -227,8 +254,11 @@ DecodeSpeed decode_speed(const BoxQuestion& q, int batch, const Layout& layout) 
     const double ns = over_devices(q, layout, [&](const MachineProfile& machine, double resident) {
       const double hits = skewed ? expected_hits(resident) : resident;
       const CostModel cost(q.model, machine);
-      const StepTime t =
-          cost.step({.tokens = static_cast<double>(batch), .context = q.context, .resident = resident, .hits = hits});
+      const StepTime t = cost.step({.tokens = static_cast<double>(batch),
+                                    .context = q.context,
+                                    .resident = resident,
+                                    .hits = hits,
+                                    .table_on_disk = layout.table_on_disk()});
       if (skewed) speed.bottleneck = bottleneck_text(cost, t.bottleneck(), batch);
       return t.total;
     });
@@ -251,10 +281,16 @@ PrefillSpeed prefill_speed(const BoxQuestion& q, PrefillExperts experts, int64_t
     double sum = 0;
     for (int i = 0; i < samples; ++i) {
       Phase phase = Phase::dense;
-      sum += prefill_step_ns(cost, experts, tokens, q.context * (i + 0.5) / samples, resident, &phase);
+      double step = prefill_step_ns(cost, experts, tokens, q.context * (i + 0.5) / samples, resident, &phase);
+      // Tokens are known, so rows are read while the step before computes.
+      if (const double read = layout.table_on_disk() ? cost.table_ns(tokens) : 0; read > step) {
+        step = read;
+        phase = Phase::table;
+      }
+      sum += step;
       speed.bottleneck = bottleneck_text(cost, phase, tokens);
     }
-    return sum / samples;
+    return sum / samples + prompt_end_ns(cost, experts, q.context, resident) / steps;
   });
   speed.seconds = ns * steps / 1e9;
   speed.tokens_per_second = q.context / speed.seconds;
@@ -326,12 +362,14 @@ std::string bottleneck_text(const CostModel& cost, Phase phase, double tokens) {
       return "copying experts to the GPU";
     case Phase::head:
       return "the vocabulary matrix";
+    case Phase::table:
+      return "n-gram rows from the disk";
   }
   return "";
 }
 
 double disk_tokens_per_second(const ModelCosts& model, double disk_bytes_per_second, double hits) {
-  const double bytes = (1 - hits) * model.expert_bytes * model.experts_per_token * model.layer_count();
+  const double bytes = (1 - hits) * model.expert_bytes * model.experts_per_token * model.routed_layer_count();
   return bytes > 0 ? disk_bytes_per_second / bytes : 0;
 }
 
@@ -345,6 +383,7 @@ BoxPlan plan_box(const BoxQuestion& q) {
   plan.host_rows = layout.host_rows();
   plan.kv_bytes = layout.kv().near + layout.kv().selected;
   plan.device_kv_bytes = layout.device_kv();
+  plan.table_on_disk = layout.table_on_disk();
   plan.kv_crowds = layout.kv_crowds();
   plan.device_experts = layout.device_experts();
   for (const int batch : std::set<int>{1, q.batch, 32})

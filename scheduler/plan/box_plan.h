@@ -51,6 +51,7 @@ struct BoxPlan {
   std::string refusal;                       // why it does not fit and what would; empty: it fits
   bool host_rows = false;                    // CSA rows of the KV cache are in host memory (--kv-offload)
   double kv_bytes = 0, device_kv_bytes = 0;  // of all sequences: everywhere, and of that on devices
+  bool table_on_disk = false;                // the model's table of n-grams
   bool kv_crowds = false;                    // on devices it takes more than half of what experts could have
   int64_t device_experts = 0;                // on all devices
   std::vector<DecodeSpeed> decode;  // of 1, batch and 32 sequences; what it would be if it fitted, where it does not
@@ -59,10 +60,13 @@ struct BoxPlan {
 
 BoxPlan plan_box(const BoxQuestion& question);
 
-/// Nanoseconds of a prefill step of `tokens` tokens at the end of a context. `resident`: share of experts with a slot,
-/// who find as many of the pairs, as a long step touches all.
+/// Nanoseconds of a prefill step of `tokens` tokens at the end of a context, in the layers that see them all.
+/// `resident`: share of experts with a slot, who find as many of the pairs, as a long step touches all.
 double prefill_step_ns(const CostModel& cost, PrefillExperts experts, double tokens, double context, double resident,
                        Phase* bottleneck = nullptr);
+
+/// Nanoseconds of what only a prompt's last tokens pass through, once a prompt; 0 where every layer sees all of them.
+double prompt_end_ns(const CostModel& cost, PrefillExperts experts, double context, double resident);
 
 /// Decode steps a second times sequences if experts were read from a disk where they have no slot: an upper bound, by
 /// its bytes alone.

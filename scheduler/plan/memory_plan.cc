@@ -13,9 +13,11 @@ std::string size_text(uint64_t bytes) {
   return mib < 1000 ? fmt::format("{:.1f} MiB", mib) : fmt::format("{:.2f} GiB", mib / 1024);
 }
 
-std::string tier_name(int number) { return number == MemoryPlan::kHost ? "host" : fmt::format("device {}", number); }
-
 }  // namespace
+
+std::string MemoryPlan::tier_name(int tier) {
+  return tier == kHost ? "host" : tier == kDisk ? "disk" : fmt::format("device {}", tier);
+}
 
 MemoryPlan::Tier& MemoryPlan::tier(int number) {
   if (const Tier* known = find(number)) return const_cast<Tier&>(*known);

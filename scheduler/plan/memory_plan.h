@@ -13,7 +13,8 @@ namespace thermocline::sched {
 
 class MemoryPlan {
  public:
-  static constexpr int kHost = -1;  // a tier; others are devices, by number
+  static constexpr int kHost = -1, kDisk = -2;  // tiers; others are devices, by number
+  static std::string tier_name(int tier);
 
   /// What a tier has, and who says so ("what the machine has free"). A tier without a capacity holds anything.
   void set_capacity(int tier, uint64_t bytes, std::string source);

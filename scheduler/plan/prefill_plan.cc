@@ -1,6 +1,7 @@
 // Long steps: whether the experts without a slot are computed where they lie, copied to the device, or both.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "scheduler/plan/box_plan.h"
 
@@ -54,24 +55,50 @@ ExpertTimes experts_of(const ExpertsOfAStep& e, PrefillExperts experts) {
   return best;
 }
 
-}  // namespace
-
-double prefill_step_ns(const CostModel& cost, PrefillExperts experts, double tokens, double context, double resident,
-                       Phase* bottleneck) {
+// The layers that so many of a prompt's last tokens pass through; 0: all of them.
+StepTime layers_of(const CostModel& cost, PrefillExperts experts, double tokens, double context, double resident,
+                   int64_t tail) {
   const ExpertTimes of_layer = experts_of(ExpertsOfAStep(cost, tokens, resident), experts);
-  const int layers = cost.model().layer_count();
+  int routed = 0;
   StepTime t;
-  for (int layer = 0; layer < layers; ++layer) {
+  for (int layer = 0; layer < cost.model().layer_count(); ++layer) {
+    const LayerCosts& l = cost.model().layers[static_cast<size_t>(layer)];
+    if (l.prompt_tail != tail) continue;
+    routed += l.routed;
     t[Phase::dense] += cost.dense_ns(layer, tokens);
     t[Phase::attention] += cost.attention_ns(layer, tokens, context, true);
     t[Phase::index] += cost.index_ns(layer, tokens, context, true);
   }
-  t[of_layer.bottleneck()] = layers * of_layer.longest();
-  if (of_layer.cpu > 0) t[Phase::handover] = layers * cost.handover_ns();
-  t[Phase::head] = cost.head_ns(1);
-  if (bottleneck) *bottleneck = t.bottleneck();
+  t[of_layer.bottleneck()] = routed * of_layer.longest();
+  if (of_layer.cpu > 0) t[Phase::handover] = routed * cost.handover_ns();
+  return t;
+}
+
+double sum_of(const StepTime& t) {
   double ns = 0;
   for (const double phase : t.phases) ns += phase;
+  return ns;
+}
+
+}  // namespace
+
+double prefill_step_ns(const CostModel& cost, PrefillExperts experts, double tokens, double context, double resident,
+                       Phase* bottleneck) {
+  StepTime t = layers_of(cost, experts, tokens, context, resident, 0);
+  t[Phase::head] = cost.head_ns(1);
+  if (bottleneck) *bottleneck = t.bottleneck();
+  return sum_of(t);
+}
+
+double prompt_end_ns(const CostModel& cost, PrefillExperts experts, double context, double resident) {
+  double ns = 0;
+  std::set<int64_t> tails;
+  for (const LayerCosts& l : cost.model().layers) tails.insert(l.prompt_tail);
+  tails.erase(0);
+  for (const int64_t tail : tails) {
+    const double tokens = std::min(static_cast<double>(tail), context);
+    ns += sum_of(layers_of(cost, experts, tokens, context, resident, tail));
+  }
   return ns;
 }
 

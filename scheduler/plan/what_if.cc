@@ -10,6 +10,7 @@ namespace thermocline::sched {
 namespace {
 
 constexpr double kGibibyte = 1 << 30;
+constexpr double kUsualDisk = 7e9;  // bytes a second, of a PCIe 4.0 one
 
 const DecodeSpeed& of_batch(const BoxPlan& plan, int batch) {
   return *std::find_if(plan.decode.begin(), plan.decode.end(), [&](const DecodeSpeed& d) { return d.batch == batch; });
@@ -47,6 +48,13 @@ void more_memory(WhatIfs& found, const BoxQuestion& q, const BoxPlan& plan) {
   const double more = 64 * std::ceil(short_of / (64 * kGibibyte));
   other.machine.cpu.memory_bytes += more * kGibibyte;
   found.add(fmt::format("+{:.0f} GiB RAM", more), other);
+}
+
+void a_disk(WhatIfs& found, const BoxQuestion& q) {
+  if (q.model.table_bytes <= 0 || q.machine.disk.read_bytes_per_second > 0) return;
+  BoxQuestion other = q;
+  other.machine.disk.read_bytes_per_second = kUsualDisk;
+  found.add(fmt::format("the n-gram table on a disk of {:.0f} GB/s", kUsualDisk / 1e9), other);
 }
 
 void other_cards(WhatIfs& found, const BoxQuestion& q) {
@@ -96,6 +104,7 @@ void other_loads(WhatIfs& found, const BoxQuestion& q) {
 std::vector<WhatIf> what_ifs(const BoxQuestion& q, const BoxPlan& plan, const std::optional<CpuSheet>& sheet) {
   WhatIfs found(q, plan);
   more_memory(found, q, plan);
+  a_disk(found, q);
   other_cards(found, q);
   more_channels(found, q, sheet);
   other_loads(found, q);

@@ -26,7 +26,7 @@ class SimServer {
   SimServer(const CostModel& cost, const ServingOptions& o, SimBox& box)
       : o_(o), box_(box), planner_(o.limits), router_(o.routing), random_(o.box.seed) {
     const ModelCosts& m = cost.model();
-    step_.counts.assign(static_cast<size_t>(m.layer_count()), std::vector<int>(static_cast<size_t>(m.experts)));
+    step_.counts.assign(static_cast<size_t>(m.routed_layer_count()), std::vector<int>(static_cast<size_t>(m.experts)));
   }
 
   Result<ServingReport> run() {
@@ -184,7 +184,8 @@ class SimServer {
 
 Result<ServingReport> simulate_serving(const CostModel& cost, const ServingOptions& o) {
   const ModelCosts& m = cost.model();
-  if (o.routing.layers != m.layer_count() || o.routing.experts != m.experts || o.routing.top_k != m.experts_per_token)
+  if (o.routing.layers != m.routed_layer_count() || o.routing.experts != m.experts ||
+      o.routing.top_k != m.experts_per_token)
     return invalid("the routing is that of another model");
   const auto within = [](const char* name, double value, double least, double most) -> Status {
     if (value >= least && value <= most) return {};

@@ -14,7 +14,7 @@ constexpr const char* kStaging = "staging";
 constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
 
 int memory_slots(const CostModel& cost, const SimOptions& o) {
-  return static_cast<int>(std::min(1.0, o.ram_experts) * cost.model().experts * cost.model().layer_count());
+  return static_cast<int>(std::min(1.0, o.ram_experts) * cost.model().experts * cost.model().routed_layer_count());
 }
 
 }  // namespace
@@ -36,24 +36,27 @@ SimBox::SimBox(const CostModel& cost, const SimOptions& o)
     : cost_(cost),
       o_(o),
       devices_(events_, cost.machine(), o.noise, o.seed, o.faults),
-      slots_(cost.model().layer_count(), cost.model().experts, o.slots),
-      memory_(cost.model().layer_count(), cost.model().experts, memory_slots(cost, o)),
+      slots_(cost.model().routed_layer_count(), cost.model().experts, o.slots),
+      memory_(cost.model().routed_layer_count(), cost.model().experts, memory_slots(cost, o)),
       costs_(expert_costs(cost)),
       due_copies_(std::make_shared<int>(0)),
       coming_copies_(std::make_shared<int>(0)) {
   report_.policy = o.policy;
+  for (int i = 0; i < cost.model().layer_count(); ++i)
+    if (cost.model().layers[static_cast<size_t>(i)].routed) last_layers_.push_back(i);
 }
 
 Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimOptions& o, const Trace* future) {
   const ModelCosts& m = cost.model();
-  const int all = m.experts * m.layer_count();
+  const int all = m.experts * m.routed_layer_count();
   if (o.staged_experts < 1) return invalid("--staged-experts should be at least 1");
   if (o.slots < 0 || o.slots > all)
     return invalid(std::to_string(o.slots) + " slots: the model has " + std::to_string(all) + " experts");
+  if (all == 0) return invalid("a model without routed experts");
   std::unique_ptr<SimBox> box(new SimBox(cost, o));
   const MachineProfile& machine = cost.machine();
   PolicyOptions options{
-      .layers = m.layer_count(), .experts = m.experts, .slots = o.slots, .profile = o.profile, .future = future};
+      .layers = m.routed_layer_count(), .experts = m.experts, .slots = o.slots, .profile = o.profile, .future = future};
   if (cost.on_device()) {
     const double bus = machine.gpus[0].h2d_bytes_per_second, cpu = 1e9 * m.expert_bytes / cost.expert_cpu_ns(1);
     options.demand_share = bus / (bus + cpu);
@@ -68,7 +71,7 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
     box->memory_policy_ = make_freetoken_policy(options);
   }
   for (const PredictorInfo& info : predictors())
-    if (info.name == o.staging) box->predictor_ = info.make(m.layer_count(), m.experts);
+    if (info.name == o.staging) box->predictor_ = info.make(m.routed_layer_count(), m.experts);
   if (!o.staging.empty() && !box->predictor_) {
     std::string names;
     for (const PredictorInfo& info : predictors()) names += (names.empty() ? "" : ", ") + std::string(info.name);
@@ -119,14 +122,24 @@ double SimBox::step(const StepTokens& tokens, bool measured) {
   return ns;
 }
 
-void SimBox::begin_layer(int layer) {
+// All of the layers [first, last] but their experts.
+double SimBox::dense_ns(int first, int last) {
   const StepTokens& t = *now_running_;
   const auto n = static_cast<double>(t.tokens);
-  const LayerCosts& l = cost_.model().layers[static_cast<size_t>(layer)];
-  const double ns = cost_.dense_ns(layer, n) + cost_.attention_ns(layer, n, t.context, t.prefill) +
-                    cost_.index_ns(layer, n, t.context, t.prefill);
-  (cost_.on_device() ? report_.gpu_bytes : report_.cpu_bytes) +=
-      measured_ ? std::accumulate(l.dense_bytes.begin(), l.dense_bytes.end(), 0.0) : 0;
+  double ns = 0;
+  for (int layer = first; layer <= last; ++layer) {
+    const LayerCosts& l = cost_.model().layers[static_cast<size_t>(layer)];
+    ns += cost_.dense_ns(layer, n) + cost_.attention_ns(layer, n, t.context, t.prefill) +
+          cost_.index_ns(layer, n, t.context, t.prefill);
+    (cost_.on_device() ? report_.gpu_bytes : report_.cpu_bytes) +=
+        measured_ ? std::accumulate(l.dense_bytes.begin(), l.dense_bytes.end(), 0.0) : 0;
+  }
+  return ns;
+}
+
+void SimBox::begin_layer(int layer) {
+  const double ns = dense_ns(layer == 0 ? 0 : last_layers_[static_cast<size_t>(layer) - 1] + 1,
+                             last_layers_[static_cast<size_t>(layer)]);
   if (predictor_) stage(layer);
   devices_.submit(cost_.on_device() ? Engine::gpu : Engine::cpu, ns, "attention", [this, layer] { routed(layer); });
 }
@@ -276,9 +289,10 @@ void SimBox::run_on_cpu(int layer, const std::vector<Active>& missing) {
 
 void SimBox::part_ended(int layer) {
   if (--waiting_ > 0) return;
-  if (layer + 1 < cost_.model().layer_count()) return begin_layer(layer + 1);
+  if (layer + 1 < cost_.model().routed_layer_count()) return begin_layer(layer + 1);
   const StepTokens& t = *now_running_;
-  const double ns = cost_.head_ns(t.prefill ? 1 : static_cast<double>(t.tokens));
+  const double ns = dense_ns(last_layers_.back() + 1, cost_.model().layer_count() - 1) +
+                    cost_.head_ns(t.prefill ? 1 : static_cast<double>(t.tokens));
   (cost_.on_device() ? report_.gpu_bytes : report_.cpu_bytes) += measured_ ? cost_.model().head_bytes : 0;
   devices_.submit(cost_.on_device() ? Engine::gpu : Engine::cpu, ns, "head", [this] { ended_ = true; });
 }
@@ -287,7 +301,7 @@ void SimBox::part_ended(int layer) {
 void SimBox::decide(double step_ns, double cpu_ns) {
   const StepTokens& t = *now_running_;
   uses_.clear();
-  for (int layer = 0; layer < cost_.model().layer_count(); ++layer)
+  for (int layer = 0; layer < cost_.model().routed_layer_count(); ++layer)
     for (int e = 0; e < cost_.model().experts; ++e)
       if (const int n = t.counts[static_cast<size_t>(layer)][static_cast<size_t>(e)]; n > 0)
         uses_.push_back({{layer, e}, n});
@@ -342,9 +356,9 @@ std::vector<std::vector<TracePick>> asked_of(const Trace& trace, int64_t first, 
 Result<SimReport> simulate(const CostModel& cost, const Trace& trace, const SimOptions& options) {
   const TraceHeader& h = trace.header();
   const ModelCosts& m = cost.model();
-  if (h.layers != m.layer_count() || h.experts != m.experts)
+  if (h.layers != m.routed_layer_count() || h.experts != m.experts)
     return invalid("the trace is of a model with " + std::to_string(h.layers) + " layers of " +
-                   std::to_string(h.experts) + " experts, not " + std::to_string(m.layer_count()) + " of " +
+                   std::to_string(h.experts) + " experts, not " + std::to_string(m.routed_layer_count()) + " of " +
                    std::to_string(m.experts));
   if (h.top_k != m.experts_per_token)
     return invalid("the trace has " + std::to_string(h.top_k) + " experts a token, not " +

@@ -74,7 +74,7 @@ class SimBox {
                                                 const Trace* future = nullptr);
 
   struct StepTokens {
-    std::vector<std::vector<int>> counts;  // by layer: tokens of each expert
+    std::vector<std::vector<int>> counts;  // by layer with routed experts: tokens of each expert
     /// By distance and layer: what routers asked ahead said of the step's tokens, by rank; or empty.
     std::vector<std::vector<TracePick>> asked[2] = {};
     int64_t tokens = 0;
@@ -96,7 +96,9 @@ class SimBox {
     int64_t tokens = 0;
   };
   SimBox(const CostModel& cost, const SimOptions& options);
+  // Layers are those with routed experts; layers without are computed before the next one of them.
   void begin_layer(int layer);
+  double dense_ns(int first, int last);
   void routed(int layer);
   void part_began() { ++waiting_; }
   void part_ended(int layer);
@@ -112,7 +114,8 @@ class SimBox {
   const SimOptions o_;
   EventQueue events_;
   Devices devices_;
-  ExpertSlots slots_, memory_;  // of the device; of the host, where it does not hold all
+  std::vector<int> last_layers_;  // of the model: each that has routed experts
+  ExpertSlots slots_, memory_;    // of the device; of the host, where it does not hold all
   std::unique_ptr<SlotScheduler> scheduler_;
   std::unique_ptr<ExpertPolicy> memory_policy_;
   ExpertCosts costs_;

@@ -1,5 +1,6 @@
 """`thermocline plan` from outside: no weights are needed, text and data agree, every flag it prints is one of serve."""
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ import subprocess
 import pytest
 
 from program import DEMO, PROGRAM, run
+
+DATA = pathlib.Path(__file__).parents[1] / "data" / "plan"
 
 BOX = ["--ram", "12x6000", "--ram-size", "384GiB", "--cpu", "64 cores, avx512"]
 
@@ -89,10 +92,35 @@ def test_what_does_not_fit_says_what_would():
     assert "DOES NOT FIT: RTX 4090" in text and "2 such cards" in text and "as if it fitted" not in text
 
 
-def test_models_that_are_only_names():
-    for name, words in (("v4.1-flash", "n-gram"), ("v3", "MLA")):
-        assert words in refused("--model", name, *BOX)
+@pytest.mark.parametrize("name,config,words", [("v3", "deepseek_v3", "MLA"), ("v4.1-flash", "deepseek_v41", "n-gram")])
+def test_models_that_are_planned_and_not_computed(name, config, words, tmp_path):
+    box = ["--gpu", "h100", "--ram", "24x6000", "--ram-size", "1TiB", "--nvme", "7GB/s", "--context", "64k", "--batch", 4]
+    found, text = plan(*box, model=name), run("plan", "--model", name, *box)[0]
+    assert found["fits"] and found["serve"] == "" and words in found["not_computed"], found
+    assert all(row["bottleneck"] and row["tokens_per_second"] > 0 for row in found["decode"]) and found["prefill"]["bottleneck"]
+    assert found["what_if"] and found["experts_on_devices"] > 0
+    lines = [line for line in text.splitlines() if line.startswith("NOT COMPUTED: ")]
+    assert len(lines) == 1 and words in lines[0] and "thermocline serve" not in text, text
+    assert max(map(len, text.splitlines())) < 140, "tables fit a terminal"
+    # A folder with the config.json alone is planned alike, and refused where it would have to be computed.
+    shutil.copyfile(DATA / f"{config}.json", tmp_path / "config.json")
+    assert {**plan(*box, model=tmp_path), "model": name} == found
+    for command in (["run", "--prompt", "Hi"], ["serve"]):
+        done = subprocess.run([PROGRAM, *command, "--model", tmp_path, "--device", "none", "--quiet"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and config in done.stderr and "thermocline plan" in done.stderr and done.stdout == "", done
+    rows = json.loads(run("sim", "--model", name, "--gpu", "h100", "--ram", "24x6000", "--tokens", 20, "--policy", "static", "--resident", "0.1", "--json", "-")[0])
+    assert rows[0]["tokens_per_second"] > 0, rows
+
+
+def test_what_is_no_model_is_refused():
     refused("--model", "v5", *BOX)
+
+
+def test_the_table_of_ngrams_has_its_place():
+    box = ["--gpu", "5090", "--ram", "12x6000", "--ram-size", "384GiB"]
+    without, with_disk = plan(*box, model="v4.1-flash"), plan(*box, "--nvme", "7GB/s", model="v4.1-flash")
+    assert not without["fits"] and "--nvme" in without["refusal"] and with_disk["fits"] and with_disk["table_on_disk"]
+    assert any(row["tier"] == "disk" and row["owner"] == "n-gram table" and abs(row["bytes"] - 202.76e9) < 1e7 for row in with_disk["memory"])
 
 
 @pytest.mark.parametrize("flag,values,words", [

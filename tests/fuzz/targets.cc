@@ -9,6 +9,7 @@
 #include "runtime/engine/doctor.h"
 #include "runtime/engine/expert_profile.h"
 #include "runtime/engine/machine_profile_json.h"
+#include "runtime/engine/planned_model.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/kv/kv_log_format.h"
 #include "runtime/model/deepseek_v4/config.h"
@@ -37,6 +38,13 @@ void safetensors_header(std::string_view data) {
 }
 
 void config(std::string_view data) { (void)deepseek_v4::parse_config(data); }
+
+void planned_config(std::string_view data) {
+  const Result<Json> json = parse_json(data, true);
+  if (!json) return;
+  for (const auto planned : {deepseek_v3::planned, deepseek_v41::planned})
+    if (const Result<PlannedModel> model = planned(*json)) (void)model->costs.routed_bytes();
+}
 
 void tokenizer(std::string_view data) {
   const auto parsed = Tokenizer::parse(data);
@@ -222,6 +230,7 @@ constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
     {"expert_profile", expert_profile},
     {"safetensors_header", safetensors_header},
     {"config", config},
+    {"planned_config", planned_config},
     {"tokenizer", tokenizer},
     {"prose_constants", prose_constants},
     {"encode", encode},

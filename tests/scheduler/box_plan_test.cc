@@ -5,8 +5,8 @@
 
 #include <cmath>
 
-#include "runtime/engine/model_costs.h"
 #include "runtime/engine/plan_inputs.h"
+#include "runtime/engine/planned_model.h"
 #include "scheduler/cost/hit_curve.h"
 #include "scheduler/plan/what_if.h"
 
@@ -21,7 +21,7 @@ struct Case {
   int channels = 12;
   double megatransfers = 6000;
   int cores = 64;
-  double memory_bytes = 0;
+  double memory_bytes = 0, disk_bytes_per_second = 0;
   int64_t context = 32768;
   int batch = 1;
 };
@@ -35,16 +35,17 @@ CpuSheet cpu_sheet(const Case& s) {
 }
 
 BoxQuestion question(const Case& s) {
-  const ModelGeometry geometry = model_named(s.model).value();
+  const PlannedModel model = planned_model(s.model).value();
   BoxQuestion q;
-  q.model = model_costs(geometry);
+  q.model = model.costs;
   q.machine.cpu = cpu_profile(cpu_sheet(s));
   for (const std::string& gpu : s.gpus)
     q.machine.gpus.push_back(gpu_profile(*find_gpu_sheet(gpu), q.machine.cpu.read_bytes_per_second));
+  q.machine.disk.read_bytes_per_second = s.disk_bytes_per_second;
   q.context = static_cast<double>(s.context);
   q.batch = s.batch;
   q.memory_source = "a test";
-  q.chunks = chunk_buffers(geometry, s.context, s.batch, s.cores, !s.gpus.empty());
+  q.chunks = chunk_buffers(model.widths, s.context, s.batch, s.cores, !s.gpus.empty());
   return q;
 }
 
@@ -229,6 +230,84 @@ TEST(BoxPlan, TheDemoFitsAnything) {
   EXPECT_EQ(p.decode[0].hits, 1);
   EXPECT_EQ(p.decode[0].bottleneck, "kernel launches");
   EXPECT_TRUE(p.memory.check().ok());
+}
+
+uint64_t bytes_of(const BoxPlan& plan, int tier, const std::string& owner) {
+  for (const MemoryPlan::Row& row : plan.memory.rows())
+    if (row.tier == tier && row.owner == owner) return row.bytes;
+  return 0;
+}
+
+TEST(BoxPlan, V3KeepsEveryRowOnTheCard) {
+  Case s = kH100;
+  s.model = "v3", s.context = 65536;
+  const BoxPlan p = plan(s);
+  EXPECT_EQ(p.refusal, "");
+  EXPECT_FALSE(p.host_rows);
+  EXPECT_NEAR(static_cast<double>(bytes_of(p, 0, "KV cache: rows")), 70272.0 * (65536 + 256), 1);
+  EXPECT_EQ(bytes_of(p, 0, "KV cache: CSA rows"), 0u);
+  EXPECT_NEAR(static_cast<double>(bytes_of(p, MemoryPlan::kHost, "routed experts")), 58 * 256 * 44.05e6, 1e9);
+  // 20 GB of experts at 610 GB/s are the half of a token; rows and dense weights on the card the other.
+  EXPECT_GT(of(p, 1).tokens_per_second, 25);
+  EXPECT_LT(of(p, 1).uniform_tokens_per_second, 30);
+  EXPECT_EQ(of(p, 1).bottleneck, "expert bytes from RAM");
+  s.gpus = {"4090"}, s.context = 131072, s.batch = 4;
+  EXPECT_NE(plan(s).refusal.find("such cards"), std::string::npos) << "37 GB of rows, 17 of weights";
+}
+
+TEST(BoxPlan, TheTableLiesInMemoryOrOnADisk) {
+  Case s = k5090;
+  s.model = "v4.1-flash", s.memory_bytes = 512 * kGiB;
+  const BoxPlan roomy = plan(s);
+  EXPECT_EQ(roomy.refusal, "");
+  EXPECT_EQ(bytes_of(roomy, MemoryPlan::kHost, "n-gram table"), 202'758'032'400u);
+  s.memory_bytes = 384 * kGiB;
+  const std::string refusal = plan(s).refusal;
+  for (const char* part : {"268.9 GiB of it for the routed experts", "188.8 GiB for the n-gram table", "--nvme"})
+    EXPECT_NE(refusal.find(part), std::string::npos) << refusal;
+  s.disk_bytes_per_second = 7e9;
+  const BoxPlan disk = plan(s);
+  EXPECT_EQ(disk.refusal, "");
+  EXPECT_TRUE(disk.table_on_disk);
+  EXPECT_EQ(bytes_of(disk, MemoryPlan::kHost, "n-gram table"), 0u);
+  EXPECT_EQ(bytes_of(disk, MemoryPlan::kDisk, "n-gram table"), 202'758'032'400u);
+  EXPECT_LT(of(disk, 1).tokens_per_second, of(roomy, 1).tokens_per_second) << "its rows come late";
+  EXPECT_GT(of(disk, 1).tokens_per_second, 0.95 * of(roomy, 1).tokens_per_second);
+  s.memory_bytes = 512 * kGiB;
+  EXPECT_FALSE(plan(s).table_on_disk) << "nobody reads what memory holds";
+  s.memory_bytes = 0;
+  EXPECT_TRUE(plan(s).table_on_disk) << "as much memory as is needed, and it needs none";
+  s.disk_bytes_per_second = 1e6;
+  EXPECT_EQ(of(plan(s), 32).bottleneck, "n-gram rows from the disk");
+  EXPECT_EQ(plan(s).prefill.bottleneck, "n-gram rows from the disk");
+  s.memory_bytes = 256 * kGiB;
+  EXPECT_EQ(plan(s).refusal.find("n-gram"), std::string::npos) << "the experts alone are too many";
+}
+
+// Encoder layers see the whole prompt, decoder layers its last 128 tokens.
+TEST(BoxPlan, HalfOfTheLayersSeeAPromptsEndOnly) {
+  Case s = k5090;
+  s.model = "v4.1-flash", s.context = 131072;
+  BoxQuestion q = question(s);
+  const double tail = plan_box(q).prefill.seconds;
+  for (LayerCosts& layer : q.model.layers) layer.prompt_tail = 0;
+  EXPECT_NEAR(plan_box(q).prefill.seconds / tail, 2, 0.2);
+  s.context = 128;
+  q = question(s);
+  const double all = plan_box(q).prefill.seconds;
+  for (LayerCosts& layer : q.model.layers) layer.prompt_tail = 0;
+  EXPECT_NEAR(plan_box(q).prefill.seconds / all, 1, 0.02) << "all of it is its end";
+}
+
+TEST(WhatIf, ADiskForTheTable) {
+  Case s = k5090;
+  s.model = "v4.1-flash", s.memory_bytes = 384 * kGiB;
+  const BoxQuestion q = question(s);
+  const std::vector<WhatIf> all = what_ifs(q, plan_box(q), cpu_sheet(s));
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_EQ(all[0].change, "+128 GiB RAM");
+  EXPECT_EQ(all[1].change, "the n-gram table on a disk of 7 GB/s");
+  EXPECT_TRUE(all[1].fits);
 }
 
 // No finite answer may turn into a division by zero at the edges.

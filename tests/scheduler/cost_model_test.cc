@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "runtime/engine/model_costs.h"
+#include "runtime/engine/planned_model.h"
 #include "runtime/model/deepseek_v4/synthesize.h"
 
 namespace thermocline::sched {
@@ -181,6 +182,61 @@ TEST(Correction, AlarmsWhenAPhaseStaysOff) {
   EXPECT_FALSE(c.alarmed(Phase::experts_cpu)) << "10 % are nothing to wake anybody for";
   for (int i = 0; i < 200; ++i) c.observe(of(100, 100), of(100, 110));
   EXPECT_FALSE(c.alarmed(Phase::dense));
+}
+
+TEST(CostModel, LayersWithoutExpertsTakeNoTimeForThem) {
+  ModelCosts m;
+  m.experts = 16;
+  m.experts_per_token = 2;
+  m.expert_bytes = 1e6;
+  m.layers.resize(3);
+  for (LayerCosts& layer : m.layers) layer.dense_bytes = {10e6, 0, 0};
+  m.layers[0].routed = false;
+  MachineProfile machine = box(1000e9, 100e9);
+  EXPECT_EQ(m.routed_layer_count(), 2);
+  EXPECT_EQ(m.routed_bytes(), 2 * 16e6);
+  // 0.01 ms a layer; of two experts a layer one is missing, 0.01 ms, and the layer is handed over, 0.025.
+  const StepTime half = CostModel(m, machine).step({.tokens = 1, .resident = 0.5, .hits = 0.5});
+  EXPECT_NEAR(half.total / 1e6, 3 * 0.01 + 2 * (0.01 + 0.75 * 0.025), 1e-9);
+  machine.gpus.clear();
+  machine.cpu.attention_flops_one = machine.cpu.index_ops_one = 1e30;
+  EXPECT_NEAR(CostModel(m, machine).step({.tokens = 1}).total / 1e6, 3 * 0.1 + 2 * 0.02, 1e-9);
+}
+
+// 58 layers miss 8 experts of 44.05 MB each at 610 GB/s; 17.2 GB of dense weights at 2850.
+TEST(CostModel, RoofOfV3) {
+  const ModelCosts v3 = planned_model("v3").value().costs;
+  const MachineProfile machine = box(2850e9, 610e9);
+  const StepTime t = CostModel(v3, machine).step({.tokens = 1});
+  EXPECT_NEAR((t.total - t[Phase::handover]) / 1e6, 58 * 8 * 44.05e6 / 610e6 + 17.23e9 / 2850e6, 0.1);
+}
+
+TEST(CostModel, APromptsAttentionMayTakeAnotherForm) {
+  ModelCosts m;
+  LayerCosts layer;
+  layer.ratio = 1;
+  layer.heads = 8;
+  layer.head_dim = 544;
+  layer.prefill_head_dim = 192;
+  m.layers.push_back(layer);
+  MachineProfile machine = box(1e12, 1e11);
+  machine.gpus[0].attention_flops = 1e12;
+  const CostModel cost(m, machine);
+  EXPECT_NEAR(cost.attention_ns(0, 1, 1000, false), 4 * 1000 * 8 * 544 / 1e3, 1e-6);
+  EXPECT_NEAR(cost.attention_ns(0, 1, 1000, true), 4 * 1000 * 8 * 192 / 1e3, 1e-6);
+}
+
+TEST(CostModel, ATableOnADiskCostsAPageARow) {
+  ModelCosts m;
+  m.table_bytes = 1e9;
+  m.table_reads_per_token = 48;
+  MachineProfile machine = box(1e12, 1e11);
+  EXPECT_EQ(CostModel(m, machine).table_ns(1), 0) << "no disk";
+  machine.disk.read_bytes_per_second = 4e9;
+  const CostModel cost(m, machine);
+  EXPECT_NEAR(cost.table_ns(10), 100'000 + 10 * 48 * 1024, 1e-6);
+  EXPECT_EQ(cost.step({.tokens = 10, .table_on_disk = true}).total, cost.table_ns(10));
+  EXPECT_EQ(cost.step({.tokens = 10}).total, 0);
 }
 
 TEST(KernelCurve, IsLogLinearBetweenItsPoints) {

@@ -123,6 +123,28 @@ TEST(SimBox, AStepIsItsArithmetic) {
   EXPECT_FALSE(SimBox::create(cost, {.policy = "belady"})) << "without a trace";
 }
 
+// Traces and slots know the layers with experts alone; the others are computed before the next of them.
+TEST(SimBox, LayersWithoutExpertsAreComputedToo) {
+  ModelCosts m = model();
+  LayerCosts dense;
+  dense.dense_bytes = {30e6, 0, 0};
+  dense.routed = false;
+  m.layers.insert(m.layers.begin(), dense);
+  m.layers.push_back(dense);
+  const MachineProfile machine = box();
+  const CostModel cost(m, machine);
+  auto simulated = SimBox::create(cost, {.policy = "static", .slots = 4}).value();
+  const SimBox::StepTokens step = one_token({{0, 15}, {0, 1}});
+  EXPECT_NEAR(simulated->step(step, true), (2 * 0.03 + (0.01 + 0.01) + (0.01 + 0.002)) * kMs, 1);
+  EXPECT_EQ(simulated->report().hits, 3);
+  EXPECT_NEAR(simulated->report().gpu_bytes, 80e6 + 3e6, 1);
+  EXPECT_FALSE(SimBox::create(cost, {.slots = 33})) << "32 experts in two layers";
+  const Trace trace = synthesize_trace({.layers = 2, .experts = 16, .top_k = 2, .hash_layers = 0}, Workload::one, 1, 9);
+  EXPECT_TRUE(simulate(cost, trace, {.policy = "static", .slots = 4}));
+  for (LayerCosts& layer : m.layers) layer.routed = false;
+  EXPECT_FALSE(SimBox::create(cost, {})) << "nothing to decide";
+}
+
 TEST(SimBox, AFillIsThereInTheStepAfterTheNext) {
   const ModelCosts m = model();
   const MachineProfile machine = box();

@@ -2,26 +2,10 @@
 
 #include "runtime/io/file.h"
 #include "runtime/io/json_document.h"
+#include "runtime/model/config_fields.h"
 
 namespace thermocline::deepseek_v4 {
 namespace {
-
-constexpr int64_t kMaxExtent = int64_t{1} << 24;  // no axis of the family is near 16 M; products stay inside 64 bits
-
-Result<int64_t> int_in(const Json& json, const char* name, int64_t low, int64_t high) {
-  TC_ASSIGN(const int64_t value, get_int(json, name));
-  if (value < low || value > high)
-    return corrupt("field '" + std::string(name) + "' is " + std::to_string(value) + ", outside " +
-                   std::to_string(low) + ".." + std::to_string(high));
-  return value;
-}
-
-template <class Int>
-Status read_int(const Json& json, const char* name, int64_t low, int64_t high, Int& out) {
-  TC_ASSIGN(const int64_t value, int_in(json, name, low, high));
-  out = static_cast<Int>(value);
-  return {};
-}
 
 template <class Float>
 Status read_positive(const Json& json, const char* name, Float& out) {
@@ -32,17 +16,11 @@ Status read_positive(const Json& json, const char* name, Float& out) {
   return {};
 }
 
-// A field with only one value that this code computes.
-Status require(const Json& json, const char* name, const Json& expected) {
-  if (!json.is_object() || !json.contains(name)) return corrupt("field '" + std::string(name) + "' is missing");
-  if (json[name] != expected)
-    return unsupported("field '" + std::string(name) + "' is " + dump_json(json[name]) + "; only " +
-                       dump_json(expected) + " is supported");
-  return {};
-}
-
 Status check_architecture(const Json& json) {
   if (!json.is_object()) return corrupt("not a JSON object");
+  if (json.contains("model_type") && (json["model_type"] == "deepseek_v3" || json["model_type"] == "deepseek_v41"))
+    return unsupported("field 'model_type' is " + dump_json(json["model_type"]) +
+                       "; only \"deepseek_v4\" is computed: `thermocline plan` says what the other would take");
   TC_RETURN_IF_ERROR(require(json, "model_type", "deepseek_v4"));
   TC_RETURN_IF_ERROR(require(json, "architectures", Json::array({"DeepseekV4ForCausalLM"})));
   TC_RETURN_IF_ERROR(require(json, "hidden_act", "silu"));
