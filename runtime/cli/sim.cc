@@ -69,6 +69,7 @@ Result<sched::Trace> trace_of(const SimFlags& o, const sched::ModelCosts& m, dou
                            .experts = m.experts,
                            .top_k = m.experts_per_token,
                            .hash_layers = m.hash_layer_count(),
+                           .guesses = o.staging.starts_with("router") ? 2 * m.experts_per_token : 0,
                            .seed = o.seed},
                           workload, o.requests, o.tokens,
                           static_cast<int>(share * m.experts) + 2 * m.experts_per_token);

@@ -63,6 +63,7 @@ Status trace_info(const TraceOptions& o) {
             {"experts", h.experts},
             {"top_k", h.top_k},
             {"near_misses", h.near_misses},
+            {"guesses", h.guesses},
             {"token_ids", h.token_ids},
             {"tokens", trace.size()},
             {"prefill_tokens", prefill},
@@ -72,7 +73,8 @@ Status trace_info(const TraceOptions& o) {
             {"cut_bytes", trace.cut_bytes()}};
   if (!o.json) {
     fmt::print("{}: {} layers of {} experts, {} a token{}{}\n", h.model, h.layers, h.experts, h.top_k,
-               h.near_misses > 0 ? fmt::format(", {} near misses", h.near_misses) : "",
+               (h.near_misses > 0 ? fmt::format(", {} near misses", h.near_misses) : "") +
+                   (h.guesses > 0 ? fmt::format(", {} guesses", h.guesses) : ""),
                h.token_ids ? ", WITH token ids" : "");
     fmt::print(
         "{} tokens ({} of prompts) of {} requests in {} steps{}\n", trace.size(), prefill, requests.size(), steps,
@@ -108,13 +110,15 @@ Status trace_synth(const TraceOptions& o) {
   TC_RETURN_IF_ERROR(within("--experts", r.experts, 1, 32768));
   TC_RETURN_IF_ERROR(within("--top-k", r.top_k, 1, std::min(64, r.experts)));
   TC_RETURN_IF_ERROR(within("--near-misses", r.near_misses, 0, std::min(64, r.experts - r.top_k)));
+  TC_RETURN_IF_ERROR(within("--guesses", r.guesses, 0, std::min(64, r.experts)));
+  TC_RETURN_IF_ERROR(within("--ahead-sd", r.ahead_sd, 0, 100));
   TC_RETURN_IF_ERROR(within("--hash-layers", r.hash_layers, 0, r.layers));
   TC_RETURN_IF_ERROR(within("--model-sd", r.model_sd, 0, 100));
   TC_RETURN_IF_ERROR(within("--request-sd", r.request_sd, 0, 100));
   TC_RETURN_IF_ERROR(within("--moment-sd", r.moment_sd, 0, 100));
   TC_RETURN_IF_ERROR(within("--requests", static_cast<double>(o.requests) * r.layers * r.experts, 1, 1 << 28));
   TC_RETURN_IF_ERROR(
-      within("--tokens", 4.0 * o.requests * o.tokens * r.layers * (r.top_k + r.near_misses), 1, 1 << 30));
+      within("--tokens", 4.0 * o.requests * o.tokens * r.layers * (r.top_k + r.near_misses + 2 * r.guesses), 1, 1 << 30));
   TC_ASSIGN(const sched::Workload workload, sched::parse_workload(o.workload));
   return write_text_file(o.out, trace_bytes(synthesize_trace(r, workload, o.requests, o.tokens, o.cycle)));
 }
@@ -209,6 +213,8 @@ void add_trace(CLI::App& app, Outcome& outcome) {
   synth->add_option("--experts", s->routing.experts, "Experts of a layer")->capture_default_str();
   synth->add_option("--top-k", s->routing.top_k, "Experts of a token")->capture_default_str();
   synth->add_option("--near-misses", s->routing.near_misses, "Kept beside them")->capture_default_str();
+  synth->add_option("--guesses", s->routing.guesses, "Of routers asked ahead, kept beside them")->capture_default_str();
+  synth->add_option("--ahead-sd", s->routing.ahead_sd, "How far the scores of a router are off, asked a layer ahead");
   synth
       ->add_option_function<int>(
           "--hash-layers",

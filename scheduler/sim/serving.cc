@@ -124,7 +124,7 @@ class SimServer {
         const auto times = static_cast<int>((t + 1) * part.tokens / routed - t * part.tokens / routed);
         const std::span<const TracePick> picks = router_.next(static_cast<uint32_t>(part.id));
         const size_t k = static_cast<size_t>(o_.routing.top_k),
-                     stride = k + static_cast<size_t>(o_.routing.near_misses);
+                     stride = static_cast<size_t>(o_.routing.top_k + o_.routing.near_misses + 2 * o_.routing.guesses);
         for (size_t layer = 0; layer < step_.counts.size(); ++layer)
           for (size_t j = 0; j < k; ++j) step_.counts[layer][picks[layer * stride + j].expert] += times;
       }

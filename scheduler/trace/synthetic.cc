@@ -30,29 +30,39 @@ Result<Workload> parse_workload(std::string_view name) {
 }
 
 SyntheticRouter::SyntheticRouter(const SyntheticOptions& o)
-    : o_(o), state_{mixed_bits(o.seed), mixed_bits(o.seed + 1)}, scores_(static_cast<size_t>(o.experts)) {
+    : o_(o),
+      random_(o.seed),
+      ahead_(o.seed + 0x5bd1e995),
+      scores_(static_cast<size_t>(o.experts)),
+      ahead_scores_(scores_.size()) {
   model_.resize(static_cast<size_t>(o.layers) * o.experts);
-  for (float& score : model_) score = o.model_sd * normal();
+  for (float& score : model_) score = o.model_sd * random_.normal();
   if (o.hash_layers > 0) zipf_.resize(static_cast<size_t>(o.vocabulary));
   double sum = 0;
   for (size_t rank = 0; rank < zipf_.size(); ++rank) zipf_[rank] = sum += 1.0 / static_cast<double>(rank + 1);
   order_.resize(static_cast<size_t>(o.experts));
-  picks_.resize(static_cast<size_t>(o.layers) * (o.top_k + o.near_misses));
+  picks_.resize(static_cast<size_t>(header().picks_per_token()));
 }
 
 TraceHeader SyntheticRouter::header() const {
-  return {"synthetic", 0, o_.layers, o_.experts, o_.top_k, o_.near_misses};
+  return {.model = "synthetic",
+          .layers = o_.layers,
+          .experts = o_.experts,
+          .top_k = o_.top_k,
+          .near_misses = o_.near_misses,
+          .guesses = o_.guesses};
 }
 
-// xoroshiro128+
-double SyntheticRouter::uniform() {
+SyntheticRouter::Random::Random(uint64_t seed) : state_{mixed_bits(seed), mixed_bits(seed + 1)} {}
+
+double SyntheticRouter::Random::uniform() {
   const uint64_t a = state_[0], b = state_[1] ^ a, sum = state_[0] + state_[1];
   state_[0] = std::rotl(a, 24) ^ b ^ (b << 16);
   state_[1] = std::rotl(b, 37);
   return static_cast<double>((sum >> 11) + 1) * 0x1p-53;
 }
 
-float SyntheticRouter::normal() {
+float SyntheticRouter::Random::normal() {
   if (has_spare_) {
     has_spare_ = false;
     return spare_;
@@ -67,20 +77,20 @@ void SyntheticRouter::change_subject(uint32_t number) {
   if (requests_.size() <= number) requests_.resize(number + 1);
   Request& request = requests_[number];
   request.subject.resize(model_.size());
-  for (float& score : request.subject) score = o_.request_sd * normal();
+  for (float& score : request.subject) score = o_.request_sd * random_.normal();
   if (!request.moment.empty()) return;
   request.moment.resize(model_.size());
-  for (float& score : request.moment) score = o_.moment_sd * normal();
+  for (float& score : request.moment) score = o_.moment_sd * random_.normal();
 }
 
 std::span<const TracePick> SyntheticRouter::next(uint32_t number) {
   if (requests_.size() <= number || requests_[number].subject.empty()) change_subject(number);
   Request& request = requests_[number];
   const float step_sd = o_.moment_sd * std::sqrt(1 - o_.moment_rho * o_.moment_rho);
-  const size_t experts = scores_.size(), picked = static_cast<size_t>(o_.top_k + o_.near_misses);
+  const size_t experts = scores_.size(), picked = static_cast<size_t>(header().picks_per_layer());
   size_t token = 0;
   if (o_.hash_layers > 0)
-    token = static_cast<size_t>(std::lower_bound(zipf_.begin(), zipf_.end(), uniform() * zipf_.back()) - zipf_.begin());
+    token = static_cast<size_t>(std::lower_bound(zipf_.begin(), zipf_.end(), random_.uniform() * zipf_.back()) - zipf_.begin());
   for (size_t layer = 0; layer < static_cast<size_t>(o_.layers); ++layer) {
     const bool hashed = layer < static_cast<size_t>(o_.hash_layers);
     for (size_t e = 0; e < experts; ++e) {
@@ -89,17 +99,32 @@ std::span<const TracePick> SyntheticRouter::next(uint32_t number) {
         scores_[e] = static_cast<float>(mixed_bits((token * 64 + layer) * 65536 + e) >> 40);
         continue;
       }
-      if (step_sd > 0) request.moment[i] = o_.moment_rho * request.moment[i] + step_sd * normal();
-      const auto luck = static_cast<float>(-std::log(-std::log(uniform() * (1 - 1e-12))));
+      if (step_sd > 0) request.moment[i] = o_.moment_rho * request.moment[i] + step_sd * random_.normal();
+      const auto luck = static_cast<float>(-std::log(-std::log(random_.uniform() * (1 - 1e-12))));
       scores_[e] = model_[i] + request.subject[i] + request.moment[i] + luck;
     }
-    choose(scores_, &picks_[layer * picked]);
+    choose(scores_, o_.top_k + o_.near_misses, &picks_[layer * picked]);
+    guess(static_cast<int>(layer), hashed, &picks_[layer * picked + static_cast<size_t>(o_.top_k + o_.near_misses)]);
   }
   return picks_;
 }
 
-void SyntheticRouter::choose(const std::vector<float>& scores, TracePick* out) {
-  const int picked = o_.top_k + o_.near_misses;
+// What the router would have said one layer before, and two: of scores that those layers have yet to change. Hash
+// layers are known but for the first, which nobody is ahead of.
+void SyntheticRouter::guess(int layer, bool hashed, TracePick* out) {
+  for (int distance = 1; distance <= 2; ++distance, out += o_.guesses) {
+    if (layer < distance) {
+      std::fill_n(out, o_.guesses, TracePick{TracePick::kNobody, 0});
+      continue;
+    }
+    const float sd = hashed ? 0 : o_.ahead_sd * std::sqrt(static_cast<float>(distance));
+    for (size_t e = 0; o_.guesses > 0 && e < scores_.size(); ++e)
+      ahead_scores_[e] = scores_[e] + (sd > 0 ? sd * ahead_.normal() : 0);
+    choose(ahead_scores_, o_.guesses, out);
+  }
+}
+
+void SyntheticRouter::choose(const std::vector<float>& scores, int picked, TracePick* out) {
   std::iota(order_.begin(), order_.end(), 0);
   std::partial_sort(order_.begin(), order_.begin() + picked, order_.end(), [&](int a, int b) {
     const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
@@ -112,13 +137,14 @@ void SyntheticRouter::choose(const std::vector<float>& scores, TracePick* out) {
 
 Trace synthesize_trace(const SyntheticOptions& options, Workload workload, int requests, int tokens, int cycle) {
   SyntheticOptions o = options;
+  if (workload == Workload::cyclic) o.guesses = 0;
   if (workload == Workload::uniform) {
     o.model_sd = o.request_sd = o.moment_sd = 0;
     o.hash_layers = 0;
   }
   SyntheticRouter router(o);
   Trace trace(router.header());
-  const auto picked = static_cast<size_t>(o.top_k + o.near_misses);
+  const auto picked = static_cast<size_t>(router.header().picks_per_layer());
   std::vector<TracePick> in_turn(static_cast<size_t>(o.layers) * picked);
   const int turn = std::clamp(cycle, static_cast<int>(picked), o.experts);
   for (int t = 0; t < tokens; ++t)

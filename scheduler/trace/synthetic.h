@@ -17,6 +17,8 @@ struct SyntheticOptions {
   float model_sd = 0.5f;                       // how unlike each other experts are for good
   float request_sd = 1.2f;                     // ... for one request
   float moment_sd = 1.8f, moment_rho = 0.98f;  // ... for some tokens on end: AR(1)
+  int guesses = 0;                             // of routers asked ahead; hash layers are known
+  float ahead_sd = 0.9f;                       // how far their scores are off, of one layer; of two by sqrt(2)
   uint64_t seed = 1;
 };
 
@@ -41,22 +43,31 @@ class SyntheticRouter {
   void forget(uint32_t request) {
     if (request < requests_.size()) requests_[request] = {};
   }
-  /// The next token's picks, [layers, top_k + near_misses], valid until the next call.
+  /// The next token's picks, [layers, TraceHeader::picks_per_layer()], valid until the next call.
   std::span<const TracePick> next(uint32_t request);
 
  private:
   struct Request {
     std::vector<float> subject, moment;  // [layers, experts]
   };
-  double uniform();
-  float normal();
-  void choose(const std::vector<float>& scores, TracePick* out);
+  /// xoroshiro128+
+  class Random {
+   public:
+    explicit Random(uint64_t seed);
+    double uniform();
+    float normal();
+
+   private:
+    uint64_t state_[2];
+    float spare_ = 0;
+    bool has_spare_ = false;
+  };
+  void choose(const std::vector<float>& scores, int count, TracePick* out);
+  void guess(int layer, bool hashed, TracePick* out);
 
   const SyntheticOptions o_;
-  uint64_t state_[2];
-  float spare_ = 0;
-  bool has_spare_ = false;
-  std::vector<float> model_, scores_;
+  Random random_, ahead_;  // apart: routing is the same whoever guesses it
+  std::vector<float> model_, scores_, ahead_scores_;
   std::vector<Request> requests_;
   std::vector<double> zipf_;  // cumulative
   std::vector<int> order_;

@@ -117,7 +117,8 @@ Result<Trace> parse_trace(std::string_view bytes) {
   trace.picks_.reserve(count * static_cast<size_t>(h.picks_per_token()));
   std::vector<uint32_t> seen(static_cast<size_t>(h.experts));
   uint32_t list = 0;  // whose experts differ
-  const auto take_picks = [&](int picks, bool may_be_nobody) -> const char* {
+  // What is wrong with them; empty: nothing.
+  const auto take_picks = [&](int layer, int picks, bool may_be_nobody) -> std::string {
     ++list;
     for (; picks > 0; --picks) {
       TracePick pick;
@@ -125,10 +126,12 @@ Result<Trace> parse_trace(std::string_view bytes) {
       pick.weight = take<uint16_t>(in);
       trace.picks_.push_back(pick);
       if (may_be_nobody && pick.expert == TracePick::kNobody) continue;
-      if (pick.expert >= h.experts) return " of ";
-      if (std::exchange(seen[pick.expert], list) == list) return " twice among ";
+      if (pick.expert >= h.experts)
+        return "expert " + std::to_string(pick.expert) + " of " + std::to_string(h.experts);
+      if (std::exchange(seen[pick.expert], list) == list)
+        return "expert " + std::to_string(pick.expert) + " twice in layer " + std::to_string(layer);
     }
-    return nullptr;
+    return "";
   };
   for (size_t i = 0; i < count; ++i) {
     const size_t offset = bytes.size() - in.size();
@@ -143,11 +146,9 @@ Result<Trace> parse_trace(std::string_view bytes) {
     token.phase = static_cast<TracePhase>(phase);
     if (h.token_ids) token.token_id = take<int32_t>(in);
     for (int layer = 0; layer < h.layers; ++layer) {
-      const char* wrong = take_picks(h.top_k + h.near_misses, false);
-      for (int distance = 1; distance <= 2 && !wrong; ++distance) wrong = take_picks(h.guesses, true);
-      if (wrong)
-        return bad(offset, "expert " + std::to_string(trace.picks_.back().expert) + wrong + "the " +
-                               std::to_string(h.experts) + " of layer " + std::to_string(layer));
+      std::string wrong = take_picks(layer, h.top_k + h.near_misses, false);
+      for (int distance = 1; distance <= 2 && wrong.empty(); ++distance) wrong = take_picks(layer, h.guesses, true);
+      if (!wrong.empty()) return bad(offset, wrong);
     }
     trace.tokens_.push_back(token);
   }
