@@ -1,6 +1,7 @@
 #include "kernels_cpu/moe.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "kernels_cpu/ref/ops.h"
@@ -17,6 +18,19 @@ void prefetch_start(const PackedMatrix& w, int64_t group) {
   for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(rows.tiles + at, 0, 2);
   for (int64_t at = 0; at < kBytes / 16; at += 64)
     __builtin_prefetch(static_cast<const uint8_t*>(rows.scales) + at, 0, 2);
+}
+
+// Asks for bytes of a plane, and now and then whether to go on.
+bool prefetch_plane(const void* plane, int64_t bytes, int64_t& left, const std::function<bool()>& stop) {
+  constexpr int64_t kLook = 4096;
+  const auto* const begin = static_cast<const std::byte*>(plane);
+  for (int64_t at = 0; at < bytes; at += kLook) {
+    if (left <= 0 || stop()) return false;
+    const int64_t end = std::min(bytes, at + kLook);
+    for (int64_t line = at; line < end; line += 64) __builtin_prefetch(begin + line, 0, 2);
+    left -= end - at;
+  }
+  return true;
 }
 
 }  // namespace
@@ -255,6 +269,34 @@ void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, co
   layer.group_by_expert(experts, nullptr, x, x, ids, weights);
   layer.gate_and_up();
   layer.down_pairs(out);
+}
+
+// A worker's share is what it would have if these were all active: of each expert when there are more experts than
+// workers, else of its rows.
+int stage_experts(const CpuContext& cpu, std::span<const ExpertWeights* const> experts, int64_t most_bytes,
+                  const std::function<bool()>& stop) {
+  std::atomic<int> whole{static_cast<int>(experts.size())};
+  cpu.pool.run([&](int worker) {
+    int64_t left = most_bytes;
+    int done = 0;
+    for (const ExpertWeights* expert : experts) {
+      bool go_on = true;
+      for (const PackedMatrix* w : {&expert->w1, &expert->w3, &expert->w2}) {
+        const auto range_of = [&](int64_t) { return GroupRange{w, 0, w->row_groups(), 1}; };
+        for_own_groups(
+            cpu.pool, worker, 1, w == &expert->w2 ? 1 : kMoeUnit, range_of, [&](int64_t, int64_t first, int64_t last) {
+              const RowGroup rows = w->row_group(first);
+              go_on = go_on && prefetch_plane(rows.tiles, (last - first) * w->group_tile_bytes(), left, stop) &&
+                      prefetch_plane(rows.scales, (last - first) * w->group_scale_bytes(), left, stop);
+            });
+      }
+      if (!go_on) break;
+      ++done;
+    }
+    for (int seen = whole; seen > done && !whole.compare_exchange_weak(seen, done);) {
+    }
+  });
+  return whole;
 }
 
 }  // namespace thermocline::cpu

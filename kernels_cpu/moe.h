@@ -3,6 +3,7 @@
 // added in rising expert order, so the result depends on neither the batch nor the threads nor the nodes.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -71,5 +72,12 @@ void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const Ex
 void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, const GemmInput& x,
                TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
                MoeWorkspace& workspace, bf16* out);
+
+/// Reads what the workers would need of experts that will probably be asked for into their L2 caches, in the order
+/// given, until a worker has read `most_bytes` or `stop` (called by all workers, often) says that the time is over.
+/// Changes nothing but the caches. Returns the experts of which every worker read its share. Source:
+/// spec/scheduler.md 2.7.
+int stage_experts(const CpuContext& cpu, std::span<const ExpertWeights* const> experts, int64_t most_bytes,
+                  const std::function<bool()>& stop);
 
 }  // namespace thermocline::cpu

@@ -12,7 +12,7 @@ const KernelTable& simt_kernels() {
   static const KernelTable table = {
       embed, hc_mix,    hc_read,       head_read, hc_write,     linear_input, norm_rows,  add_rows, gemm,
       rows,  queries,   index_queries, compress,  index_scores, select,       stage_rows, attend,   attend_merge,
-      route, partition, publish,       fetch,     gate_up,      down,         argmax};
+      route, partition, publish,       tell,      fetch,        gate_up,      down,       argmax};
   return table;
 }
 

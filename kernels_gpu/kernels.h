@@ -334,6 +334,14 @@ struct PublishArgs {
   DeviceView<uint32_t, 1> arrived;      // [1] blocks done; left at zero
 };
 
+/// Hands what a router asked ahead said to the CPU, then its flag. 4 k bytes a token over PCIe; latency.
+struct TellArgs {
+  StepTables step;
+  DeviceView<const int32_t, 2> ids;  // [M, k]
+  DeviceView<int32_t, 2> host_ids;   // pinned [M, k] out
+  DeviceView<uint32_t, 1> flag;      // pinned [1] out: the step's number
+};
+
 /// Waits until the CPU has answered (a layer without misses does not) and takes its rows. 2 D bytes a miss over PCIe.
 struct FetchArgs {
   StepTables step;
@@ -401,6 +409,7 @@ struct KernelTable {
   void (*route)(Stream&, const RouteArgs&) = nullptr;
   void (*partition)(Stream&, const PartitionArgs&) = nullptr;
   void (*publish)(Stream&, const PublishArgs&) = nullptr;
+  void (*tell)(Stream&, const TellArgs&) = nullptr;
   void (*fetch)(Stream&, const FetchArgs&) = nullptr;
   void (*gate_up)(Stream&, const GateUpArgs&) = nullptr;
   void (*down)(Stream&, const DownArgs&) = nullptr;

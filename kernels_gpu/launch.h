@@ -73,6 +73,7 @@ void attend_merge(Stream& stream, const AttendMergeArgs& args);
 void route(Stream& stream, const RouteArgs& args);
 void partition(Stream& stream, const PartitionArgs& args);
 void publish(Stream& stream, const PublishArgs& args);
+void tell(Stream& stream, const TellArgs& args);
 void fetch(Stream& stream, const FetchArgs& args);
 void gate_up(Stream& stream, const GateUpArgs& args);
 void down(Stream& stream, const DownArgs& args);

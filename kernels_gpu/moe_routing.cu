@@ -161,6 +161,15 @@ publish_kernel(const PublishArgs args) {
   }
 }
 
+TC_KERNEL(32)
+tell_kernel(const TellArgs args) {
+  const int64_t k = args.ids.shape[1];
+  for (int64_t i = lane(); i < args.ids.shape[0] * k; i += 32) args.host_ids(i / k, i % k) = args.ids(i / k, i % k);
+  fence_system();
+  warp_sync();
+  if (lane() == 0) store_release_system(args.flag.write(0, 1), args.step.step(0));
+}
+
 TC_KERNEL(128)
 fetch_kernel(const FetchArgs args) {
   const int32_t misses = args.counts(1);
@@ -193,6 +202,7 @@ void TC_BACKEND::publish(Stream& stream, const PublishArgs& args) {
   TC_CHECK(args.x.shape[1] % 8 == 0);
   launch(stream, "publish", publish_kernel, {args.x.shape[0]}, 128, args);
 }
+void TC_BACKEND::tell(Stream& stream, const TellArgs& args) { launch(stream, "tell", tell_kernel, {1}, 32, args); }
 void TC_BACKEND::fetch(Stream& stream, const FetchArgs& args) {
   const int64_t pairs = args.y.shape[0];
   launch(stream, "fetch", fetch_kernel, {pairs < 32 ? pairs : 32}, 128, args);

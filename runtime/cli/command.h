@@ -46,8 +46,8 @@ class ModelOptions {
  private:
   std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto",
                       kv_offload_ = "auto";
-  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_policy_ = "static", prefill_ = "cpu", record_trace_,
-              expert_profile_;
+  std::string device_ = "auto", experts_on_gpu_ = "auto", expert_policy_ = "static", prefill_ = "cpu",
+              prefetch_ = "auto", record_trace_, expert_profile_;
   uint64_t gpu_memory_ = 0;
   int threads_ = 0;
   int64_t max_model_len_ = 0;

@@ -66,6 +66,12 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
       .add_option("--prefill-experts", prefill_,
                   "Missing experts of long steps: cpu, stream (copied to the device) or hybrid (by measured costs)")
       ->capture_default_str();
+  command
+      .add_option(
+          "--expert-prefetch", prefetch_,
+          "Read the experts that a device will probably miss into the CPU's caches while it is at attention: auto "
+          "(where the clock says that it pays), on or off; the answers are the same")
+      ->capture_default_str();
   command.add_option("--expert-profile", expert_profile_,
                      "A file of how often experts are used: slots begin with those, and this run is added at its end");
   command.add_option("--record-trace", record_trace_, "Write which experts the routers choose to a file, without text");
@@ -110,6 +116,7 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   options.record_trace = record_trace_;
   options.trace_token_ids = trace_token_ids_;
   options.expert_profile = expert_profile_;
+  TC_ASSIGN(options.gpu.prefetch.mode, ExpertPrefetch::parse(prefetch_));
   TC_ASSIGN(options.gpu.prefill, sched::parse_prefill_experts(prefill_));
   return options;
 }

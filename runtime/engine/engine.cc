@@ -101,6 +101,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   }
   if (o.kv_dtype == KvDtype::bf16 && !devices.empty())
     return invalid("devices keep the KV cache in FP8, exactly: leave out --kv-cache-dtype bf16, or use --device none");
+  if (!devices.empty()) engine->settle_prefetch(*devices[0]);
   TC_ASSIGN(const EngineMemory memory,
             plan_engine_memory(o, engine->geometry_, loader, cpu, wanted, devices, free_memory()));
   log_debug("memory\n{}", memory.plan.to_string());
@@ -197,6 +198,17 @@ Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
            .forecast = forecast_.get()},
           options));
   return {};
+}
+
+// A worker's own cache beside what it works on. In the interpreter the device's attention is the CPU's own work:
+// nothing to be had but what a test asks for.
+void Engine::settle_prefetch(const gpu::Device& device) {
+  ExpertPrefetch::Options& prefetch = options_.gpu.prefetch;
+  if (prefetch.mode == ExpertPrefetch::Mode::automatic && device.kind() == gpu::DeviceKind::simt)
+    prefetch.mode = ExpertPrefetch::Mode::off;
+  constexpr uint64_t kUsualCache = 1 << 20;
+  const uint64_t cache = topology_.core_cache_bytes > 0 ? topology_.core_cache_bytes : kUsualCache;
+  if (prefetch.worker_bytes == 0) prefetch.worker_bytes = static_cast<int64_t>(cache / 4 * 3);
 }
 
 // What steps on devices would otherwise have to measure or to guess.

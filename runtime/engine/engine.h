@@ -126,6 +126,7 @@ class Engine {
   Status open_disk();
   Status open_recorder(bool on_cpu);
   void know_costs();
+  void settle_prefetch(const gpu::Device& device);
   void open_forecast();
   std::vector<StepExecutor::Recorder*> recorders() const;
   StepLoop& loop() const {

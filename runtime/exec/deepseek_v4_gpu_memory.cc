@@ -65,6 +65,7 @@ std::vector<PartOptions> DeepseekV4GpuStep::part_options(const ModelGeometry& g,
     o.max_logit_rows = std::max(options.max_logit_rows, decode_bucket(std::min(options.max_logit_rows, kDecodeTokens)));
     o.max_context = options.max_context;
     o.hot_rows = options.hot_rows;
+    o.ask_ahead = gpu.prefetch.mode != ExpertPrefetch::Mode::off;
     o.mtp = options.mtp && !weights.mtp.empty() && o.last_layer == g.n_layers;
     o.round_linear = rounding_of(numerics).linear_inputs;
     o.experts = gpu.experts < 0 ? -1 : gpu.experts * (i + 1) / count - gpu.experts * i / count;

@@ -38,6 +38,7 @@ DeepseekV4GpuStep::DeepseekV4GpuStep(const ModelGeometry& geometry, const deepse
       cpu_{cpu.pool, cpu.table, &traffic_},
       round_(rounding_of(numerics)),
       gpu_(gpu),
+      prefetch_(gpu.prefetch, geometry.n_routed_experts),
       distinct_(geometry.n_routed_experts) {
   frequencies_[0] = ref::rope_frequencies(g_.rope_head_dim, g_.rope_theta);
   frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
@@ -81,9 +82,10 @@ Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
   }
   if (count == 1 && gpu.graphs) {
     DevicePart& part = *step->parts_[0];
-    for (const bool scores : {false, true})
+    for (const auto& [scores, asks] : {std::pair(false, false), {true, false}, {false, true}, {true, true}})
       for (int64_t tokens = 1; tokens <= decode_bucket(std::min(options.max_tokens, kDecodeTokens)); tokens *= 2) {
-        StepShape shape{tokens, std::min(tokens, part.options().max_logit_rows), 0, scores};
+        if (asks && (!part.options().ask_ahead || tokens > DevicePart::kAskTokens)) continue;
+        StepShape shape{tokens, std::min(tokens, part.options().max_logit_rows), 0, scores, asks};
         part.host_tables(shape);
         part.stream().begin_capture();
         part.begin(shape);
@@ -113,7 +115,10 @@ ExpertTraffic DeepseekV4GpuStep::expert_traffic() const {
   ExpertTraffic traffic{.pairs = counters_.pairs,
                         .device_pairs = counters_.pairs - counters_.cpu_pairs,
                         .layers = counters_.layers,
-                        .zero_miss_layers = counters_.zero_miss_layers};
+                        .zero_miss_layers = counters_.zero_miss_layers,
+                        .staged = prefetch_.staged(),
+                        .staged_right = prefetch_.right(),
+                        .prefetch = prefetch_name()};
   for (const std::unique_ptr<DevicePart>& part : parts_) {
     const SlotPool::Counters& slots = part->slots().counters();
     traffic.slots += part->slots().slots();
@@ -122,6 +127,13 @@ ExpertTraffic DeepseekV4GpuStep::expert_traffic() const {
     traffic.fill_bytes += slots.h2d_bytes;
   }
   return traffic;
+}
+
+std::string_view DeepseekV4GpuStep::prefetch_name() const {
+  if (gpu_.prefetch.mode != ExpertPrefetch::Mode::automatic)
+    return gpu_.prefetch.mode == ExpertPrefetch::Mode::on ? "on" : "off";
+  const sched::Referee::State verdict = prefetch_.verdict();
+  return verdict == sched::Referee::State::testing ? "testing" : verdict == sched::Referee::State::on ? "on" : "off";
 }
 
 DevicePart& DeepseekV4GpuStep::part_of(int layer) {
@@ -239,6 +251,8 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
   const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
   const bool decode = batch.size() <= kDecodeTokens;
   shape.tokens = decode ? decode_bucket(batch.size()) : batch.size();
+  asked_tokens_ = batch.size();
+  shape.asks = prefetch_.on(batch.size());
   for (int i = 0; i < g_.n_layers; ++i)
     if (g_.kind(i) == LayerKind::csa)
       for (const Segment& segment : batch.segments)
@@ -279,6 +293,8 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
   for (const Segment& segment : batch.segments) sequences[segment.sequence]->commit(segment.num_tokens);
   for (int layer = 0; layer < g_.n_layers; ++layer)
     routed_ids_[static_cast<size_t>(layer)] = part_of(layer).host_ids(layer);
+  prefetch_.stepped(batch.size(), clock_.time().total,
+                    std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
   observe_step(batch.size(), batch.segments.size() == 1 && batch.size() > 1);
   for (const int32_t* ids : routed_ids_)
     counted_.experts += distinct_.count({ids, static_cast<size_t>(batch.size() * g_.n_activated_experts)});
@@ -307,7 +323,8 @@ void DeepseekV4GpuStep::queue_decode(DevicePart& part) {
 Status DeepseekV4GpuStep::run_graph(const StepShape& shape) {
   DevicePart& part = *parts_[0];
   for (Bucket& bucket : buckets_) {
-    if (bucket.shape.tokens != shape.tokens || bucket.shape.scores != shape.scores) continue;
+    if (bucket.shape.tokens != shape.tokens || bucket.shape.scores != shape.scores || bucket.shape.asks != shape.asks)
+      continue;
     part.stream().launch(*bucket.graph);
     ++counters_.graph_launches;
     for (int layer = 0; layer < g_.n_layers; ++layer) TC_RETURN_IF_ERROR(answer(part, layer, shape));
@@ -399,9 +416,31 @@ void DeepseekV4GpuStep::count_layer(int layer, int64_t tokens, int64_t pairs) {
   counted_.cpu_experts += distinct_.count({ids_.data(), static_cast<size_t>(tokens * g_.n_activated_experts)});
 }
 
+// The device is at attention: as soon as what the layer's router said ahead is here, until its flag is.
+void DeepseekV4GpuStep::prefetch_layer(DevicePart& part, int layer, const uint32_t* flag) {
+  if (layer == part.options().first_layer || layer >= g_.n_layers) return;  // nobody asked
+  const auto stop = [&] { return load_acquire(flag) == step_number_ || !part.stream().status().ok(); };
+  std::span<const int32_t> guesses;
+  for (int64_t spins = 1; (guesses = part.asked(layer, step_number_)).empty(); ++spins) {
+    if (stop()) return;
+    __builtin_ia32_pause();
+    if (spins % 1024 == 0) std::this_thread::yield();
+  }
+  const std::span<const int32_t> table = part.slots().step_table(layer - part.options().first_layer);
+  // The likeliest of every token, then the second ones.
+  const int64_t k = g_.n_activated_experts;
+  guesses_.clear();
+  for (int64_t rank = 0; rank < k; ++rank)
+    for (int64_t token = 0; token < asked_tokens_; ++token)
+      guesses_.push_back(guesses[static_cast<size_t>(token * k + rank)]);
+  prefetch_.stage(
+      cpu_, layer_weights(layer).experts, guesses_, [&](int32_t e) { return table[static_cast<size_t>(e)] < 0; }, stop);
+}
+
 // Waits for a layer's flag and computes what it asks for. Errors: the stream's fault, as then no flag will come.
 Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& shape) {
   const DevicePart::Mail mail = part.mail(layer);
+  if (shape.asks) prefetch_layer(part, layer, &mail.flag[1]);
   for (int64_t spins = 1; load_acquire(&mail.flag[1]) != step_number_; ++spins) {
     __builtin_ia32_pause();
     if (spins % 1024 == 0) std::this_thread::yield();
@@ -410,7 +449,7 @@ Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& s
   const int64_t count = mail.flag[0], k = g_.n_activated_experts;
   clock_.skip();
   if (meddler_) meddler_(layer);
-  if (count == 0) return count_layer(layer, shape.tokens, 0), Status();
+  if (count == 0) return prefetch_.missed({}), count_layer(layer, shape.tokens, 0), Status();
   std::fill_n(ids_.data(), shape.tokens * k, -1);
   std::fill_n(taken_.data(), shape.tokens, 0);
   for (int64_t i = 0; i < count; ++i) {
@@ -420,6 +459,7 @@ Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& s
     weights_[at] = miss.weight;
   }
   count_layer(layer, shape.tokens, count);
+  prefetch_.missed({ids_.data(), static_cast<size_t>(shape.tokens * k)});
   compute_pairs(part, layer, shape.tokens, part.host_y());
   store_release(mail.answer, step_number_);
   return {};

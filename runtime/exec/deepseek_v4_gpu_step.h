@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/exec/device_part.h"
+#include "runtime/exec/expert_prefetch.h"
 #include "runtime/exec/numerics.h"
 #include "runtime/exec/phase_clock.h"
 #include "runtime/exec/step_executor.h"
@@ -29,7 +30,8 @@ struct GpuOptions {
   int max_fills = 16;                                          // experts a policy may bring in per step and device
   sched::IdleCopies idle_copies = {};                          // of the machine, where it is known: fills then fit in
   sched::ExpertCosts costs = {};  // the same, for PrefillExperts::hybrid; else measured at the start
-  bool graphs = true;             // capture decode steps
+  ExpertPrefetch::Options prefetch = {};
+  bool graphs = true;    // capture decode steps
   int64_t hot_rows = 0;  // of each CSA layer, copies on the device where --kv-offload puts rows in host memory; 0: by
                          // how many sequences run together
 };
@@ -121,6 +123,8 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   Status run_graph(const StepShape& shape);
   void queue_decode(DevicePart& part);
   Status answer(DevicePart& part, int layer, const StepShape& shape);
+  void prefetch_layer(DevicePart& part, int layer, const uint32_t* flag);
+  std::string_view prefetch_name() const;
   /// Of a layer, by expert: its tokens in the step, and whether the device has it or gets it.
   struct HostSplit {
     std::vector<int64_t> tokens;
@@ -149,6 +153,9 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   std::vector<std::unique_ptr<sched::SlotScheduler>> schedulers_;  // of the parts
   std::vector<const int32_t*> routed_ids_;                         // by layer, of the last step
   std::vector<float> frequencies_[2];
+  ExpertPrefetch prefetch_;
+  std::vector<int32_t> guesses_;
+  int64_t asked_tokens_ = 0;  // of the step that runs, without its bucket's padding
   uint32_t step_number_ = 0;
   int64_t logit_rows_ = 0, mtp_rows_ = 0;
   mutable bool logits_fetched_ = false;  // they stay on the device until asked for

@@ -112,6 +112,15 @@ void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o,
   h(b.shared_h, m * g.moe_inter_dim);
   h(b.shared_y, m * g.dim);
   i(b.wave_table, kMaxWaves * g.n_routed_experts);
+  const int64_t asks = o.ask_ahead ? std::min(m, kAskTokens) : 0;
+  f(b.ahead.mixes, asks * (g.hc_outputs() + 1));
+  f(b.ahead.post, asks * g.hc_mult);
+  f(b.ahead.comb, asks * g.hc_mult * g.hc_mult);
+  h(b.ahead.plain, asks * g.dim);
+  h(b.ahead.linear, asks * g.dim);
+  f(b.ahead_scores, asks * g.n_routed_experts);
+  f(b.ahead_weights, asks * k);
+  i(b.ahead_ids, asks * k);
   f(b.head_mixes, rows * (g.hc_mult + 1));
   h(b.hidden, rows * g.dim);
   f(b.logits, rows * g.vocab_size);
@@ -122,7 +131,7 @@ void DevicePart::carve(Buffers& b, const ModelGeometry& g, const PartOptions& o,
 template <class Place>
 void DevicePart::carve_host(HostMail& mail, const ModelGeometry& g, const PartOptions& o, Place&& place) {
   const int64_t m = o.max_tokens, pairs = m * g.n_activated_experts, rows = std::min(m, o.max_logit_rows);
-  const int64_t layers = o.last_layer - o.first_layer + 1;
+  const int64_t layers = o.last_layer - o.first_layer + 1, asks = o.ask_ahead ? std::min(m, kAskTokens) : 0;
   mail = {place.template operator()<gpu::MissPair>(pairs),
           place.template operator()<bf16>(m * g.dim),
           place.template operator()<bf16>(pairs * g.dim),
@@ -132,7 +141,9 @@ void DevicePart::carve_host(HostMail& mail, const ModelGeometry& g, const PartOp
           place.template operator()<float>(o.mtp ? rows * g.vocab_size : 0),
           place.template operator()<int32_t>(rows),
           place.template operator()<int32_t>(kMaxWaves * g.n_routed_experts),
-          place.template operator()<uint32_t>(3)};
+          place.template operator()<uint32_t>(3),
+          place.template operator()<int32_t>(layers * asks * g.n_activated_experts),
+          place.template operator()<uint32_t>(o.ask_ahead ? layers : 0)};
 }
 
 template <class Place>
@@ -252,6 +263,7 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
   carve(p.b_, g, options, carver);
   carve_host(p.host_, g, options, host_carver);
   std::fill_n(p.host_.row_counts, 3, 0u);
+  if (options.ask_ahead) std::fill_n(p.host_.ahead_steps, options.last_layer - options.first_layer + 1, 0u);
 
   // Constants of the step: the shared expert's items, by the three item sizes, and a counter at zero.
   const int64_t m = options.max_tokens;
@@ -403,20 +415,20 @@ void DevicePart::receive_streams(DevicePart& from) {
                 CopyKind::d2d);
 }
 
-void DevicePart::hc_read(const DeviceHc& hc, const DeviceView<const float, 1>& norm) {
+void DevicePart::hc_read(const DeviceHc& hc, const DeviceView<const float, 1>& norm, const Mixed& out) {
   const int64_t m = shape_.tokens, s = g_.hc_mult;
   const DeviceView<float, 3> x = streams();
-  const DeviceView<float, 2> mixes{b_.mixes, {m, g_.hc_outputs() + 1}};
+  const DeviceView<float, 2> mixes{out.mixes, {m, g_.hc_outputs() + 1}};
   device_->kernels().hc_mix(*stream_, {{x.pointer, {m, s * g_.dim}}, hc.fn, {}, mixes});
   device_->kernels().hc_read(*stream_, {{x.pointer, {m, s, g_.dim}},
-                                        {b_.mixes, {m, g_.hc_outputs() + 1}},
+                                        {out.mixes, {m, g_.hc_outputs() + 1}},
                                         hc.scale,
                                         hc.base,
                                         norm,
-                                        {b_.post, {m, s}},
-                                        {b_.comb, {m, s * s}},
-                                        {b_.plain, {m, g_.dim}},
-                                        {b_.linear, {m, g_.dim}},
+                                        {out.post, {m, s}},
+                                        {out.comb, {m, s * s}},
+                                        {out.plain, {m, g_.dim}},
+                                        {out.linear, {m, g_.dim}},
                                         g_.norm_eps,
                                         g_.hc_eps,
                                         g_.hc_sinkhorn_iters,
@@ -448,175 +460,6 @@ void DevicePart::gemm(std::span<const Linear> linears) {
 void DevicePart::gemm(std::initializer_list<Linear> linears) {
   gemm(std::span<const Linear>(linears.begin(), linears.size()));
 }
-
-// --- mixture of experts ---
-
-int64_t DevicePart::max_items() const {
-  const int64_t pairs = shape_.tokens * g_.n_activated_experts;
-  return std::min(pairs, g_.n_routed_experts + pairs / item_pairs());
-}
-
-void DevicePart::route(int index) {
-  const DeviceLayer& w = layer(index);
-  const int64_t m = shape_.tokens, e = g_.n_routed_experts, k = g_.n_activated_experts;
-  hc_read(w.hc_ffn, w.ffn_norm);
-  gemm({{&w.gate, b_.plain, g_.dim, b_.scores, e, false}});
-  device_->kernels().route(*stream_, {step_,
-                                      {b_.scores, {m, e}},
-                                      w.gate_bias,
-                                      w.tid2eid,
-                                      {b_.ids + ids_at(index), {m, k}},
-                                      {b_.weights, {m, k}},
-                                      g_.route_scale});
-}
-
-void DevicePart::shared_expert(int index) {
-  const DeviceLayer& w = layer(index);
-  const int64_t m = shape_.tokens, size = item_pairs(), which = size == 8 ? 0 : size == 16 ? 1 : 2;
-  const int64_t at = which * ((options_.max_tokens + 7) / 8), count = (m + size - 1) / size;
-  // The last item may reach beyond the step's tokens; those rows are computed from whatever lies there and never read.
-  gpu::GateUpArgs up;
-  up.w1 = w.shared_w1;
-  up.w3 = w.shared_w3;
-  up.items = {b_.shared_items + at, {count}};
-  up.x = {b_.linear, {options_.max_tokens, g_.dim}};
-  up.h = {b_.shared_h, {options_.max_tokens, g_.moe_inter_dim}};
-  up.item_pairs = size;
-  up.swiglu_limit = g_.swiglu_limit;
-  up.round_linear = options_.round_linear;
-  device_->kernels().gate_up(*stream_, up);
-  gpu::DownArgs down;
-  down.w2 = w.shared_w2;
-  down.items = up.items;
-  down.h = {b_.shared_h, {options_.max_tokens, g_.moe_inter_dim}};
-  down.y = {b_.shared_y, {options_.max_tokens, g_.dim}};
-  down.item_pairs = size;
-  device_->kernels().down(*stream_, down);
-}
-
-// Items of pairs whose weights lie in slots. Routed pairs have a token and a weight each, and their number is on the
-// device; else pair i is token i.
-void DevicePart::gate_up_down(const std::byte* slots, const DeviceView<const gpu::ExpertItem, 1>& items,
-                              int64_t item_pairs, bool routed) {
-  const int64_t m = options_.max_tokens, pairs = m * g_.n_activated_experts;
-  const SlotLayout& layout = slots_->layout();
-  const auto matrix = [&](int i) {
-    gpu::DeviceMatrix w;
-    static_cast<cpu::PackedShape&>(w) = slots_->shapes()[i];
-    w.tiles = {reinterpret_cast<const uint8_t*>(slots) + layout.tiles[i].offset, {layout.tiles[i].bytes}};
-    w.scales = {reinterpret_cast<const uint8_t*>(slots) + layout.scales[i].offset, {layout.scales[i].bytes}};
-    return w;
-  };
-  gpu::GateUpArgs up;
-  up.w1 = matrix(0);
-  up.w3 = matrix(1);
-  up.slot_bytes = layout.bytes;
-  up.items = items;
-  if (routed) {
-    up.counts = {b_.counts, {2}};
-    up.pair_token = {b_.pair_token, {pairs}};
-    up.pair_weight = {b_.pair_weight, {pairs}};
-  }
-  up.x = {b_.linear, {m, g_.dim}};
-  up.h = {b_.h, {pairs, g_.moe_inter_dim}};
-  up.item_pairs = item_pairs;
-  up.swiglu_limit = g_.swiglu_limit;
-  up.round_linear = options_.round_linear;
-  device_->kernels().gate_up(*stream_, up);
-  gpu::DownArgs down;
-  down.w2 = matrix(2);
-  down.slot_bytes = layout.bytes;
-  down.items = items;
-  down.counts = up.counts;
-  down.h = {b_.h, {pairs, g_.moe_inter_dim}};
-  down.y = {b_.pair_y, {pairs, g_.dim}};
-  down.item_pairs = item_pairs;
-  device_->kernels().down(*stream_, down);
-}
-
-void DevicePart::expert_for_timing(int64_t tokens) {
-  const int64_t size = tokens <= 8 ? 8 : 64, at = (size == 8 ? 0 : 2) * ((options_.max_tokens + 7) / 8);
-  gate_up_down(slots_->slot_data(slots_->slots()), {b_.shared_items + at, {(tokens + size - 1) / size}}, size, false);
-}
-
-void DevicePart::partition(int index, const DeviceView<const int32_t, 1>& slot_of) {
-  const int64_t m = shape_.tokens, k = g_.n_activated_experts;
-  gpu::PartitionArgs args;
-  args.step = step_;
-  args.ids = {b_.ids + ids_at(index), {m, k}};
-  args.weights = {b_.weights, {m, k}};
-  args.slot_of = slot_of;
-  args.pair_token = {b_.pair_token, {m * k}};
-  args.pair_weight = {b_.pair_weight, {m * k}};
-  args.pair_of = {b_.pair_of, {m, k}};
-  args.items = {b_.items, {max_items()}};
-  args.counts = {b_.counts, {2}};
-  args.misses = {host_.misses, {m * k}};
-  args.item_pairs = item_pairs();
-  device_->kernels().partition(*stream_, args);
-}
-
-void DevicePart::experts_begin(int index) {
-  const int64_t m = shape_.tokens;
-  route(index);
-  partition(index, slots_->device_table(index - options_.first_layer));
-  const Mail mail = this->mail(index);
-  device_->kernels().publish(
-      *stream_,
-      {step_, {b_.linear, {m, g_.dim}}, {b_.counts, {2}}, {host_.x, {m, g_.dim}}, {mail.flag, {2}}, {b_.arrived, {1}}});
-  shared_expert(index);
-  if (slots_->slots() > 0) gate_up_down(slots_->slot_data(0), {b_.items, {max_items()}}, item_pairs(), true);
-}
-
-void DevicePart::experts_end(int index) {
-  const int64_t m = shape_.tokens, pairs = m * g_.n_activated_experts;
-  device_->kernels().fetch(*stream_, {step_,
-                                      {b_.counts, {2}},
-                                      {host_.misses, {pairs}},
-                                      {host_.y, {pairs, g_.dim}},
-                                      {mail(index).answer, {1}},
-                                      {b_.pair_y, {pairs, g_.dim}}});
-  write_streams(index);
-}
-
-void DevicePart::write_streams(int) {
-  const int64_t m = shape_.tokens, k = g_.n_activated_experts;
-  device_->kernels().hc_write(*stream_, {streams(),
-                                         {b_.post, {m, g_.hc_mult}},
-                                         {b_.comb, {m, g_.hc_mult * g_.hc_mult}},
-                                         {},
-                                         {b_.pair_y, {m * k, g_.dim}},
-                                         {b_.pair_of, {m, k}},
-                                         {b_.shared_y, {m, g_.dim}}});
-}
-
-// --- prefill with streaming ---
-
-void DevicePart::route_for_host(int index) {
-  const int64_t m = shape_.tokens, pairs = m * g_.n_activated_experts, at = ids_at(index);
-  route(index);
-  stream_->copy(host_.ids + at, b_.ids + at, static_cast<size_t>(pairs) * 4, CopyKind::d2h);
-  stream_->copy(host_.weights, b_.weights, static_cast<size_t>(pairs) * 4, CopyKind::d2h);
-  stream_->copy(host_.x, b_.linear, static_cast<size_t>(m * g_.dim) * 2, CopyKind::d2h);
-  stream_->record(*routed_);
-}
-
-void DevicePart::run_wave(int index, int wave, std::span<const int32_t> slot_of) {
-  TC_CHECK(wave < kMaxWaves);
-  const int64_t e = g_.n_routed_experts;
-  int32_t* const row = host_.wave_table + wave * e;
-  std::copy(slot_of.begin(), slot_of.end(), row);
-  stream_->copy(b_.wave_table + wave * e, row, static_cast<size_t>(e) * 4, CopyKind::h2d);
-  partition(index, {b_.wave_table + wave * e, {e}});
-  gate_up_down(slots_->slot_data(0), {b_.items, {max_items()}}, item_pairs(), true);
-}
-
-void DevicePart::take_pairs(int64_t first_pair, int64_t count) {
-  stream_->copy(b_.pair_y + first_pair * g_.dim, host_.y + first_pair * g_.dim,
-                static_cast<size_t>(count * g_.dim) * sizeof(bf16), CopyKind::h2d);
-}
-
-// --- head, MTP ---
 
 void DevicePart::logits_of(const DeviceHc& hc, const DeviceView<const float, 1>& norm, const int32_t* rows,
                            int64_t count, float* out) {

@@ -22,12 +22,14 @@ struct PartOptions {
   int experts = -1;          // slots; -1: all that fit
   int staging = 0;           // slots of experts that pass through in prefill
   int64_t hot_rows = 0;      // ExecOptions::hot_rows
+  bool ask_ahead = false;    // steps of few tokens may ask routers a layer ahead
 };
 
 /// What varies between the launches of a step.
 struct StepShape {
   int64_t tokens = 0, logit_rows = 0, mtp_rows = 0;
   bool scores = false;  // some token sees more compressed rows than it may attend to
+  bool asks = false;    // routers are asked a layer ahead, for the CPU
 };
 
 class DevicePart {
@@ -103,6 +105,11 @@ class DevicePart {
     for (int i = 0; i < 3; ++i) delta[i] = host_.row_counts[i] - std::exchange(counted_rows_[i], host_.row_counts[i]);
     return {delta[0], delta[1], delta[2]};
   }
+
+  /// Tokens of a step that may ask, at most: with more the CPU has no time to spare.
+  static constexpr int64_t kAskTokens = 8;
+  /// What the router of a layer, asked a layer ahead, said in step `step`: [tokens, k]; empty: not yet, or never.
+  std::span<const int32_t> asked(int layer, uint32_t step) const;
 
   // --- kernels, in order ---
   void begin(const StepShape& shape);  // copies the tables
@@ -185,7 +192,16 @@ class DevicePart {
   };
   void gemm(std::initializer_list<Linear> linears);
   void gemm(std::span<const Linear> linears);
-  void hc_read(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm);
+  /// What reading the streams makes.
+  struct Mixed {
+    float *mixes, *post, *comb;
+    bf16 *plain, *linear;
+  };
+  void hc_read(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm, const Mixed& out);
+  void hc_read(const DeviceHc& hc, const gpu::DeviceView<const float, 1>& norm) {
+    hc_read(hc, norm, {b_.mixes, b_.post, b_.comb, b_.plain, b_.linear});
+  }
+  void ask_ahead(int layer);
   LayerKind kind_of(int layer) const;
   void project_inputs(int layer);
   void compress(int layer);
@@ -245,6 +261,10 @@ class DevicePart {
     bf16* hidden;
     float *logits, *mtp_logits;
     int32_t* most_likely;
+    // Of routers asked ahead, kAskTokens each.
+    Mixed ahead;
+    float *ahead_scores, *ahead_weights;
+    int32_t* ahead_ids;
     int64_t score_tokens;    // tokens whose index scores fit at once
     int64_t partial_tokens;  // tokens whose attention partials fit at once
   } b_{};
@@ -256,6 +276,8 @@ class DevicePart {
     int32_t* most_likely;
     int32_t* wave_table;
     uint32_t* row_counts;
+    int32_t* ahead_ids;     // [layers, kAskTokens, k]
+    uint32_t* ahead_steps;  // [layers]: of which step they are
   } host_{};
   /// Which rows have copies, by layer one after the other where not said otherwise.
   struct HotTables {

@@ -43,6 +43,10 @@ void add_caches(hwloc_topology_t topology, Topology& out) {
   for (int i = 0; i < count; ++i)
     out.last_level_cache_bytes +=
         hwloc_get_obj_by_type(topology, HWLOC_OBJ_L3CACHE, static_cast<unsigned>(i))->attr->cache.size;
+  if (hwloc_obj_t l2 = hwloc_get_obj_by_type(topology, HWLOC_OBJ_L2CACHE, 0)) {
+    const int cores = hwloc_get_nbobjs_inside_cpuset_by_type(topology, l2->cpuset, HWLOC_OBJ_CORE);
+    out.core_cache_bytes = l2->attr->cache.size / static_cast<uint64_t>(std::max(1, cores));
+  }
 }
 
 // The CPUs the calling thread may run on: hwloc knows the cpuset of the group, not what taskset left of it.

@@ -23,6 +23,7 @@ struct Topology {
   std::vector<NumaNode> nodes;          // at least one
   std::vector<Core> cores;              // physical cores in cpuset and affinity mask, by node then number; at least one
   uint64_t last_level_cache_bytes = 0;  // of all L3 caches; 0 where the system hides them
+  uint64_t core_cache_bytes = 0;        // of one core's L2; 0 where the system hides it
   double cpu_quota = 0;                 // CPUs the control groups grant (cgroup.h), 0 for no limit
   std::string quota_source;             // the file that says so
   bool synthetic = false;               // described by text, so nothing may be bound to it

@@ -11,6 +11,7 @@ namespace thermocline::sched {
 class Referee {
  public:
   enum class State { testing, on, off };
+  static constexpr int64_t kMostTokens = 8;                       // of a step; with more the CPU has no time to spare
   static constexpr int kWindowTokens = 128, kWindows = 16;        // of each kind
   static constexpr double kLeastGain = 0.01, kConfidence = 1.34;  // t of 90 %, one-sided, some 15 degrees of freedom
   static constexpr int64_t kRetestNs = 3'600'000'000'000;

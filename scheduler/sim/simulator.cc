@@ -7,9 +7,9 @@
 namespace thermocline::sched {
 namespace {
 
-constexpr double kStagedShare = 0.15;     // of its time that an expert takes out of the caches
-constexpr float kLeastChance = 0.05f;     // of a guess that is worth reading
-constexpr int64_t kMostStagedTokens = 8;  // with more the CPU has no time to spare
+constexpr double kStagedShare = 0.15;  // of its time that an expert takes out of the caches
+constexpr float kLeastChance = 0.05f;  // of a guess that is worth reading
+constexpr int64_t kMostStagedTokens = Referee::kMostTokens;
 constexpr const char* kStaging = "staging";
 constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
 

@@ -30,6 +30,7 @@ struct GpuSetup {
   Isa isa = test::kModelIsa;
   int64_t hot_rows = 0;  // KV offload with so many copies
   int64_t context = 256;
+  ExpertPrefetch::Options prefetch = {};
 };
 
 std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
@@ -45,8 +46,12 @@ std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
   options.quiet = true;
   options.device = s.device;
   options.gpu_memory = uint64_t{512} << 20;
-  options.gpu = {
-      .experts = s.experts, .policy = s.policy, .prefill = s.prefill, .graphs = s.graphs, .hot_rows = s.hot_rows};
+  options.gpu = {.experts = s.experts,
+                 .policy = s.policy,
+                 .prefill = s.prefill,
+                 .prefetch = s.prefetch,
+                 .graphs = s.graphs,
+                 .hot_rows = s.hot_rows};
   options.kv_offload = s.hot_rows > 0 ? KvOffload::on : KvOffload::off;
   Result<std::unique_ptr<Engine>> engine = Engine::open(options);
   TC_CHECK(engine.has_value(), engine ? "" : engine.error().message);
@@ -398,6 +403,39 @@ TEST(GpuStep, ALongContextIsReadAsOnTheCpu) {
   const double far = kl(expected, device, vocab).mean;
   EXPECT_LT(4 * far, kl(expected, decode({.device = "none"}, 6), vocab).mean) << far;
   EXPECT_EQ(decode({.experts = 40, .hot_rows = 100}), device);
+}
+
+// --- what is read ahead ---
+
+// The same bits with and without, captured or not; what was read ahead is what the routers then chose, more often than luck
+// would have it.
+TEST(GpuStep, ReadingAheadChangesNoBit) {
+  const std::vector<int32_t> ids = small_ids(std::max<int64_t>(4, kTokens / 4));
+  const std::unique_ptr<Engine> without = open_engine({.folder = small_model(), .experts = 8});
+  const std::vector<float> expected = test::run_logits(*without, ids, 1).logits;
+  EXPECT_EQ(without->step().expert_traffic().staged, 0);
+  for (const bool graphs : {true, false}) {
+    const std::unique_ptr<Engine> engine =
+        open_engine({.folder = small_model(),
+                     .experts = 8,
+                     .graphs = graphs,
+                     .prefetch = {.mode = ExpertPrefetch::Mode::on, .worker_bytes = int64_t{1} << 30}});
+    EXPECT_EQ(test::run_logits(*engine, ids, 1).logits, expected);
+    const ExpertTraffic traffic = engine->step().expert_traffic();
+    EXPECT_EQ(traffic.prefetch, "on");
+    EXPECT_GT(traffic.staged, 0);
+    EXPECT_GT(traffic.staged_right, traffic.staged / 4) << traffic.staged;  // luck: an eighth
+    EXPECT_LE(traffic.staged_right, traffic.staged);
+    EXPECT_LE(traffic.staged, traffic.pairs);
+    EXPECT_EQ(test::run_logits(*engine, ids, 64).logits, expected) << "long steps do not ask";
+  }
+}
+
+TEST(GpuStep, ASmallCacheStagesNothingWhole) {
+  const std::unique_ptr<Engine> engine = open_engine(
+      {.folder = small_model(), .experts = 0, .prefetch = {.mode = ExpertPrefetch::Mode::on, .worker_bytes = 64}});
+  test::run_logits(*engine, small_ids(4), 1);
+  EXPECT_EQ(engine->step().expert_traffic().staged, 0);
 }
 
 // --- slots that move ---

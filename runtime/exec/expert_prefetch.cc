@@ -1,0 +1,50 @@
+#include "runtime/exec/expert_prefetch.h"
+
+#include <algorithm>
+
+namespace thermocline {
+
+Result<ExpertPrefetch::Mode> ExpertPrefetch::parse(std::string_view name) {
+  if (name == "off") return Mode::off;
+  if (name == "auto") return Mode::automatic;
+  if (name == "on") return Mode::on;
+  return invalid("unknown prefetch mode '" + std::string(name) + "': use off, auto or on");
+}
+
+bool ExpertPrefetch::on(int64_t tokens) const {
+  return o_.mode != Mode::off && tokens <= sched::Referee::kMostTokens && (o_.mode == Mode::on || referee_.on());
+}
+
+void ExpertPrefetch::stage(const cpu::CpuContext& cpu, std::span<const cpu::ExpertWeights> experts,
+                           std::span<const int32_t> guesses, const std::function<bool(int32_t)>& missing,
+                           const std::function<bool()>& stop) {
+  in_turn_.clear();
+  weights_.clear();
+  for (const int32_t e : guesses) {
+    if (e < 0 || e >= static_cast<int32_t>(experts.size()) || staged_[static_cast<size_t>(e)] || !missing(e)) continue;
+    staged_[static_cast<size_t>(e)] = true;
+    in_turn_.push_back(e);
+    weights_.push_back(&experts[static_cast<size_t>(e)]);
+  }
+  const auto whole = static_cast<size_t>(cpu::stage_experts(cpu, weights_, o_.worker_bytes, stop));
+  for (size_t i = whole; i < in_turn_.size(); ++i) staged_[static_cast<size_t>(in_turn_[i])] = false;
+  in_turn_.resize(whole);
+  count_ += static_cast<int64_t>(whole);
+}
+
+void ExpertPrefetch::missed(std::span<const int32_t> ids) {
+  if (in_turn_.empty()) return;
+  for (const int32_t id : ids) {
+    if (id < 0 || !staged_[static_cast<size_t>(id)]) continue;
+    staged_[static_cast<size_t>(id)] = false;
+    ++right_;
+  }
+  for (const int32_t e : in_turn_) staged_[static_cast<size_t>(e)] = false;
+  in_turn_.clear();
+}
+
+void ExpertPrefetch::stepped(int64_t tokens, double ns, int64_t now_ns) {
+  if (o_.mode == Mode::automatic && tokens <= sched::Referee::kMostTokens) referee_.step(tokens, ns, now_ns);
+}
+
+}  // namespace thermocline
