@@ -59,6 +59,13 @@ std::string hardware_text(const Box& box) {
   return text;
 }
 
+std::string rows_text(const sched::BoxPlan& plan) {
+  if (plan.rows.freed_bytes <= 0) return "";
+  return fmt::format("  {}: {}{}\n", plan.host_rows ? "CSA rows in RAM" : "CSA rows on the card",
+                     to_string(plan.rows, plan.host_rows),
+                     plan.rows_crowd ? "; on the card they take more than half" : "");
+}
+
 std::string decode_text(const PlanReport& r) {
   const bool cards = !r.question.machine.gpus.empty();
   std::string text =
@@ -133,13 +140,13 @@ Json memory_json(const sched::MemoryPlan& memory) {
 std::string plan_text(const PlanReport& r) {
   return fmt::format(
       "{}: {} of experts, {} of dense weights{}; {} sequence{} of {:.0f} "
-      "tokens\n\n{}\nmemory\n{}\n{}\n{}\n{}{}{}",
+      "tokens\n\n{}\nmemory\n{}{}\n{}\n{}\n{}{}{}",
       r.model, size_text(r.question.model.routed_bytes()), size_text(r.question.model.dense_bytes()),
       r.question.model.table_bytes > 0 ? fmt::format(", {} of n-gram table", size_text(r.question.model.table_bytes))
                                        : "",
       r.question.batch, r.question.batch == 1 ? "" : "s", r.question.context, hardware_text(r.box),
-      r.plan.memory.to_string(), decode_text(r), prefill_text(r), what_if_text(r), r.what_ifs.empty() ? "" : "\n",
-      verdict_text(r));
+      r.plan.memory.to_string(), rows_text(r.plan), decode_text(r), prefill_text(r), what_if_text(r),
+      r.what_ifs.empty() ? "" : "\n", verdict_text(r));
 }
 
 Json plan_json(const PlanReport& r) {
@@ -171,6 +178,11 @@ Json plan_json(const PlanReport& r) {
           {"experts_on_devices", r.plan.device_experts},
           {"csa_rows_in_host_memory", r.plan.host_rows},
           {"table_on_disk", r.plan.table_on_disk},
+          {"csa_rows",
+           {{"freed_bytes", r.plan.rows.freed_bytes},
+            {"experts_save_ms", r.plan.rows.saved_ns / 1e6},
+            {"copies_take_ms", r.plan.rows.spent_ns / 1e6},
+            {"crowd", r.plan.rows_crowd}}},
           {"decode", decode},
           {"prefill",
            {{"tokens_per_second", p.tokens_per_second},

@@ -17,6 +17,7 @@
 #include "runtime/exec/deepseek_v4_step.h"
 #include "runtime/hw/cgroup.h"
 #include "runtime/hw/topology.h"
+#include "scheduler/cost/machine_profile.h"
 
 namespace thermocline {
 
@@ -62,8 +63,8 @@ struct EngineOptions {
   std::filesystem::path expert_profile;
 
   /// What this machine can do: steps are held against what the cost model says of them (EngineStats::forecast), and
-  /// fills of devices have the time that copies leave. None: with `calibrated` what `thermocline calibrate` stored of
-  /// it.
+  /// fills of devices have the time that copies leave; what KV rows and experts make of a device's bytes. None: with
+  /// `calibrated` what `thermocline calibrate` stored of it.
   std::optional<sched::MachineProfile> machine = {};
   bool calibrated = false;
 

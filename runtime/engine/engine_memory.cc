@@ -5,7 +5,9 @@
 #include <algorithm>
 
 #include "runtime/base/log.h"
+#include "runtime/engine/model_costs.h"
 #include "runtime/hw/host_memory.h"
+#include "scheduler/cost/hardware_presets.h"
 #include "scheduler/kv/residency.h"
 
 namespace thermocline {
@@ -14,7 +16,6 @@ namespace {
 constexpr int kHost = sched::MemoryPlan::kHost;
 constexpr int64_t kMostTokens = kPageTokens << 31;  // pages are numbered by int32_t
 constexpr uint64_t kMiB = 1 << 20;
-constexpr uint64_t kProgramBytes = 128 << 20;  // tokenizer, requests, connections, code: an estimate
 
 struct KvSize {
   int64_t sequences = 1, tokens = 0;
@@ -70,6 +71,8 @@ class Planner {
   KvSize size(bool offload) const;
   int64_t hot_rows(int64_t sequences) const;
   bool within(const EngineMemory& m) const;
+  sched::MachineProfile box() const;
+  sched::RowPrice price_of_rows(const EngineMemory& there, const EngineMemory& here) const;
   bool prefers_offload(const KvSize& on_device, const KvSize& offloaded) const;
   bool fits(const KvSize& size, const sched::MemoryPlan& least) const;
   uint64_t usual_checkpoints(const EngineMemory& m) const;
@@ -101,7 +104,7 @@ EngineMemory Planner::plan(const KvSize& size) const {
   m.exec.hot_rows = size.offload ? hot_rows(size.sequences) : 0;
   m.exec.max_context = std::min(o_.max_context, numbers->most_tokens());
   m.plan.set_capacity(kHost, host_.bytes, host_.source);
-  m.plan.add(kHost, "program", kProgramBytes);
+  m.plan.add(kHost, "program", sched::kProgramBytes);
   m.plan.add(kHost, "weights", weights_.arena_bytes());
   m.plan.add(kHost, "weights on their way", weights_.buffer_bytes());
   if (on_host()) {
@@ -206,6 +209,30 @@ int64_t Planner::hot_rows(int64_t sequences) const {
   return g_.index_topk * std::clamp<int64_t>(2 * sequences, 4, 32);
 }
 
+// What is known of it: measured, by its card's data sheet; a modest server stands for the rest.
+sched::MachineProfile Planner::box() const {
+  sched::MachineProfile box = o_.machine.value_or(sched::modest_server());
+  const sched::GpuSheet* const card = sched::gpu_sheet_of_device(devices_[0]->name());
+  if (card && (!o_.machine || box.gpus.empty()))
+    box.gpus = {sched::gpu_profile(*card, box.cpu.read_bytes_per_second)};
+  else if (box.gpus.empty())
+    box.gpus = sched::modest_server().gpus;
+  return box;
+}
+
+sched::RowPrice Planner::price_of_rows(const EngineMemory& there, const EngineMemory& here) const {
+  const sched::ModelCosts model = model_costs(g_, here.kv.fp8_rows);
+  const sched::MachineProfile machine = box();
+  double slots_bytes = 0;
+  for (int device = 0; device < static_cast<int>(devices_.size()); ++device)
+    slots_bytes += static_cast<double>(there.plan.room(device));
+  return sched::price_of_rows({model, machine},
+                              {.freed_bytes = static_cast<double>(there.plan.owner_bytes(KvStore::kPlanOwner)) -
+                                              static_cast<double>(here.plan.owner_bytes(KvStore::kPlanOwner)),
+                               .sequences = static_cast<double>(here.kv.max_sequences),
+                               .resident = std::min(1.0, slots_bytes / model.routed_bytes())});
+}
+
 bool Planner::prefers_offload(const KvSize& on_device, const KvSize& offloaded) const {
   const auto works = [&](const EngineMemory& m) { return within(m) && m.plan.check().ok(); };
   const EngineMemory there = plan(on_device), here = plan(offloaded);
@@ -214,16 +241,10 @@ bool Planner::prefers_offload(const KvSize& on_device, const KvSize& offloaded) 
   if (there.kv.max_sequences != here.kv.max_sequences) return here.kv.max_sequences > there.kv.max_sequences;
   if (there.kv.max_tokens != here.kv.max_tokens) return here.kv.max_tokens > there.kv.max_tokens;
   if (o_.gpu.experts >= 0) return false;  // the bytes would be nobody's
-  const KvLayout layout(g_, here.kv);
-  const uint64_t rows = there.plan.owner_bytes(KvStore::kPlanOwner),
-                 copies = here.plan.owner_bytes(KvStore::kPlanOwner);
-  return sched::offload_pays({.freed_bytes = static_cast<int64_t>(rows) - static_cast<int64_t>(copies),
-                              .sequences = here.kv.max_sequences,
-                              .csa_layers = layout.csa_layers(),
-                              .topk = g_.index_topk,
-                              .row_bytes = layout.row_bytes(),
-                              .routed_experts = g_.n_routed_experts,
-                              .active_experts = g_.n_activated_experts});
+  const sched::RowPrice price = price_of_rows(there, here);
+  log_debug("CSA rows {}: {}", price.host_pays() ? "in host memory" : "on the device",
+            to_string(price, price.host_pays()));
+  return price.host_pays();
 }
 
 Result<KvSize> Planner::settle() const {

@@ -26,6 +26,7 @@ sched::ModelCosts model_costs(const ModelGeometry& g, bool fp8_rows) {
   costs.max_context = g.max_position_embeddings;
   costs.experts = g.n_routed_experts;
   costs.experts_per_token = g.n_activated_experts;
+  costs.page_tokens = kPageTokens;
   const KvLayout layout(g, {.fp8_rows = fp8_rows});
   const auto row_bytes = static_cast<double>(layout.row_bytes()),
              key_bytes = static_cast<double>(layout.index_group_bytes()) / 16;

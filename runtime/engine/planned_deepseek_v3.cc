@@ -4,6 +4,7 @@
 
 #include "runtime/engine/model_costs.h"
 #include "runtime/engine/planned_model.h"
+#include "runtime/kv/kv_layout.h"
 #include "runtime/model/config_fields.h"
 
 namespace thermocline::deepseek_v3 {
@@ -69,6 +70,7 @@ PlannedModel model_of(const Sizes& s) {
   costs.max_context = s.max_position_embeddings;
   costs.experts = static_cast<int>(s.n_routed_experts);
   costs.experts_per_token = static_cast<int>(s.num_experts_per_tok);
+  costs.page_tokens = kPageTokens;
   costs.expert_bytes = weight_bytes(s, 3 * s.hidden_size * s.moe_intermediate_size);
   costs.expert_format = format_of(s);
   costs.head_bytes = costs.embedding_bytes = 2.0 * static_cast<double>(s.vocab_size * s.hidden_size);

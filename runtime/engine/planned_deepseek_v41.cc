@@ -6,6 +6,7 @@
 
 #include "runtime/engine/model_costs.h"
 #include "runtime/engine/planned_model.h"
+#include "runtime/kv/kv_layout.h"
 #include "runtime/model/config_fields.h"
 
 namespace thermocline::deepseek_v41 {
@@ -126,6 +127,7 @@ PlannedModel model_of(const Sizes& s) {
   costs.max_context = s.max_position_embeddings;
   costs.experts = static_cast<int>(s.n_routed_experts);
   costs.experts_per_token = static_cast<int>(s.num_experts_per_tok);
+  costs.page_tokens = kPageTokens;
   costs.expert_bytes = mxfp4_bytes(3 * s.hidden_size * s.moe_intermediate_size);
   costs.head_bytes = costs.embedding_bytes = 2.0 * static_cast<double>(s.vocab_size * s.hidden_size);
   for (int64_t id = 0; id < s.num_hidden_layers; ++id) costs.layers.push_back(layer_of(s, id));

@@ -104,6 +104,7 @@ sched::PolicyOptions DeepseekV4GpuStep::policy_options(const DevicePart& part) c
   sched::PolicyOptions options{.layers = o.last_layer - o.first_layer + (o.mtp ? 1 : 0),
                                .experts = g_.n_routed_experts,
                                .slots = part.slots().slots()};
+  if (gpu_.costs.h2d_ns > 0) options.costs = &gpu_.costs;
   if (gpu_.profile.empty()) return options;
   const int64_t experts = g_.n_routed_experts;
   options.profile.assign(gpu_.profile.begin() + o.first_layer * experts, gpu_.profile.begin() + o.last_layer * experts);

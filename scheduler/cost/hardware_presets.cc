@@ -131,4 +131,11 @@ GpuProfile gpu_profile(const GpuSheet& sheet, double cpu_read_bytes_per_second) 
   return gpu;
 }
 
+MachineProfile modest_server() {
+  MachineProfile box;
+  box.cpu = cpu_profile({.cores = 16, .read_bytes_per_second = 100e9});
+  box.gpus.push_back(gpu_profile(*find_gpu_sheet("4090"), box.cpu.read_bytes_per_second));
+  return box;
+}
+
 }  // namespace thermocline::sched

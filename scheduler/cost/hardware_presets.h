@@ -55,5 +55,7 @@ double dram_bytes_per_second(int channels, double megatransfers);
 CpuProfile cpu_profile(const CpuSheet& sheet);
 /// The card in a box whose processor reads its memory at this rate.
 GpuProfile gpu_profile(const GpuSheet& sheet, double cpu_read_bytes_per_second);
+/// What stands for a box of which nothing is known: its CPU reads 100 GB/s, copies to its card reach 25.
+MachineProfile modest_server();
 
 }  // namespace thermocline::sched

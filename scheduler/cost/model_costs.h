@@ -55,6 +55,7 @@ struct ModelCosts {
   WeightFormat head_format = WeightFormat::bf16;
   std::vector<LayerCosts> layers;
   double sequence_bytes = 0;  // of KV at rest: windows and rings
+  int64_t page_tokens = 1;    // of the KV cache: sequences hold whole pages
   // A table of n-grams, of which a token reads some rows here and there: in host memory, or on a disk.
   double table_bytes = 0, table_reads_per_token = 0;
 

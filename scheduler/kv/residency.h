@@ -1,29 +1,39 @@
-// Where the CSA rows of a KV cache should be: on the device, or in host memory with copies of the rows in use there.
-// Pure: bytes and speeds in, a decision out. Source: spec of the scheduler, 2.11.
+// Where the CSA rows of a KV cache should be: on devices, or in host memory with copies of the rows in use there. What
+// the freed bytes are worth to experts is read off the hit curve at the slots that there are. Source: spec/scheduler.md
+// 2.4 and 2.11.
 #pragma once
 
-#include <cstdint>
+#include <string>
+
+#include "scheduler/cost/cost_model.h"
 
 namespace thermocline::sched {
 
 struct RowOffload {
-  int64_t freed_bytes = 0;  // of the device: all CSA rows, less the copies
-  int64_t sequences = 1;    // in a step
-  // The model.
-  int64_t csa_layers = 0, topk = 0, row_bytes = 0;
-  int64_t routed_experts = 0, active_experts = 0;
-  // The machine; until it is measured, those of a modest server.
-  double cpu_bytes_per_ns = 100;  // at which the CPU reads experts
-  double pcie_bytes_per_ns = 25;
+  double freed_bytes = 0;     // of devices: all CSA rows, less the copies
+  double sequences = 1;       // in a step
+  double resident = 0;        // share of the experts that have a slot beside all the rows
   double gather_ns = 10'000;  // of a layer that copies rows, however few
   double miss_rate = 0.1;     // of selected rows: most were selected for the token before
 };
 
-/// Nanoseconds of a step that experts in the freed bytes save, by uniform routing: skew saves more.
-double saved_by_experts_ns(const RowOffload& o);
-/// Nanoseconds of a step that go into copying rows.
-double spent_on_rows_ns(const RowOffload& o);
-/// Whether rows belong in host memory although the device could hold them.
-inline bool offload_pays(const RowOffload& o) { return saved_by_experts_ns(o) > spent_on_rows_ns(o); }
+/// Of a step that decodes.
+struct RowPrice {
+  double freed_bytes = 0;
+  double saved_ns = 0;  // by experts in the freed bytes
+  double spent_ns = 0;  // on copying rows
+  /// Whether rows belong in host memory although devices could hold them.
+  bool host_pays() const { return saved_ns > spent_ns; }
+};
+
+// For a box with a device:
+
+/// Of a step, with rows in host memory.
+double copying_rows_ns(const CostModel& cost, const RowOffload& offload);
+RowPrice price_of_rows(const CostModel& cost, const RowOffload& offload);
+
+/// "2.9 GiB for experts save 1.56 ms of a step, copying rows takes 0.31 ms"
+///   host  where they are
+std::string to_string(const RowPrice& price, bool host);
 
 }  // namespace thermocline::sched

@@ -15,6 +15,7 @@
 namespace thermocline::sched {
 
 class Trace;
+struct ExpertCosts;
 
 struct ExpertId {
   int layer = 0, expert = 0;
@@ -71,7 +72,9 @@ struct PolicyOptions {
   /// How often each expert was used elsewhere, [layers, experts], or empty: what "static" fills its slots by, and what
   /// others begin with.
   std::vector<float> profile = {};
-  double demand_share = 0.1;      // bus bandwidth / (bus + CPU memory bandwidth): for FreeToken's rule
+  double demand_share = 0.1;  // bus bandwidth / (bus + CPU memory bandwidth): for FreeToken's rule
+  /// Outlive the policy. With them "value" and "eager" fill nothing while steps wait for the device anyway.
+  const ExpertCosts* costs = nullptr;
   const Trace* future = nullptr;  // for "belady": the steps that will be observed
 };
 

@@ -1,16 +1,19 @@
 // Value: what a slot is worth is how often its expert saves the CPU a read. Frequencies are counted over several
 // half-lives at once; ghost caches say which one suits the present work. Hysteresis, a second use before the first
-// fill, a guard against thrashing and an allowance keep fills rare. Source: spec/scheduler.md 2.3 to 2.5.
+// fill, a guard against thrashing and an allowance keep fills rare. Where steps wait for the device, as the slack of
+// the layers says, one more expert there makes them longer: nothing is filled. Source: spec/scheduler.md 2.3 to 2.5.
 #include <algorithm>
 
 #include "scheduler/placement/scored_policy.h"
 #include "scheduler/stats/ghost_cache.h"
+#include "scheduler/stats/slack.h"
 
 namespace thermocline::sched {
 namespace {
 
 constexpr size_t kFirstHalfLife = 1;  // 16 steps
 constexpr int kStepsBetweenChoices = 256;
+constexpr int kStepsBetweenLooks = 64;                    // at the slack
 constexpr double kSwitchMargin = 0.05, kFillCost = 0.25;  // of a hit
 constexpr double kLeastMargin = 1.15, kMostMargin = 2, kMarginUp = 1.5, kMarginDown = 0.9;
 constexpr int kGuardFills = 512;
@@ -23,6 +26,7 @@ class ValuePolicy final : public ScoredPolicy {
  public:
   ValuePolicy(const PolicyOptions& o, bool eager)
       : ScoredPolicy(o), eager_(eager), counts_(scores_.size()), used_since_fill_(scores_.size(), -1) {
+    if (o.costs) slack_.resize(static_cast<size_t>(o.layers));
     const float most = o.profile.empty() ? 0 : *std::max_element(o.profile.begin(), o.profile.end());
     for (size_t i = 0; most > 0 && i < o.profile.size(); ++i) counts_.use(i, kProfileUses * o.profile[i] / most);
     rescore();
@@ -36,11 +40,14 @@ class ValuePolicy final : public ScoredPolicy {
       rescore();
       for (GhostCache& ghost : ghosts_) ghost.rebuild(counts_);
     }
+    if (o_.costs) last_uses_.assign(step.uses.begin(), step.prefill ? step.uses.begin() : step.uses.end());
     times_of_one_ = step.prefill ? steps / static_cast<double>(step.tokens) : 1;
     ScoredPolicy::observe(step);
   }
 
   std::vector<Admission> plan(const Residency& residency, int max_fills) override {
+    if (!last_uses_.empty()) learn_slack(residency);
+    if (device_is_slower_) max_fills = 0;
     if (eager_) return ScoredPolicy::plan(residency, max_fills);
     const auto missed = std::count_if(candidates_.begin(), candidates_.end(),
                                       [&](const ExpertId& id) { return !residency.resident(id); });
@@ -89,6 +96,20 @@ class ValuePolicy final : public ScoredPolicy {
     for (size_t i = 0; i < scores_.size(); ++i) scores_[i] = counts_.sum(i, half_life_);
     reorder();
   }
+  void learn_slack(const Residency& residency) {
+    for (auto use = last_uses_.begin(); use != last_uses_.end();) {
+      const int layer = use->id.layer;
+      LayerBranches step;
+      for (; use != last_uses_.end() && use->id.layer == layer; ++use)
+        step.add(residency.resident(use->id), use->tokens, *o_.costs);
+      slack_[static_cast<size_t>(layer)].observe(step, *o_.costs);
+    }
+    last_uses_.clear();
+    if (++looked_on_ % kStepsBetweenLooks != 0) return;
+    double saved_ns = 0;
+    for (const LayerSlack& layer : slack_) saved_ns += layer.saved_ns(*o_.costs);
+    device_is_slower_ = saved_ns <= 0;
+  }
   void choose_half_life() {
     size_t best = half_life_;
     std::vector<double> scores;
@@ -107,6 +128,10 @@ class ValuePolicy final : public ScoredPolicy {
   double margin_ = kLeastMargin, times_of_one_ = 1, allowance_ = 0;
   std::vector<int> used_since_fill_;  // -1: not filled by us
   int ended_fills_ = 0, useless_fills_ = 0;
+  std::vector<ExpertUse> last_uses_;  // of a step without a prompt that plan() has not seen yet
+  std::vector<LayerSlack> slack_;
+  int64_t looked_on_ = 0;  // steps
+  bool device_is_slower_ = false;
 };
 
 }  // namespace

@@ -7,17 +7,14 @@
 #include <set>
 
 #include "scheduler/cost/hit_curve.h"
-#include "scheduler/kv/residency.h"
 
 namespace thermocline::sched {
 namespace {
 
 constexpr int kHost = MemoryPlan::kHost;
 constexpr double kGiB = 1 << 30, kMiB = 1 << 20;
-constexpr double kProgramBytes = 128 * kMiB;  // as plan_engine_memory says
-constexpr double kDriverBytes = 600 * kMiB;   // of a device: context and modules, an estimate
-constexpr int64_t kPageTokens = 256;          // as KvLayout's
-constexpr int kMostStaged = 16;               // experts that pass through a device in long steps
+constexpr double kDriverBytes = 600 * kMiB;  // of a device: context and modules, an estimate
+constexpr int kMostStaged = 16;              // experts that pass through a device in long steps
 
 uint64_t whole(double bytes) { return static_cast<uint64_t>(std::max(0.0, std::ceil(bytes))); }
 std::string gib(double bytes) { return fmt::format("{:.1f} GiB", bytes / kGiB); }
@@ -31,7 +28,8 @@ struct KvBytes {
 
 KvBytes kv_bytes(const ModelCosts& m, double context, int batch) {
   KvBytes kv;
-  const double pages = std::ceil(context / kPageTokens) + 1, tokens = batch * pages * kPageTokens;
+  const auto page = static_cast<double>(m.page_tokens);
+  const double pages = std::ceil(context / page) + 1, tokens = batch * pages * page;
   double csa_layers = 0, topk = 0, row_bytes = 0;
   for (const LayerCosts& l : m.layers) {
     if (l.selects()) {
@@ -47,24 +45,6 @@ KvBytes kv_bytes(const ModelCosts& m, double context, int batch) {
   kv.near += batch * m.sequence_bytes;
   kv.copies = std::min(kv.selected, csa_layers * row_bytes * topk * std::clamp(2 * batch, 4, 32));
   return kv;
-}
-
-RowOffload offload_of(const BoxQuestion& q, int batch, double freed) {
-  const ModelCosts& m = q.model;
-  RowOffload o;
-  o.freed_bytes = static_cast<int64_t>(freed);
-  o.sequences = batch;
-  for (const LayerCosts& l : m.layers) {
-    if (!l.selects()) continue;
-    o.csa_layers += 1;
-    o.topk = l.topk;
-    o.row_bytes = static_cast<int64_t>(l.row_bytes);
-  }
-  o.routed_experts = m.experts;
-  o.active_experts = m.experts_per_token;
-  o.cpu_bytes_per_ns = q.machine.cpu.read_bytes_per_second / 1e9;
-  if (!q.machine.gpus.empty()) o.pcie_bytes_per_ns = q.machine.gpus[0].h2d_bytes_per_second / 1e9;
-  return o;
 }
 
 // What of the KV cache lies where attention runs.
@@ -86,12 +66,14 @@ class Layout {
  public:
   Layout(const BoxQuestion& q, int batch, const ChunkBuffers& buffers)
       : q_(q), batch_(batch), buffers_(buffers), kv_(kv_bytes(q.model, q.context, batch)) {
-    if (devices() > 0) host_rows_ = offloads();
+    if (devices() > 0) decide_rows();
     for (size_t i = 0; i < devices(); ++i) slots_.push_back(slots(i));
   }
 
   size_t devices() const { return q_.machine.gpus.size(); }
   bool host_rows() const { return host_rows_; }
+  bool rows_crowd() const { return rows_crowd_; }
+  const RowPrice& rows() const { return rows_; }
   const KvBytes& kv() const { return kv_; }
   double device_kv() const { return devices() == 0 ? 0 : kv_.near + (host_rows_ ? kv_.copies : kv_.selected); }
   bool kv_crowds() const {
@@ -135,36 +117,37 @@ class Layout {
   }
   double host_bytes() const { return bytes_beside_table() + (table_on_disk() ? 0 : q_.model.table_bytes); }
   double bytes_beside_table() const {
-    return q_.system_bytes + kProgramBytes + q_.model.routed_bytes() + q_.model.dense_bytes() +
+    return q_.system_bytes + static_cast<double>(kProgramBytes) + q_.model.routed_bytes() + q_.model.dense_bytes() +
            q_.model.embedding_bytes +
            (devices() == 0 ? kv_.near + kv_.selected
             : host_rows_   ? kv_.selected
                            : 0) +
            buffers_.host_bytes;
   }
-  bool holds_all_experts() const {
-    double slots_there = 0;
-    for (size_t i = 0; i < devices(); ++i) slots_there += static_cast<double>(slots(i));
-    return devices_hold() && slots_there >= experts();
-  }
-  bool offloads() const;
+  void decide_rows();
   std::string device_refusal(size_t i) const;
 
   const BoxQuestion& q_;
   const int batch_;
   const ChunkBuffers& buffers_;
   const KvBytes kv_;
-  bool host_rows_ = false;
+  bool host_rows_ = false, rows_crowd_ = false;
+  RowPrice rows_;
   std::vector<int64_t> slots_;
 };
 
 // As the engine decides (--kv-offload auto): experts and rows share half and half what is left of a device. Freed bytes
 // are nobody's where all experts are there already.
-bool Layout::offloads() const {
-  if (kv_.selected <= kv_.copies) return false;
-  if (holds_all_experts()) return false;
-  if (kv_crowds()) return true;
-  return offload_pays(offload_of(q_, batch_, kv_.selected - kv_.copies));
+void Layout::decide_rows() {
+  if (kv_.selected <= kv_.copies) return;
+  double slots_there = 0;
+  for (size_t i = 0; i < devices(); ++i) slots_there += static_cast<double>(slots(i));
+  if (devices_hold() && slots_there >= experts()) return;
+  rows_ = price_of_rows(CostModel(q_.model, q_.machine), {.freed_bytes = kv_.selected - kv_.copies,
+                                                          .sequences = static_cast<double>(batch_),
+                                                          .resident = slots_there / experts()});
+  rows_crowd_ = kv_crowds();
+  host_rows_ = rows_crowd_ || rows_.host_pays();
 }
 
 MemoryPlan Layout::plan() const {
@@ -172,7 +155,7 @@ MemoryPlan Layout::plan() const {
   MemoryPlan plan;
   if (q_.machine.cpu.memory_bytes > 0) plan.set_capacity(kHost, whole(q_.machine.cpu.memory_bytes), q_.memory_source);
   if (q_.system_bytes > 0) plan.add(kHost, "operating system", whole(q_.system_bytes));
-  plan.add(kHost, "program", whole(kProgramBytes));
+  plan.add(kHost, "program", kProgramBytes);
   plan.add(kHost, "routed experts", whole(m.routed_bytes()));
   plan.add(kHost, devices() > 0 ? "dense weights, a second copy" : "dense weights", whole(m.dense_bytes()));
   plan.add(kHost, "embedding", whole(m.embedding_bytes));
@@ -248,8 +231,9 @@ DecodeSpeed decode_speed(const BoxQuestion& q, int batch, const Layout& layout) 
   speed.fits = layout.refusal().empty();
   speed.resident = layout.resident();
   speed.hits = expected_hits(speed.resident);
-  const double rows_ns =
-      layout.host_rows() ? spent_on_rows_ns(offload_of(q, batch, layout.kv().selected - layout.kv().copies)) : 0;
+  const double rows_ns = layout.host_rows()
+                             ? copying_rows_ns(CostModel(q.model, q.machine), {.sequences = static_cast<double>(batch)})
+                             : 0;
   const auto rate = [&](bool skewed) {
     const double ns = over_devices(q, layout, [&](const MachineProfile& machine, double resident) {
       const double hits = skewed ? expected_hits(resident) : resident;
@@ -381,6 +365,8 @@ BoxPlan plan_box(const BoxQuestion& q) {
   plan.memory = layout.plan();
   plan.refusal = layout.refusal();
   plan.host_rows = layout.host_rows();
+  plan.rows_crowd = layout.rows_crowd();
+  plan.rows = layout.rows();
   plan.kv_bytes = layout.kv().near + layout.kv().selected;
   plan.device_kv_bytes = layout.device_kv();
   plan.table_on_disk = layout.table_on_disk();

@@ -7,6 +7,7 @@
 
 #include "scheduler/cost/cost_model.h"
 #include "scheduler/cost/expert_cost.h"
+#include "scheduler/kv/residency.h"
 #include "scheduler/plan/memory_plan.h"
 
 namespace thermocline::sched {
@@ -50,6 +51,8 @@ struct BoxPlan {
   MemoryPlan memory;
   std::string refusal;                       // why it does not fit and what would; empty: it fits
   bool host_rows = false;                    // CSA rows of the KV cache are in host memory (--kv-offload)
+  bool rows_crowd = false;                   // on devices they would leave experts less than half: reason enough
+  RowPrice rows;                             // what that is worth; freed_bytes 0: there is nothing to decide
   double kv_bytes = 0, device_kv_bytes = 0;  // of all sequences: everywhere, and of that on devices
   bool table_on_disk = false;                // the model's table of n-grams
   bool kv_crowds = false;                    // on devices it takes more than half of what experts could have

@@ -11,6 +11,9 @@
 
 namespace thermocline::sched {
 
+/// Of the host, beside weights, KV and buffers: tokenizer, requests, connections, code. An estimate.
+inline constexpr uint64_t kProgramBytes = uint64_t{128} << 20;
+
 class MemoryPlan {
  public:
   static constexpr int kHost = -1, kDisk = -2;  // tiers; others are devices, by number

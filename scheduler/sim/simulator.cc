@@ -39,6 +39,7 @@ SimBox::SimBox(const CostModel& cost, const SimOptions& o)
       slots_(cost.model().routed_layer_count(), cost.model().experts, o.slots),
       memory_(cost.model().routed_layer_count(), cost.model().experts, memory_slots(cost, o)),
       costs_(expert_costs(cost)),
+      slack_(static_cast<size_t>(cost.model().routed_layer_count())),
       due_copies_(std::make_shared<int>(0)),
       coming_copies_(std::make_shared<int>(0)) {
   report_.policy = o.policy;
@@ -60,6 +61,7 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
   if (cost.on_device()) {
     const double bus = machine.gpus[0].h2d_bytes_per_second, cpu = 1e9 * m.expert_bytes / cost.expert_cpu_ns(1);
     options.demand_share = bus / (bus + cpu);
+    options.costs = &box->costs_;
   }
   TC_ASSIGN(box->scheduler_,
             SlotScheduler::create(
@@ -186,19 +188,21 @@ void SimBox::routed(int layer) {
   if (predictor_) learn(layer);
   const std::vector<int>& counts = now_running_->counts[static_cast<size_t>(layer)];
   std::vector<Active> here, missing;
-  double device_ns = 0, pairs = 0, hits = 0;
+  LayerBranches branches;
+  double pairs = 0, hits = 0;
   for (int e = 0; e < static_cast<int>(counts.size()); ++e) {
     const int64_t n = counts[static_cast<size_t>(e)];
     if (n == 0) continue;
     const size_t i = slots_.at({layer, e});
     pairs += static_cast<double>(n);
-    if (!cost_.on_device() || !slots_.resident(i)) {
+    const bool resident = cost_.on_device() && slots_.resident(i);
+    branches.add(resident, n, costs_);
+    if (!resident) {
       missing.push_back({e, n});
       continue;
     }
     slots_.use(i);
     here.push_back({e, n});
-    device_ns += costs_.gpu.ns(n);
     hits += static_cast<double>(n);
   }
   if (measured_) {
@@ -207,15 +211,16 @@ void SimBox::routed(int layer) {
     ++report_.layers;
     report_.zero_miss_layers += missing.empty();
     report_.gpu_bytes += cost_.model().expert_bytes * static_cast<double>(here.size());
+    if (!now_running_->prefill) slack_[static_cast<size_t>(layer)].observe(branches, costs_);
   }
   waiting_ = 1;  // this
   std::vector<bool> fetched(missing.size());
   if (cost_.on_device()) {
     for (const size_t i : to_fetch(missing, here)) fetched[i] = true;
     fetch(layer, missing, fetched);
-    if (device_ns > 0) {
+    if (!here.empty()) {
       part_began();
-      devices_.submit(Engine::gpu, device_ns, "experts", [this, layer] { part_ended(layer); });
+      devices_.submit(Engine::gpu, branches.gpu_ns, "experts", [this, layer] { part_ended(layer); });
     }
   }
   std::vector<Active> rest;
@@ -330,6 +335,13 @@ SimReport SimBox::report() const {
   report.ended_fills = static_cast<double>(slots_.ended_fills());
   report.useful_fills = static_cast<double>(slots_.useful_fills());
   report.staging_verdict = referee_.state();
+  for (const LayerSlack& layer : slack_) {
+    const double share = 1 / static_cast<double>(slack_.size());
+    report.slack_ns += share * layer.mean_ns();
+    report.cpu_critical += share * layer.cpu_critical();
+    report.saved_by_one_more_ns += share * layer.saved_ns(costs_);
+    for (size_t i = 0; i < report.missing.size(); ++i) report.missing[i] += share * layer.missing(i);
+  }
   return report;
 }
 

@@ -14,6 +14,7 @@
 #include "scheduler/predict/reliability.h"
 #include "scheduler/sim/devices.h"
 #include "scheduler/sim/expert_slots.h"
+#include "scheduler/stats/slack.h"
 #include "scheduler/trace/trace.h"
 
 namespace thermocline::sched {
@@ -50,6 +51,10 @@ struct SimReport {
   double fills = 0, fetched = 0;  // between steps; by steps
   double ended_fills = 0, useful_fills = 0;
   double layers = 0, zero_miss_layers = 0;
+  /// Of the layers at the end, of steps without prompts: how much longer the CPU's branch takes, in which share of the
+  /// steps it does, what one more resident expert would save, and in which share so many are missing.
+  double slack_ns = 0, cpu_critical = 0, saved_by_one_more_ns = 0;
+  std::array<double, LayerSlack::kBins> missing{};
   double staged = 0, staged_right = 0;  // experts read ahead; those among them that were needed
   Referee::State staging_verdict = Referee::State::testing;
   std::array<double, kEngineNames.size()> busy_ns{};
@@ -119,6 +124,7 @@ class SimBox {
   std::unique_ptr<SlotScheduler> scheduler_;
   std::unique_ptr<ExpertPolicy> memory_policy_;
   ExpertCosts costs_;
+  std::vector<LayerSlack> slack_;
   std::unique_ptr<ExpertPredictor> predictor_;
   Reliability reliability_;
   Referee referee_;

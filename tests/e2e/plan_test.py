@@ -35,6 +35,10 @@ def test_a_box_that_is_described():
     sources = {row["name"]: row["source"] for row in found["hardware"]}
     assert sources["RAM"] == "--ram-size" and sources["cores"] == "--cpu" and "data sheet, 12 x 6000" in sources["RAM read"], sources
     assert sum(row["bytes"] for row in found["memory"] if row["tier"] == "device 0") < 32607 << 20
+    rows = found["csa_rows"]
+    assert found["csa_rows_in_host_memory"] and rows["experts_save_ms"] > rows["copies_take_ms"] > 0 and 2.5e9 < rows["freed_bytes"] < 3.5e9, rows
+    one = plan("--gpu", "5090", *BOX, "--context", 350_000, "--batch", 1)
+    assert not one["csa_rows_in_host_memory"] and 0 < one["csa_rows"]["experts_save_ms"] < one["csa_rows"]["copies_take_ms"], one["csa_rows"]
     experts = next(row["bytes"] for row in found["memory"] if row["owner"] == "routed experts")
     assert abs(experts - 147.2e9) < 0.2e9
     assert found["prefill"]["first_token_seconds"] == pytest.approx(131072 / found["prefill"]["tokens_per_second"])
@@ -50,6 +54,7 @@ def test_text_has_the_numbers_of_the_data():
         assert row["bottleneck"] in text and (f"{rate:.1f}" if rate < 100 else f"{rate:.0f}") in text
     for change in found["what_if"]:
         assert change["change"] in text
+    assert f"{found['csa_rows']['experts_save_ms']:.2f} ms of a step" in text
     assert found["serve"] in text and "DOES NOT FIT" not in text
     assert max(map(len, text.splitlines()[:-2])) < 140, "tables fit a terminal"
 

@@ -65,6 +65,8 @@ def test_a_box_that_is_not_there(tmp_path):
     assert [(row["policy"], row["resident_share"]) for row in rows] == [("static", 0.05), ("value", 0.05), ("static", 0.25), ("value", 0.25)]
     assert rows[2]["hit_rate"] > rows[0]["hit_rate"] and all(row["step_ms"]["p99"] >= row["step_ms"]["p50"] > 0 for row in rows), rows
     assert page.read_text().count("<svg") == 4
+    slack = rows[0]["slack"]
+    assert slack["mean_us"] > 0 and 0 < slack["cpu_critical_share"] <= 1 and abs(sum(slack["missing_experts"]) - 1) < 1e-6, slack
     slow = json.loads(run(*box, "--resident", "0.25", "--policy", "static", "--fault", "cpu:0.5@0s-100s", "--json", "-")[0])
     assert slow[0]["ms_per_step"] > 1.1 * rows[2]["ms_per_step"]
     served = json.loads(run(*box, "--serve", "--policy", "value", "--resident", "0.12", "--serve-requests", 3, "--prompt-tokens", 40, "--answer-tokens", 6, "--json", "-")[0])

@@ -5,6 +5,7 @@
 #include "kernels_gpu/open_device.h"
 #include "runtime/hw/host_memory.h"
 #include "runtime/model/deepseek_v4/config.h"
+#include "scheduler/cost/hardware_presets.h"
 #include "tests/support/long_demo.h"
 #include "tests/support/models.h"
 
@@ -191,6 +192,31 @@ TEST(EngineMemory, RowsMoveToHostMemoryWhereTheDeviceCannotHoldThem) {
   const auto refused = plan(KvOffload::on, little, 1000);
   ASSERT_FALSE(refused);
   EXPECT_NE(refused.error().message.find("--kv-host-memory"), std::string::npos) << refused.error().message;
+}
+
+// Rows and experts want the same bytes: what a CPU takes for what it reads of experts decides.
+TEST(EngineMemory, RowsMoveToHostMemoryWhereExpertsMakeMoreOfTheirBytes) {
+  Known known(2);
+  known.options.max_context = known.exec.max_context = 16384;
+  known.options.kv_below_context = true;
+  known.options.kv_gpu_bytes = 64 << 20;
+  known.options.prefix_cache_bytes = 0;
+  known.options.gpu.experts = -1;
+  const auto plan = [&](uint64_t device_bytes, KvOffload offload, double cpu_bytes_per_second) {
+    known.options.kv_offload = offload;
+    known.options.machine = sched::modest_server();
+    known.options.machine->cpu = sched::cpu_profile({.cores = 1 << 20, .read_bytes_per_second = cpu_bytes_per_second});
+    known.options.machine->gpus[0].sync_ns = 0;
+    const auto devices = gpu::open_devices(gpu::parse_device("simt:1").value(), device_bytes).value();
+    return plan_engine_memory(known.options, known.g, known.loader, {known.pool, known.table}, known.exec, devices,
+                              {64 * kGiB, "a test"})
+        .value();
+  };
+  const uint64_t without_experts = plan(uint64_t{256} << 20, KvOffload::off, 1e9).plan.planned_bytes(0);
+  const uint64_t some = without_experts + (2 << 20), all = uint64_t{256} << 20;
+  EXPECT_GT(plan(some, KvOffload::automatic, 1e8).exec.hot_rows, 0) << "a slow CPU";
+  EXPECT_EQ(plan(some, KvOffload::automatic, 1e14).exec.hot_rows, 0) << "experts are free";
+  EXPECT_EQ(plan(all, KvOffload::automatic, 1e8).exec.hot_rows, 0) << "all experts are there";
 }
 
 TEST(EngineMemory, ASmallBudgetHoldsFewerSequences) {

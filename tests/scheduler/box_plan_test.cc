@@ -157,6 +157,7 @@ TEST(BoxPlan, RowsGoToTheHostWhereTheyCrowdOutExperts) {
   s.context = 1 << 20, s.batch = 8;
   const BoxPlan p = plan(s);
   EXPECT_TRUE(p.host_rows) << "30 GB of rows";
+  EXPECT_TRUE(p.rows_crowd);
   EXPECT_EQ(p.refusal, "");
   EXPECT_LT(p.device_kv_bytes, p.kv_bytes / 3);
   s = kH100;
@@ -166,6 +167,24 @@ TEST(BoxPlan, RowsGoToTheHostWhereTheyCrowdOutExperts) {
   EXPECT_NEAR(small.device_kv_bytes, small.kv_bytes, 1);
 }
 
+// Spec 2.11: one request of 350k tokens keeps its rows on the card, eight of 128k do not.
+TEST(BoxPlan, RowsGoToTheHostWhereExpertsMakeMoreOfTheirBytes) {
+  Case s = k5090;
+  s.context = 350'000;
+  const BoxPlan one = plan(s);
+  EXPECT_FALSE(one.host_rows);
+  EXPECT_FALSE(one.rows_crowd);
+  EXPECT_NEAR(one.rows.freed_bytes / 1e9, 1, 0.15);
+  EXPECT_NEAR(one.rows.saved_ns, 0.07e6, 0.02e6);
+  EXPECT_NEAR(one.rows.spent_ns, 0.22e6, 0.01e6);
+  s.context = 131'072, s.batch = 8;
+  const BoxPlan eight = plan(s);
+  EXPECT_TRUE(eight.host_rows);
+  EXPECT_NEAR(eight.rows.freed_bytes / 1e9, 3.2, 0.2);
+  EXPECT_NEAR(eight.rows.saved_ns, 1.7e6, 0.3e6);
+  EXPECT_NEAR(eight.rows.spent_ns, 0.4e6, 0.1e6);
+}
+
 TEST(BoxPlan, RowsStayWhereAllExpertsAreToo) {
   Case s = k5090;
   s.gpus = {"b200"};
@@ -173,6 +192,7 @@ TEST(BoxPlan, RowsStayWhereAllExpertsAreToo) {
   const BoxPlan p = plan(s);
   EXPECT_EQ(p.decode[0].resident, 1);
   EXPECT_FALSE(p.host_rows);
+  EXPECT_EQ(p.rows.freed_bytes, 0) << "nothing to decide";
 }
 
 TEST(BoxPlan, TwoCardsShareTheLayers) {

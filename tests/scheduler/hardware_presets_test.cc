@@ -83,5 +83,12 @@ TEST(HitCurve, MeetsThePublishedPoints) {
   }
 }
 
+TEST(HardwarePresets, AModestServerStandsForWhatIsNotKnown) {
+  const MachineProfile box = modest_server();
+  EXPECT_EQ(box.cpu.read_bytes_per_second, 100e9);
+  ASSERT_EQ(box.gpus.size(), 1u);
+  EXPECT_EQ(box.gpus[0].h2d_bytes_per_second, 25e9);
+}
+
 }  // namespace
 }  // namespace thermocline::sched

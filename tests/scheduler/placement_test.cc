@@ -9,6 +9,7 @@
 #include <set>
 
 #include "scheduler/cost/expert_cost.h"
+#include "scheduler/stats/slack.h"
 
 namespace thermocline::sched {
 namespace {
@@ -312,6 +313,84 @@ TEST(ExpertCost, APrefixNeverMakesTheLayerSlower) {
     };
     EXPECT_LE(makespan(choose_streamed(missing, resident, c)), makespan({}) * (1 + 1e-9));
   }
+}
+
+// --- slack ---
+
+// 100 ns of the CPU and 30 of the device an expert, 50 for the handover.
+ExpertCosts flat_costs() {
+  ExpertCosts c;
+  c.cpu = ExpertTime({100, 100, 100, 100, 100});
+  c.gpu = ExpertTime({30, 30, 30, 30, 30});
+  c.sync_ns = 50;
+  return c;
+}
+
+LayerBranches branches(int missing, int resident, const ExpertCosts& costs) {
+  LayerBranches step;
+  for (int i = 0; i < missing; ++i) step.add(false, 1, costs);
+  for (int i = 0; i < resident; ++i) step.add(true, 1, costs);
+  return step;
+}
+
+TEST(LayerSlack, IsTheArithmeticOfItsSteps) {
+  const ExpertCosts c = flat_costs();
+  LayerSlack slack;
+  EXPECT_EQ(slack.mean_ns(), 0);
+  EXPECT_EQ(slack.cpu_critical(), 0);
+  for (int i = 0; i < 2000; ++i) slack.observe(branches(i % 4 == 0 ? 0 : i % 4 == 1 ? 1 : 3, 2, c), c);
+  // -60, 90, 290, 290: newer steps count for a little more.
+  EXPECT_NEAR(slack.mean_ns(), 152.5, 3);
+  EXPECT_NEAR(slack.cpu_critical(), 0.75, 0.01);
+  EXPECT_NEAR(slack.missing(0), 0.25, 0.01);
+  EXPECT_NEAR(slack.missing(1), 0.25, 0.01);
+  EXPECT_NEAR(slack.missing(3), 0.5, 0.01);
+  EXPECT_NEAR(slack.only_miss(), 0.25, 0.01);
+  EXPECT_NEAR(slack.saved_ns(c), 0.75 * 100 + 0.25 * 50 - 0.25 * 30, 1.5);
+  slack.observe(branches(50, 0, c), c);
+  EXPECT_GT(slack.missing(LayerSlack::kBins - 1), 0) << "that many and more";
+  LayerSlack busy;
+  busy.observe(branches(1, 6, c), c);
+  EXPECT_EQ(busy.missing(1), 1);
+  EXPECT_EQ(busy.only_miss(), 0) << "the device is not done before the CPU is";
+  EXPECT_NEAR(busy.saved_ns(c), -30, 1e-9);
+}
+
+TEST(LayerSlack, ForgetsByHalfLives) {
+  const ExpertCosts c = flat_costs();
+  LayerSlack slack;
+  for (int i = 0; i < 2000; ++i) slack.observe(branches(4, 0, c), c);
+  EXPECT_NEAR(slack.cpu_critical(), 1, 1e-9);
+  for (int i = 0; i < static_cast<int>(LayerSlack::kHalfLife); ++i) slack.observe(branches(0, 4, c), c);
+  EXPECT_NEAR(slack.cpu_critical(), 0.5, 1e-3);
+  for (int i = 0; i < 2000; ++i) slack.observe(branches(0, 4, c), c);
+  EXPECT_NEAR(slack.saved_ns(c), -30, 1e-6) << "steps wait for the device";
+}
+
+// Twelve residents and one miss keep the device busy for longer than the CPU; twelve misses and one resident do not.
+TEST(ValuePolicy, FillsNothingWhileStepsWaitForTheDevice) {
+  constexpr int kResident = 12;
+  const ExpertCosts c = flat_costs();
+  for (const std::string name : {"value", "eager"})
+    for (const ExpertCosts* known : {&c, static_cast<const ExpertCosts*>(nullptr)}) {
+      Slots slots(1, 48, kResident);
+      auto policy = make(name, {.layers = 1, .experts = 48, .slots = kResident, .demand_share = 1, .costs = known});
+      std::vector<int> residents(kResident), others(kResident);
+      std::iota(residents.begin(), residents.end(), 0);
+      std::iota(others.begin(), others.end(), 24);
+      for (int i = 0; i < 200; ++i) use(*policy, slots, residents);
+      // They are used less and less, a newcomer in every step: it should get a place.
+      std::vector<int> mixed = residents;
+      mixed.push_back(20);
+      for (int i = 0; i < 200; ++i) use(*policy, slots, mixed);
+      residents.pop_back();
+      mixed = residents;
+      mixed.push_back(20);
+      for (int i = 0; i < 200; ++i) use(*policy, slots, mixed);
+      EXPECT_EQ(slots.resident({0, 20}), known == nullptr) << name;
+      for (int i = 0; i < 400; ++i) use(*policy, slots, others);
+      EXPECT_TRUE(slots.resident({0, 24})) << name << ": the CPU is what steps wait for now";
+    }
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "scheduler/sim/serving.h"
 #include "scheduler/trace/synthetic.h"
 
@@ -237,6 +239,26 @@ TEST(Simulate, IsTheSameEveryTimeAndNoiseIsSeeded) {
   EXPECT_GT(simulate(cost, trace, options).value().hit_rate(), a.hit_rate());
   const Trace other = synthesize_trace({.layers = 3, .experts = 16, .top_k = 2}, Workload::one, 1, 2);
   EXPECT_FALSE(simulate(cost, other, options));
+}
+
+// A device at half the CPU's speed with most of the experts: what it would get more makes steps longer.
+TEST(Simulate, NothingIsFilledWhereTheDeviceIsWhatStepsWaitFor) {
+  const ModelCosts m = model();
+  MachineProfile machine = box();
+  const Trace trace =
+      synthesize_trace({.layers = 2, .experts = 16, .top_k = 2, .hash_layers = 0}, Workload::one, 1, 600);
+  const auto run = [&](double device_bytes_per_second) {
+    for (KernelCurve& curve : machine.gpus[0].weights) curve = KernelCurve::roof(device_bytes_per_second, 1e30, 1);
+    return simulate(CostModel(m, machine), trace, {.policy = "eager", .slots = 20, .measure_from = 300}).value();
+  };
+  const SimReport fast = run(1000e9), slow = run(50e9);
+  EXPECT_GT(fast.fills, 10);
+  EXPECT_GT(fast.saved_by_one_more_ns, 0);
+  EXPECT_EQ(slow.fills, 0);
+  EXPECT_LT(slow.saved_by_one_more_ns, 0);
+  EXPECT_LT(slow.slack_ns, fast.slack_ns);
+  EXPECT_LT(slow.cpu_critical, fast.cpu_critical);
+  EXPECT_NEAR(std::accumulate(slow.missing.begin(), slow.missing.end(), 0.0), 1, 1e-9);
 }
 
 TEST(Serving, EveryRequestIsAnsweredAndManyShareSteps) {
