@@ -20,7 +20,7 @@ struct SimFlags {
   double context = 1024, noise = 0, ram_experts = 1;
   uint64_t seed = 1;
   std::string staging;
-  int staged_experts = 3;
+  int staged_experts = 3, read_ahead = 0;
   bool serve = false;
   sched::ServingOptions serving;
 };
@@ -80,6 +80,7 @@ Result<sched::SimOptions> sim_options(const SimFlags& o) {
                             .ram_experts = o.ram_experts,
                             .staging = o.staging,
                             .staged_experts = o.staged_experts,
+                            .read_ahead = o.read_ahead,
                             .noise = o.noise,
                             .seed = o.seed,
                             .recorded_steps = o.html.empty() ? 0 : 1};
@@ -240,6 +241,9 @@ void add_sim(CLI::App& app, Outcome& outcome) {
   command->add_option("--staging", o->staging,
                       "A predictor: the CPU reads guessed experts into its caches while the device is at attention");
   command->add_option("--staged-experts", o->staged_experts, "That its caches hold")->capture_default_str();
+  command
+      ->add_option("--read-ahead", o->read_ahead, "Of the guesses, experts that are read from the disk a layer ahead")
+      ->capture_default_str();
   command->add_option("--noise", o->noise, "Spread of every operation's time (sigma of its logarithm)");
   command->add_option("--fault", o->faults, "An engine that slows down, as cpu:0.5@1s-2s");
   command->add_option("--seed", o->seed, "The same seed gives the same numbers")->capture_default_str();

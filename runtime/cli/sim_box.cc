@@ -96,6 +96,8 @@ Json sim_json(const sched::SimReport& r) {
             {"overlap_share", r.overlap_ns / r.total_ns},
             {"staged_experts", r.staged},
             {"staged_right_share", r.staged > 0 ? r.staged_right / r.staged : 0},
+            {"read_ahead_experts", r.read_ahead},
+            {"read_ahead_right_share", r.read_ahead > 0 ? r.read_ahead_right / r.read_ahead : 0},
             {"staging", r.staging_verdict == sched::Referee::State::on    ? "on"
                         : r.staging_verdict == sched::Referee::State::off ? "off"
                                                                           : "testing"},

@@ -255,7 +255,8 @@ Result<std::unique_ptr<DevicePart>> DevicePart::create(std::unique_ptr<gpu::Devi
   TC_ASSIGN(p.activations_, d.allocate(static_cast<size_t>(s.activations)));
   TC_ASSIGN(p.tables_, d.allocate(static_cast<size_t>(s.tables)));
   TC_ASSIGN(p.host_tables_, d.allocate_pinned(static_cast<size_t>(s.host_tables)));
-  TC_ASSIGN(p.slots_, SlotPool::create(d, layers_of(g, weights, options), static_cast<int>(slots), options.staging));
+  TC_ASSIGN(p.slots_, SlotPool::create(d, std::make_unique<ExpertsInMemory>(layers_of(g, weights, options)),
+                                       static_cast<int>(slots), options.staging));
   TC_ASSIGN(p.host_memory_, d.allocate_pinned(static_cast<size_t>(s.host_memory)));
   TC_ASSIGN(p.flags_, d.allocate_pinned(static_cast<size_t>(s.flags)));
   std::memset(p.flags_.data(), 0, p.flags_.size());

@@ -20,26 +20,22 @@ SlotLayout::SlotLayout(const cpu::ExpertWeights& any) {
   bytes = (bytes + 4095) / 4096 * 4096;
 }
 
-SlotPool::SlotPool(std::vector<const deepseek_v4::LayerWeights*> layers, int slots, int staging)
-    : layers_(std::move(layers)),
-      experts_(static_cast<int>(layers_[0]->experts.size())),
+SlotPool::SlotPool(std::unique_ptr<ExpertStore> store, int slots, int staging)
+    : store_(std::move(store)),
+      experts_(store_->experts()),
       slots_(slots),
       staging_(staging),
-      layout_(layers_[0]->experts[0]),
-      shapes_{layers_[0]->experts[0].w1, layers_[0]->experts[0].w3, layers_[0]->experts[0].w2},
-      mirror_(layers_.size() * layers_[0]->experts.size(), -1),
+      layout_(*store_->find({0, 0})),
+      shapes_{store_->find({0, 0})->w1, store_->find({0, 0})->w3, store_->find({0, 0})->w2},
+      mirror_(static_cast<size_t>(store_->layers() * experts_), -1),
       planned_(mirror_),
       state_(static_cast<size_t>(slots)) {
   for (int slot = slots; slot-- > 0;) free_.push_back(slot);
 }
 
-Result<std::unique_ptr<SlotPool>> SlotPool::create(gpu::Device& device,
-                                                   std::vector<const deepseek_v4::LayerWeights*> layers, int slots,
+Result<std::unique_ptr<SlotPool>> SlotPool::create(gpu::Device& device, std::unique_ptr<ExpertStore> store, int slots,
                                                    int staging) {
-  for (const deepseek_v4::LayerWeights* layer : layers)
-    for (const cpu::ExpertWeights& expert : layer->experts)
-      TC_CHECK_EQ(SlotLayout(expert).bytes, SlotLayout(layers[0]->experts[0]).bytes);
-  std::unique_ptr<SlotPool> pool(new SlotPool(std::move(layers), slots, staging));
+  std::unique_ptr<SlotPool> pool(new SlotPool(std::move(store), slots, staging));
   TC_ASSIGN(pool->copies_, device.new_stream());
   TC_ASSIGN(pool->filled_, device.new_event());
   const size_t table_bytes = pool->mirror_.size() * sizeof(int32_t);
@@ -61,11 +57,14 @@ std::span<const int32_t> SlotPool::step_table(int layer) const {
 
 sched::Residency SlotPool::residency() const {
   const auto free = static_cast<int>(free_.size());
-  return {planned_, static_cast<int>(layers_.size()), experts_, free, planned_residents_};
+  return {planned_, store_->layers(), experts_, free, planned_residents_};
 }
 
 void SlotPool::copy_expert(const ExpertId& id, std::byte* to, gpu::Stream& stream) {
-  const cpu::ExpertWeights& expert = layers_[static_cast<size_t>(id.layer)]->experts[static_cast<size_t>(id.expert)];
+  const cpu::ExpertWeights* const found = store_->find(id);
+  TC_CHECK(found != nullptr, "an expert that is not in host memory");
+  const cpu::ExpertWeights& expert = *found;
+  TC_CHECK_EQ(SlotLayout(expert).bytes, layout_.bytes);
   const cpu::PackedMatrix* const matrices[3] = {&expert.w1, &expert.w3, &expert.w2};
   for (int i = 0; i < 3; ++i) {
     const cpu::PackedMatrix& m = *matrices[i];

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "kernels_gpu/kernels.h"
-#include "runtime/model/deepseek_v4/weights.h"
+#include "runtime/experts/expert_store.h"
 #include "scheduler/placement/expert_policy.h"
 
 namespace thermocline {
@@ -31,10 +31,9 @@ struct SlotLayout {
 
 class SlotPool {
  public:
-  /// `slots` for residents and `staging` beyond them for experts that pass through, of some layers, numbered from 0.
-  /// They outlive the pool. Errors: out_of_memory.
-  static Result<std::unique_ptr<SlotPool>> create(gpu::Device& device,
-                                                  std::vector<const deepseek_v4::LayerWeights*> layers, int slots,
+  /// `slots` for residents and `staging` beyond them for experts that pass through, all of one shape.
+  /// Errors: out_of_memory.
+  static Result<std::unique_ptr<SlotPool>> create(gpu::Device& device, std::unique_ptr<ExpertStore> store, int slots,
                                                   int staging);
 
   ~SlotPool() {
@@ -84,12 +83,12 @@ class SlotPool {
     bool due = false;  // filling: belongs in the next table
   };
 
-  SlotPool(std::vector<const deepseek_v4::LayerWeights*> layers, int slots, int staging);
+  SlotPool(std::unique_ptr<ExpertStore> store, int slots, int staging);
   int32_t& entry(const sched::ExpertId& id) { return mirror_[static_cast<size_t>(id.layer * experts_ + id.expert)]; }
   void copy_expert(const sched::ExpertId& id, std::byte* to, gpu::Stream& stream);
   int take_free(const sched::ExpertId& id);
 
-  const std::vector<const deepseek_v4::LayerWeights*> layers_;
+  const std::unique_ptr<ExpertStore> store_;
   const int experts_, slots_, staging_;
   const SlotLayout layout_;
   const cpu::PackedShape shapes_[3];

@@ -16,11 +16,11 @@ Devices::Devices(EventQueue& events, const MachineProfile& machine, double noise
     for (const double time : {fault.from_ns, fault.to_ns}) events_.at(time, [this] { adjust(); });
 }
 
-void Devices::submit(Engine engine, double ns, const char* what, std::function<void()> done, bool urgent) {
+void Devices::submit(Engine engine, double ns, const char* what, std::function<void()> done, bool urgent, int tag) {
   account();
   if (noise_ > 0) ns *= std::exp(std::normal_distribution<double>(-noise_ * noise_ / 2, noise_)(random_));
   Server& s = server(engine);
-  Operation operation{ns, what, std::move(done)};
+  Operation operation{ns, what, std::move(done), tag};
   if (urgent && s.queue.size() > 1)
     s.queue.insert(s.queue.begin() + 1, std::move(operation));
   else
@@ -28,11 +28,12 @@ void Devices::submit(Engine engine, double ns, const char* what, std::function<v
   if (s.queue.size() == 1) adjust();
 }
 
-void Devices::drop(Engine engine, const char* what) {
+void Devices::drop(Engine engine, const char* what, const std::function<bool(int)>& keep) {
   account();
   Server& s = server(engine);
-  std::erase_if(s.queue, [&](const Operation& operation) { return operation.what == what; });
-  ++s.turn;  // of whoever ran
+  const auto goes = [&](const Operation& operation) { return operation.what == what && !keep(operation.tag); };
+  if (!s.queue.empty() && goes(s.queue.front())) ++s.turn;  // of whoever ran
+  std::erase_if(s.queue, goes);
   adjust();
 }
 

@@ -33,11 +33,12 @@ class Devices {
   Devices(EventQueue& events, const MachineProfile& machine, double noise, uint64_t seed, std::vector<SimFault> faults);
   Devices(const Devices&) = delete;
 
-  /// Queues an operation that takes `ns` at full speed. urgent: before others that wait.
-  void submit(Engine engine, double ns, const char* what, std::function<void()> done, bool urgent = false);
+  /// Queues an operation that takes `ns` at full speed. urgent: before others that wait. tag: its own, for drop().
+  void submit(Engine engine, double ns, const char* what, std::function<void()> done, bool urgent = false, int tag = 0);
   bool idle(Engine engine) const { return server(engine).queue.empty(); }
-  /// Gives up what waits or runs under this name; nobody hears of it.
-  void drop(Engine engine, const char* what);
+  /// Gives up what waits or runs under this name, but for the tags that are to be kept; nobody hears of it.
+  void drop(
+      Engine engine, const char* what, const std::function<bool(int tag)>& keep = [](int) { return false; });
 
   // Since the last reset, up to the last settle:
   double busy_ns(Engine engine) const { return server(engine).busy_ns; }
@@ -52,6 +53,7 @@ class Devices {
     double left_ns = 0;
     const char* what = "";
     std::function<void()> done;
+    int tag = 0;
     double begin_ns = -1;
   };
   struct Server {

@@ -11,6 +11,7 @@ constexpr double kStagedShare = 0.15;  // of its time that an expert takes out o
 constexpr float kLeastChance = 0.05f;  // of a guess that is worth reading
 constexpr int64_t kMostStagedTokens = Referee::kMostTokens;
 constexpr const char* kStaging = "staging";
+constexpr const char* kReadAhead = "read ahead";
 constexpr double kHostJoules = 100e-12, kDeviceJoules = 40e-12, kBusJoules = 60e-12;  // a byte
 
 int memory_slots(const CostModel& cost, const SimOptions& o) {
@@ -50,6 +51,8 @@ SimBox::SimBox(const CostModel& cost, const SimOptions& o)
 Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimOptions& o, const Trace* future) {
   const ModelCosts& m = cost.model();
   const int all = m.experts * m.routed_layer_count();
+  if (o.read_ahead < 0 || (o.read_ahead > 0 && o.staging.empty()))
+    return invalid("--read-ahead should be a number of experts, with --staging to say who guesses them");
   if (o.staged_experts < 1) return invalid("--staged-experts should be at least 1");
   if (o.slots < 0 || o.slots > all)
     return invalid(std::to_string(o.slots) + " slots: the model has " + std::to_string(all) + " experts");
@@ -157,7 +160,9 @@ void SimBox::stage(int layer) {
   int left = o_.staged_experts;
   for (const Guess& guess : guesses_) {
     if (left == 0) return;
-    if (slots_.resident(slots_.at({layer, guess.expert})) || reliability_.measured(guess.p) < kLeastChance) continue;
+    if (slots_.resident(slots_.at({layer, guess.expert})) || !in_memory({layer, guess.expert}) ||
+        reliability_.measured(guess.p) < kLeastChance)
+      continue;
     --left;
     if (measured_) ++report_.staged;
     devices_.submit(Engine::cpu, costs_.cpu.ns(1), kStaging, [this, guess] { staged_[guess.expert] = true; });
@@ -174,8 +179,9 @@ Known SimBox::known_of(int layer) const {
 // The router has spoken.
 void SimBox::learn(int layer) {
   devices_.drop(Engine::cpu, kStaging);
-  if (now_running_->tokens > kMostStagedTokens) return;
   const std::vector<int>& counts = now_running_->counts[static_cast<size_t>(layer)];
+  devices_.drop(Engine::disk, kReadAhead, [&](int expert) { return counts[static_cast<size_t>(expert)] > 0; });
+  if (now_running_->tokens > kMostStagedTokens) return;
   here_.clear();
   for (size_t e = 0; e < counts.size(); ++e)
     if (counts[e] > 0) here_.push_back({static_cast<uint16_t>(e), 0});
@@ -227,6 +233,7 @@ void SimBox::routed(int layer) {
   for (size_t i = 0; i < missing.size(); ++i)
     if (!fetched[i]) rest.push_back(missing[i]);
   if (!rest.empty()) run_on_cpu(layer, rest);
+  read_ahead(layer + 1);
   part_ended(layer);
 }
 
@@ -269,27 +276,61 @@ void SimBox::run_on_cpu(int layer, const std::vector<Active>& missing) {
   double ns = 0;
   part_began();
   auto reads = std::make_shared<int>(1);
+  const double sync = costs_.sync_ns / 2;
   for (const Active& a : missing) {
     const bool staged = predictor_ && staged_[static_cast<size_t>(a.expert)];
     if (measured_) report_.staged_right += staged;
     ns += costs_.cpu.ns(a.tokens) * (staged ? kStagedShare : 1);
-    if (!memory_policy_ || memory_.resident(memory_.at({layer, a.expert}))) continue;
-    ++*reads;
-    read_.push_back({layer, a.expert});
-    if (measured_) report_.disk_bytes += cost_.model().expert_bytes;
   }
   if (measured_) report_.cpu_bytes += cost_.model().expert_bytes * static_cast<double>(missing.size());
-  const double sync = costs_.sync_ns / 2;
   const auto begin = [this, layer, ns, sync, reads] {
     if (--*reads > 0) return;
     devices_.submit(Engine::cpu, ns, "experts",
                     [this, layer, sync] { events_.after(sync, [this, layer] { part_ended(layer); }); });
   };
-  const int disk_reads = *reads - 1;
-  for (int i = 0; i < disk_reads; ++i)
-    devices_.submit(Engine::disk, 1e9 * cost_.model().expert_bytes / cost_.machine().disk.read_bytes_per_second, "read",
-                    begin);
+  for (const Active& a : missing) {
+    if (in_memory({layer, a.expert})) continue;
+    read_.push_back({layer, a.expert});
+    Ahead* const ahead = ahead_ ? &(*ahead_)[static_cast<size_t>(a.expert)] : nullptr;
+    if (ahead && ahead->asked && measured_) ++report_.read_ahead_right;
+    if (ahead && ahead->there) continue;
+    ++*reads;
+    if (ahead && ahead->asked)
+      ahead->awaited = begin;
+    else
+      read_from_disk("read", begin, true);
+  }
   events_.after(sync, begin);
+}
+
+void SimBox::read_from_disk(const char* what, std::function<void()> done, bool urgent, int tag) {
+  if (measured_) report_.disk_bytes += cost_.model().expert_bytes;
+  devices_.submit(Engine::disk, 1e9 * cost_.model().expert_bytes / cost_.machine().disk.read_bytes_per_second, what,
+                  std::move(done), urgent, tag);
+}
+
+// The disk has nothing to do once this layer has what it needs: what the next one will probably need comes in.
+void SimBox::read_ahead(int layer) {
+  ahead_.reset();
+  if (!memory_policy_ || !predictor_ || o_.read_ahead == 0) return;
+  if (layer >= cost_.model().routed_layer_count() || now_running_->tokens > kMostStagedTokens) return;
+  predictor_->guess(layer, known_of(layer), cost_.model().experts_per_token * 2, ahead_guesses_);
+  ahead_ = std::make_shared<std::vector<Ahead>>(static_cast<size_t>(cost_.model().experts));
+  int left = o_.read_ahead;
+  for (const Guess& guess : ahead_guesses_) {
+    if (left == 0) return;
+    const ExpertId id{layer, guess.expert};
+    if (slots_.resident(slots_.at(id)) || in_memory(id)) continue;
+    --left;
+    if (measured_) ++report_.read_ahead;
+    (*ahead_)[guess.expert].asked = true;
+    const auto came = [layer_ahead = ahead_, guess] {
+      Ahead& ahead = (*layer_ahead)[guess.expert];
+      ahead.there = true;
+      if (ahead.awaited) ahead.awaited();
+    };
+    read_from_disk(kReadAhead, came, false, guess.expert);
+  }
 }
 
 void SimBox::part_ended(int layer) {

@@ -32,6 +32,9 @@ struct SimOptions {
   /// attention; empty: nobody. So many of them fit the caches (spec 2.7).
   std::string staging = {};
   int staged_experts = 3;
+  /// The same predictor's guesses of the next layer that are read from the disk while this one runs, behind what is
+  /// needed now; what has not come when the router has spoken is given up (spec 2.12).
+  int read_ahead = 0;
   bool stream_prefill = true;  // a prompt's steps stream their heaviest missing experts
   std::vector<float> profile = {};
   int64_t measure_from = 0;  // tokens of the trace that only warm up
@@ -55,7 +58,8 @@ struct SimReport {
   /// steps it does, what one more resident expert would save, and in which share so many are missing.
   double slack_ns = 0, cpu_critical = 0, saved_by_one_more_ns = 0;
   std::array<double, LayerSlack::kBins> missing{};
-  double staged = 0, staged_right = 0;  // experts read ahead; those among them that were needed
+  double staged = 0, staged_right = 0;          // experts read ahead into caches; those among them that were needed
+  double read_ahead = 0, read_ahead_right = 0;  // the same, from the disk
   Referee::State staging_verdict = Referee::State::testing;
   std::array<double, kEngineNames.size()> busy_ns{};
   double overlap_ns = 0;
@@ -108,7 +112,10 @@ class SimBox {
   void part_began() { ++waiting_; }
   void part_ended(int layer);
   void fetch(int layer, const std::vector<Active>& missing, std::vector<bool>& taken);
+  bool in_memory(const ExpertId& id) const { return !memory_policy_ || memory_.resident(memory_.at(id)); }
   void stage(int layer);
+  void read_ahead(int layer);
+  void read_from_disk(const char* what, std::function<void()> done, bool urgent, int tag = 0);
   Known known_of(int layer) const;
   void learn(int layer);
   void run_on_cpu(int layer, const std::vector<Active>& missing);
@@ -128,9 +135,15 @@ class SimBox {
   std::unique_ptr<ExpertPredictor> predictor_;
   Reliability reliability_;
   Referee referee_;
-  std::vector<Guess> guesses_;
+  std::vector<Guess> guesses_, ahead_guesses_;
   std::vector<TracePick> before_, here_;  // experts of the layer before and of this one
   std::vector<bool> staged_;              // of this layer
+  /// An expert of the next layer that the disk was asked for ahead.
+  struct Ahead {
+    bool asked = false, there = false;
+    std::function<void()> awaited = {};  // by whoever needs it
+  };
+  std::shared_ptr<std::vector<Ahead>> ahead_;  // of the next layer, then of this one; null: nobody was asked
   const StepTokens* now_running_ = nullptr;
   std::vector<ExpertUse> uses_;
   std::vector<ExpertId> fetched_, read_;
