@@ -20,6 +20,40 @@ TEST(StopMatcher, FindsStopsAcrossPiecesAndLosesNothing) {
   EXPECT_EQ(including.push("xENDy", stopped), "xEND");
 }
 
+// With what the machine can do, steps are held against it; without, nobody says anything.
+TEST(StepForecast, SumsWhatWasPredictedAndWhatWasTaken) {
+  const auto tokenizer = Tokenizer::load(test::demo_model()).value();
+  sched::MachineProfile machine;
+  for (sched::KernelCurve& curve : machine.cpu.weights) curve = sched::KernelCurve::roof(1e6, 1e30, 1);  // 1 MB/s
+  machine.cpu.attention_flops_one = machine.cpu.attention_flops_many = 1e30;
+  machine.cpu.index_ops_one = machine.cpu.index_ops_many = 1e30;
+  for (const bool known : {false, true}) {
+    EngineOptions options;
+    options.model = test::demo_model();
+    options.max_isa = test::kModelIsa;
+    options.threads = 2;
+    options.max_context = 256;
+    options.quiet = true;
+    if (known) options.machine = machine;
+    const auto engine = Engine::open(options).value();
+    ASSERT_TRUE(engine->start(*tokenizer).ok());
+    EXPECT_EQ(engine->stats().forecast.steps, 0) << "the loop's own measuring is nobody's step";
+    test::ask(*engine, test::request_of(*tokenizer, test::chat_prompt("Hello"), 4));
+    const ForecastStats forecast = engine->stats().forecast;
+    if (!known) {
+      EXPECT_EQ(forecast.steps, 0);
+      continue;
+    }
+    EXPECT_EQ(forecast.steps, engine->stats().steps);
+    using sched::Phase;
+    EXPECT_GT(forecast.predicted.total, 10 * forecast.measured.total) << "no memory is that slow";
+    EXPECT_GT(forecast.predicted[Phase::experts_cpu], 10 * forecast.measured[Phase::experts_cpu]);
+    EXPECT_EQ(forecast.factors[static_cast<size_t>(Phase::experts_cpu)], sched::Correction::kLeast);
+    EXPECT_EQ(forecast.predicted[Phase::experts_gpu], 0);
+    EXPECT_EQ(forecast.factors[static_cast<size_t>(Phase::experts_gpu)], 1);
+  }
+}
+
 /// Greedy continuations recorded from the published code, token for token, in published and bf16 numerics.
 class Greedy : public ::testing::TestWithParam<Isa> {};
 

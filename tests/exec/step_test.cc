@@ -496,6 +496,92 @@ TEST(Numa, EveryWorkerReadsItsOwnNodesWeightsOnly) {
   }
 }
 
+// Routers asked ahead say what hash layers will choose exactly, what others will choose better than counts could, and
+// change nothing.
+TEST(Step, RoutersCanBeAskedAhead) {
+  class Watch : public StepExecutor::Recorder {
+   public:
+    explicit Watch(const ModelGeometry& g) : g_(g) {}
+    void stepped(const StepInput&, const StepReport& report) override {
+      const RoutedExperts& r = report.routed;
+      ASSERT_EQ(r.guesses, g_.n_activated_experts + 2);
+      for (int layer = 0; layer < g_.n_layers; ++layer)
+        for (int distance = 1; distance <= 2; ++distance)
+          for (int64_t token = 0; token < r.tokens; ++token) look(r, layer, distance, token);
+    }
+    int64_t known = 0, hashed = 0, right[3] = {}, asked[3] = {}, nobody = 0;
+
+   private:
+    void look(const RoutedExperts& r, int layer, int distance, int64_t token) {
+      const auto l = static_cast<size_t>(layer);
+      const std::span<const int32_t> chosen(r.ids[l] + token * r.top_k, static_cast<size_t>(r.top_k)),
+          guesses(r.guess_ids[distance - 1][l] + token * r.guesses, static_cast<size_t>(r.guesses));
+      if (layer < distance) {
+        nobody += std::count(guesses.begin(), guesses.end(), -1) == r.guesses;
+        return;
+      }
+      for (const int32_t e : chosen) {
+        const bool guessed = std::find(guesses.begin(), guesses.end(), e) != guesses.end();
+        (g_.is_hash_layer(layer) ? known : right[distance]) += guessed;
+        ++(g_.is_hash_layer(layer) ? hashed : asked[distance]);
+      }
+    }
+    const ModelGeometry& g_;
+  };
+  const test::TensorFile golden(test::golden("demo/golden.safetensors"));
+  std::vector<int32_t> ids = golden.ids("ids");
+  ids.resize(24);
+  const auto open = [](const std::filesystem::path& trace) {
+    EngineOptions options;
+    options.model = test::demo_model();
+    options.max_isa = test::kModelIsa;
+    options.threads = 2;
+    options.max_context = 256;
+    options.max_chunk = options.max_logit_rows = 8;
+    options.quiet = true;
+    options.record_trace = trace;
+    return Engine::open(options).value();
+  };
+  const std::vector<float> expected = test::run_logits(*open({}), ids, 8).logits;
+  const test::TempDir folder;
+  const std::unique_ptr<Engine> engine = open(folder.path() / "trace");
+  Watch watch(engine->geometry());
+  engine->step().set_recorders({&watch});
+  EXPECT_EQ(test::run_logits(*engine, ids, 8).logits, expected);
+  EXPECT_GT(watch.hashed, 0);
+  EXPECT_EQ(watch.known, watch.hashed);
+  EXPECT_EQ(watch.nobody, 24 * 3);
+  const auto share = [&](int d) { return static_cast<double>(watch.right[d]) / static_cast<double>(watch.asked[d]); };
+  EXPECT_GT(share(1), 0.6);
+  EXPECT_GT(share(1), share(2));
+}
+
+// What a step reports of its own time and of its experts.
+TEST(Step, SaysWhatItWasAt) {
+  const std::unique_ptr<Engine> engine = test::open_engine({.context = 256});
+  const std::unique_ptr<SequenceKv> sequence = engine->driver().new_sequence().value();
+  SequenceKv* const kv = sequence.get();
+  const std::vector<int32_t> ids(20, 7);
+  sched::Batch batch;
+  batch.add(0, 0, ids.data(), 20);
+  batch.logit_rows.push_back(19);
+  const StepReport report = engine->step().run({batch, std::span(&kv, 1)}).value();
+  const ModelGeometry& g = engine->geometry();
+  EXPECT_EQ(report.experts.layers, g.n_layers);
+  EXPECT_EQ(report.experts.pairs, int64_t{20} * g.n_activated_experts * g.n_layers);
+  EXPECT_EQ(report.experts.cpu_pairs, report.experts.pairs);
+  EXPECT_GE(report.experts.experts, int64_t{g.n_activated_experts} * g.n_layers);
+  EXPECT_LE(report.experts.experts, int64_t{g.n_routed_experts} * g.n_layers);
+  double sum = 0;
+  using sched::Phase;
+  for (const Phase phase : {Phase::dense, Phase::attention, Phase::index, Phase::experts_cpu, Phase::head}) {
+    EXPECT_GT(report.time[phase], 0) << static_cast<int>(phase);
+    sum += report.time[phase];
+  }
+  EXPECT_LE(sum, report.time.total);
+  EXPECT_EQ(report.time[Phase::experts_gpu], 0);
+}
+
 TEST(Step, ErrorsLeaveTheSequenceAsItWas) {
   const auto engine = test::open_engine({.folder = test::demo_model()});
   auto sequence = engine->driver().new_sequence().value();

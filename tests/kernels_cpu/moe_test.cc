@@ -1,5 +1,7 @@
 #include "kernels_cpu/moe.h"
 
+#include <atomic>
+
 #include "kernels_cpu/ref/ops.h"
 #include "tests/support/models.h"
 #include "tests/support/packed.h"
@@ -100,6 +102,31 @@ TEST_P(MoeTest, MatchesTheReferenceAndIsBatchInvariant) {
     for (size_t d = 0; d < expected.size(); ++d)
       norm += expected[d] * expected[d], error += (expected[d] - got[d]) * (expected[d] - got[d]);
     EXPECT_LT(std::sqrt(error / norm), 0.01) << "token " << token;  // bf16 results: one in 256 each
+  }
+}
+
+// Nothing but caches changes, so what can be told is what was read whole: all of it, what fits, what time was left for.
+TEST(StageExperts, ReadsInTurnUntilTheCacheIsFullOrTheTimeIsOver) {
+  std::mt19937 random(5);
+  const Layer layer(random);
+  std::vector<const ExpertWeights*> experts;
+  for (const ExpertWeights& e : layer.experts) experts.push_back(&e);
+  const KernelTable table = make_kernel_table(detect_cpu_features(), Isa::amx);
+  for (const int threads : {1, 3, 4}) {
+    WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), threads);
+    const CpuContext cpu{pool, table};
+    const auto never = [] { return false; };
+    EXPECT_EQ(stage_experts(cpu, experts, 1 << 30, never), Layer::kExperts);
+    EXPECT_EQ(stage_experts(cpu, {}, 1 << 30, never), 0);
+    EXPECT_EQ(stage_experts(cpu, experts, 1 << 30, [] { return true; }), 0);
+    EXPECT_EQ(stage_experts(cpu, experts, 1, never), 0);
+    const int64_t two_and_a_half = static_cast<int64_t>(layer.experts[0].bytes()) * 5 / 2;
+    if (threads == 1) {
+      EXPECT_EQ(stage_experts(cpu, experts, two_and_a_half, never), 2);
+    }
+    std::atomic<int> looks = 0;
+    const int some = stage_experts(cpu, experts, 1 << 30, [&] { return ++looks > 12 * threads; });
+    EXPECT_LT(some, Layer::kExperts);
   }
 }
 

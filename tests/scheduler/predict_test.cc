@@ -46,6 +46,32 @@ TEST(Predictors, CoactivationSeesWhatFollows) {
   EXPECT_LT(score_of("popularity", trace, 2).recall, 0.15);
 }
 
+TEST(Predictors, RoutersAskedAheadKnowMoreThanCounts) {
+  const SyntheticOptions o{.layers = 4, .experts = 64, .top_k = 4, .hash_layers = 0, .guesses = 8};
+  const Trace trace = synthesize_trace(o, Workload::one, 1, 600);
+  EXPECT_GT(score_of("router", trace, 4).recall, score_of("router-2", trace, 4).recall + 0.05);
+  EXPECT_GT(score_of("router-2", trace, 4).recall, score_of("popularity", trace, 4).recall + 0.05);
+}
+
+// What a rank is worth is learned; without an answer popularity speaks.
+TEST(Predictors, TheRouterLearnsWhatItsRanksAreWorth) {
+  const auto predictor = make_router_predictor(1, 8);
+  const TracePick said[] = {{2, 0}, {5, 0}, {TracePick::kNobody, 0}}, chosen[] = {{2, 0}};
+  Known known;
+  known.asked[0] = said;
+  std::vector<Guess> out;
+  for (int i = 0; i < 200; ++i) predictor->observe(0, known, chosen);
+  predictor->guess(0, known, 8, out);
+  ASSERT_EQ(out.size(), 2u) << "nobody is no expert";
+  EXPECT_EQ(out[0].expert, 2);
+  EXPECT_GT(out[0].p, 0.95f);
+  EXPECT_EQ(out[1].expert, 5);
+  EXPECT_LT(out[1].p, 0.05f);
+  predictor->guess(0, {}, 1, out);
+  ASSERT_EQ(out.size(), 1u);
+  EXPECT_EQ(out[0].expert, 2) << "used most";
+}
+
 TEST(Predictors, HashLayersAreKnown) {
   const std::vector<int32_t> table = {1, 2, 3, 4, 5, 6};  // one layer, three tokens, two experts each
   const auto predictor = make_hash_predictor(table, 1, 3, 2);

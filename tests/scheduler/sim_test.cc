@@ -52,6 +52,28 @@ SimBox::StepTokens one_token(std::vector<std::vector<int>> experts) {
   return step;
 }
 
+// Of two layers of two experts each none is in memory: a read takes 1 ms. The second layer's are asked for while the
+// first one's come; the wrong one is given up, the right one is waited for.
+TEST(Simulator, ReadsAheadOfTheRouter) {
+  const ModelCosts m = model();
+  MachineProfile machine = box();
+  machine.disk.read_bytes_per_second = 1e9;
+  const CostModel cost(m, machine);
+  const auto time = [&](int read_ahead, std::vector<uint16_t> asked) {
+    SimOptions o{.slots = 0, .ram_experts = 1.0 / 32, .staging = "router", .read_ahead = read_ahead};
+    const auto sim = SimBox::create(cost, o).value();
+    SimBox::StepTokens step = one_token({{14, 15}, {12, 13}});
+    step.asked[0].resize(2);
+    for (const uint16_t e : asked) step.asked[0][1].push_back({e, 0});
+    return sim->step(step, true) / kMs;
+  };
+  const double without = time(0, {12, 13});
+  EXPECT_NEAR(without, 4.08, 0.03) << "four reads, 0.08 of everything else";
+  EXPECT_LT(time(2, {12, 13}), without - 0.02) << "the disk goes on while the first layer is computed";
+  EXPECT_NEAR(time(2, {1, 2}), without, 0.005) << "wrong guesses are in nobody's way";
+  EXPECT_FALSE(SimBox::create(cost, {.read_ahead = 1})) << "somebody has to guess";
+}
+
 TEST(EventQueue, RunsByTimeThenInOrder) {
   EventQueue events;
   std::string order;

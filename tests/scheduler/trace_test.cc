@@ -33,6 +33,29 @@ TEST(Trace, ComesBackAsItWasWritten) {
   EXPECT_TRUE(trace.slice(3, 6).token(0) == trace.token(3));
 }
 
+TEST(Trace, GuessesAreKeptBehindTheChoices) {
+  Trace trace({.model = "m", .layers = 2, .experts = 8, .top_k = 1, .near_misses = 1, .guesses = 2});
+  constexpr uint16_t kNobody = TracePick::kNobody;
+  const TracePick picks[] = {{3, 0}, {1, 0}, {kNobody, 0}, {kNobody, 0}, {kNobody, 0}, {kNobody, 0},
+                             {5, 0}, {6, 0}, {5, 0},       {kNobody, 0}, {6, 0},       {7, 0}};
+  trace.add({}, picks);
+  const Trace back = parse_trace(trace_bytes(trace)).value();
+  EXPECT_TRUE(back == trace);
+  EXPECT_EQ(back.picks(0, 1)[0].expert, 5);
+  EXPECT_EQ(back.near_misses(0, 1)[0].expert, 6);
+  EXPECT_EQ(back.guesses(0, 0, 1)[0].expert, kNobody);
+  EXPECT_EQ(back.guesses(0, 1, 1)[0].expert, 5);
+  EXPECT_EQ(back.guesses(0, 1, 2)[1].expert, 7);
+  std::string bad = trace_bytes(trace);
+  bad[bad.size() - 4] = 9;
+  EXPECT_NE(parse_trace(bad).error().message.find("expert 9 of 8"), std::string::npos);
+  bad[bad.size() - 4] = 6;
+  EXPECT_NE(parse_trace(bad).error().message.find("expert 6 twice in layer 1"), std::string::npos);
+  std::string nobody_chosen = trace_bytes(trace);  // a choice is somebody
+  nobody_chosen.replace(nobody_chosen.size() - 48, 2, "\xff\xff");
+  EXPECT_FALSE(parse_trace(nobody_chosen));
+}
+
 TEST(Trace, ACutRecordingKeepsItsWholeRecords) {
   const Trace trace = synthesize_trace(small(), Workload::one, 1, 5);
   const std::string bytes = trace_bytes(trace);
@@ -89,6 +112,31 @@ TEST(SyntheticRouter, HitsAsThePublishedModel) {
   const std::pair<size_t, double> published[] = {{14, 0.405}, {28, 0.594}, {56, 0.744}, {112, 0.865}, {256, 0.913}};
   for (const auto& [slots, share] : published) EXPECT_NEAR(curve[slots], share, 0.03) << slots;
   EXPECT_NEAR(previous_token_overlap(trace), 0.26, 0.03);
+}
+
+// As many guesses as choices: the demo's routers, asked a layer ahead, named 69 % of the chosen.
+TEST(SyntheticRouter, RoutersAskedAheadAreOffAsTheDemosAre) {
+  const SyntheticOptions o{.layers = 4, .experts = 128, .top_k = 6, .hash_layers = 1, .guesses = 6};
+  const Trace trace = synthesize_trace(o, Workload::one, 1, 300);
+  int64_t right[3] = {}, all = 0, known = 0;
+  for (int64_t i = 0; i < trace.size(); ++i)
+    for (int layer = 1; layer < 4; ++layer)
+      for (const TracePick& pick : trace.picks(i, layer)) {
+        ++all;
+        for (int distance = 1; distance <= 2; ++distance)
+          for (const TracePick& guess : trace.guesses(i, layer, distance))
+            right[distance] += guess.expert == pick.expert;
+      }
+  EXPECT_NEAR(static_cast<double>(right[1]) / static_cast<double>(all), 0.69, 0.06);
+  EXPECT_LT(right[2], right[1]);
+  for (int64_t i = 0; i < trace.size(); ++i) known += trace.guesses(i, 0, 1)[0].expert != TracePick::kNobody;
+  EXPECT_EQ(known, 0) << "nobody is ahead of the first layer";
+  SyntheticOptions without = o;
+  without.guesses = 0;
+  const Trace same = synthesize_trace(without, Workload::one, 1, 300);
+  for (int64_t i = 0; i < trace.size(); ++i)
+    for (int layer = 0; layer < 4; ++layer)
+      for (size_t k = 0; k < 6; ++k) ASSERT_EQ(trace.picks(i, layer)[k].expert, same.picks(i, layer)[k].expert);
 }
 
 TEST(SyntheticRouter, WorkloadsAreWhatTheySay) {
