@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 
+#include "runtime/base/median.h"
 #include "runtime/engine/context_rigs.h"
 #include "runtime/hw/cgroup.h"
 #include "runtime/hw/memory_bandwidth.h"
@@ -17,12 +18,6 @@ using Clock = std::chrono::steady_clock;
 using sched::KernelCurve;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-double middle(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 /// V4-Flash's, or a quarter of its sides.
 struct Shapes {
@@ -53,7 +48,7 @@ struct Task {
   std::function<Status()> prepare;  // outside of the time
   std::function<double()> run;      // returns how many units it did
   std::vector<double> ns_per_unit = {};
-  double ns() const { return middle(ns_per_unit); }
+  double ns() const { return median(ns_per_unit); }
 };
 
 class Calibrator {
@@ -241,8 +236,8 @@ class Calibrator {
       }
       parked.push_back(ns_of(5));
     }
-    out_.profile.cpu.region_ns = middle(spinning);
-    out_.parked_region_ns = middle(parked);
+    out_.profile.cpu.region_ns = median(spinning);
+    out_.parked_region_ns = median(parked);
   }
 
   double rate_of(double (*peak)(int64_t)) const {
