@@ -1,14 +1,13 @@
 #include "runtime/exec/deepseek_v4_gpu_step.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstring>
-#include <thread>
 
 #include <fmt/format.h>
 
 #include "kernels_cpu/ref/ops.h"
+#include "runtime/exec/handover.h"
 #include "runtime/hw/host_memory.h"
 
 namespace thermocline {
@@ -20,11 +19,6 @@ using sched::Segment;
 namespace {
 
 constexpr int kLayersAhead = 4;  // queued before the CPU answers: some 120 launches; CUDA takes about 1,000
-
-uint32_t load_acquire(const uint32_t* p) {
-  return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
-}
-void store_release(uint32_t* p, uint32_t x) { std::atomic_ref<uint32_t>(*p).store(x, std::memory_order_release); }
 
 }  // namespace
 
@@ -402,11 +396,7 @@ void DeepseekV4GpuStep::count_layer(int layer, int64_t tokens, int64_t pairs) {
 // Waits for a layer's flag and computes what it asks for. Errors: the stream's fault, as then no flag will come.
 Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& shape) {
   const DevicePart::Mail mail = part.mail(layer);
-  for (int64_t spins = 1; load_acquire(&mail.flag[1]) != step_number_; ++spins) {
-    __builtin_ia32_pause();
-    if (spins % 1024 == 0) std::this_thread::yield();
-    if (spins % 16384 == 0) TC_RETURN_IF_ERROR(part.stream().status());
-  }
+  TC_RETURN_IF_ERROR(await_flag(part.stream(), mail.flag[1], step_number_));
   const int64_t count = mail.flag[0], k = g_.n_activated_experts;
   clock_.skip();
   if (meddler_) meddler_(layer);
@@ -421,7 +411,7 @@ Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& s
   }
   count_layer(layer, shape.tokens, count);
   compute_pairs(part, layer, shape.tokens, part.host_y());
-  store_release(mail.answer, step_number_);
+  raise_answer(*mail.answer, step_number_);
   return {};
 }
 
