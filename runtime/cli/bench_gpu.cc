@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "kernels_gpu/open_device.h"
-#include "runtime/base/median.h"
+#include "runtime/base/timing.h"
 #include "runtime/cli/command.h"
 #include "runtime/engine/device_rigs.h"
 #include "runtime/engine/machine_info.h"

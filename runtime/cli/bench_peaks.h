@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels_cpu/kernel_table.h"
-#include "runtime/base/median.h"
+#include "runtime/base/timing.h"
 #include "runtime/hw/memory_bandwidth.h"
 
 namespace thermocline::cli {

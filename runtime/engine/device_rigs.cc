@@ -1,15 +1,15 @@
 #include "runtime/engine/device_rigs.h"
 
 #include <algorithm>
-#include <chrono>
+#include <cmath>
 
 #include "kernels_cpu/indexer.h"
+#include "runtime/base/timing.h"
 #include "runtime/kv/kv_store.h"
 
 namespace thermocline {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using gpu::DeviceMatrix;
 using Held = std::vector<gpu::DeviceBuffer>;
 
@@ -29,7 +29,7 @@ Result<double> DeviceRun::seconds() {
   const Clock::time_point start = Clock::now();
   stream_->launch(*graph_);
   TC_RETURN_IF_ERROR(stream_->synchronize());
-  return std::chrono::duration<double>(Clock::now() - start).count();
+  return seconds_since(start);
 }
 
 Result<DeviceRig> DeviceRig::create(gpu::Device& device, const DeviceShapes& shapes) {
@@ -39,7 +39,7 @@ Result<DeviceRig> DeviceRig::create(gpu::Device& device, const DeviceShapes& sha
 }
 
 int64_t DeviceRig::copies_of(double bytes) const {
-  return interpreted() ? 1 : std::clamp<int64_t>(static_cast<int64_t>(kMoreThanCaches / bytes), 2, 64);
+  return interpreted() ? 1 : std::clamp<int64_t>(static_cast<int64_t>(std::ceil(kMoreThanCaches / bytes)), 2, 64);
 }
 
 // Random bytes would be NaN now and then; a pattern of small numbers in every format.
