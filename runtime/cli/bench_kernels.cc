@@ -18,10 +18,6 @@
 namespace thermocline::cli {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 double bound_seconds(const KernelWork& work, const Peaks& p) {
   return std::max({work.bytes / p.read_bandwidth, work.flops / p.flops, work.int8_ops / p.int8_ops});
 }

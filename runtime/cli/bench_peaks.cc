@@ -18,12 +18,6 @@ double rate_of(WorkerPool& pool, double (*peak)(int64_t)) {
 
 }  // namespace
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
 void Peaks::raise(const Peaks& other) {
   read_bandwidth = std::max(read_bandwidth, other.read_bandwidth);
   flops = std::max(flops, other.flops);

@@ -1,14 +1,11 @@
 // What this machine can do, measured in the same process and interleaved with what it judges.
 #pragma once
 
-#include <vector>
-
 #include "kernels_cpu/kernel_table.h"
+#include "runtime/base/timing.h"
 #include "runtime/hw/memory_bandwidth.h"
 
 namespace thermocline::cli {
-
-double median(std::vector<double> values);
 
 struct Peaks {
   double read_bandwidth = 0;  // STREAM read, bytes/s

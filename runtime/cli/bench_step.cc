@@ -179,13 +179,19 @@ double tokens_per_second(const StepRow& row) {
 
 // --- what the cost model says ---
 
-// The profile that a prediction needs: the one named, or the one stored for this box. None where it would not hold.
+// The profile that a prediction needs: the one named, or the one stored for this box, of which the CPU alone computes.
+// None where it would not hold.
 Result<std::optional<sched::MachineProfile>> profile_for(Engine& engine, const BenchOptions& o) {
   if (engine.gpu_step() || engine.options().int8_activations || engine.options().numerics == Numerics::fp32)
     return std::optional<sched::MachineProfile>();
-  if (o.profile_path.empty()) return stored_profile(machine_of(engine));
-  TC_ASSIGN(sched::MachineProfile profile, read_profile(o.profile_path));
-  return std::optional(std::move(profile));
+  std::optional<sched::MachineProfile> profile;
+  if (o.profile_path.empty()) {
+    TC_ASSIGN(profile, stored_profile(machine_of(engine)));
+  } else {
+    TC_ASSIGN(profile, read_profile(o.profile_path));
+  }
+  if (profile) profile->gpus.clear();
+  return profile;
 }
 
 // A prompt's chunks or an answer's steps, each attending to the middle of what it passes.

@@ -67,6 +67,14 @@ Status add_cards(Box& box, const std::vector<std::string>& flags) {
   return {};
 }
 
+void add_calibrated_figures(Box& box) {
+  for (const sched::GpuProfile& gpu : box.machine.gpus) {
+    add_figure(box, Unit::bytes, gpu.name + " memory", gpu.memory_bytes, "calibrated");
+    add_figure(box, Unit::bytes_per_second, gpu.name + " read", gpu.bytes_per_second, "calibrated");
+    add_figure(box, Unit::bytes_per_second, gpu.name + " copies to it", gpu.h2d_bytes_per_second, "calibrated");
+  }
+}
+
 // Cards whose figures are not known count for nothing, and say so.
 void add_own_cards(Box& box) {
   for (const gpu::DeviceInfo& device : gpu::list_devices()) {
@@ -135,7 +143,12 @@ Result<Box> this_box(bool own_cards) {
   } else {
     TC_ASSIGN(box, measured_box());
   }
-  if (own_cards) add_own_cards(box);
+  if (!own_cards)
+    box.machine.gpus.clear();  // others are named
+  else if (box.machine.gpus.empty())
+    add_own_cards(box);
+  else
+    add_calibrated_figures(box);
   const MemoryBudget budget = free_memory();
   set_memory(box, static_cast<double>(budget.bytes), 0, budget.source);
   return box;

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 
+#include "runtime/base/timing.h"
 #include "runtime/engine/context_rigs.h"
 #include "runtime/hw/cgroup.h"
 #include "runtime/hw/memory_bandwidth.h"
@@ -13,16 +13,10 @@
 namespace thermocline {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using sched::KernelCurve;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-double middle(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
+constexpr double kSecondsOfDevices = 25, kShareOfDevices = 0.3;  // for all of them; of what progress counts
+constexpr uint64_t kMostPinnedBytes = uint64_t{512} << 20;
 
 /// V4-Flash's, or a quarter of its sides.
 struct Shapes {
@@ -47,13 +41,20 @@ Shapes shapes_of(bool quick) {
           64};
 }
 
+/// Four times the last-level cache, and a GiB at least; an eighth of the free memory at most.
+uint64_t working_set(const Topology& topology, bool quick) {
+  const uint64_t cache = topology.last_level_cache_bytes,
+                 wanted = quick ? std::max<uint64_t>(64 << 20, cache * 5 / 4) : std::max<uint64_t>(1 << 30, 4 * cache);
+  return std::min(wanted, free_memory().bytes / 8);
+}
+
 /// One number: what is timed, and what came of it in each round.
 struct Task {
   std::string name;
   std::function<Status()> prepare;  // outside of the time
   std::function<double()> run;      // returns how many units it did
   std::vector<double> ns_per_unit = {};
-  double ns() const { return middle(ns_per_unit); }
+  double ns() const { return median(ns_per_unit); }
 };
 
 class Calibrator {
@@ -108,12 +109,9 @@ class Calibrator {
     options_.progress(what, share_);
   }
 
-  /// Four times the last-level cache, and a GiB at least; an eighth of the free memory at most.
   void choose_working_set() {
-    const uint64_t cache = topology_.last_level_cache_bytes, free = free_memory().bytes,
-                   wanted = options_.quick ? std::max<uint64_t>(64 << 20, cache * 5 / 4)
-                                           : std::max<uint64_t>(1 << 30, 4 * cache);
-    bytes_ = std::min(wanted, free / 8);
+    const uint64_t cache = topology_.last_level_cache_bytes;
+    bytes_ = working_set(topology_, options_.quick);
     out_.working_set_bytes = static_cast<double>(bytes_);
     if (bytes_ < 2 * cache && !options_.quick)
       out_.notes.push_back(
@@ -241,8 +239,8 @@ class Calibrator {
       }
       parked.push_back(ns_of(5));
     }
-    out_.profile.cpu.region_ns = middle(spinning);
-    out_.parked_region_ns = middle(parked);
+    out_.profile.cpu.region_ns = median(spinning);
+    out_.parked_region_ns = median(parked);
   }
 
   double rate_of(double (*peak)(int64_t)) const {
@@ -296,6 +294,27 @@ class Calibrator {
   std::unique_ptr<ElementRig> elements_rig_;
 };
 
+// One after the other; in the time for all of them.
+Result<std::vector<DeviceCalibration>> calibrate_devices(const Topology& topology, WorkerPool& pool,
+                                                         const CalibrateOptions& options, double share) {
+  std::vector<DeviceCalibration> out;
+  const auto count = static_cast<double>(options.devices.size());
+  for (const std::unique_ptr<gpu::Device>& device : options.devices) {
+    const uint64_t bytes = device->kind() == gpu::DeviceKind::simt ? 64 << 20 : working_set(topology, options.quick);
+    const auto progress = [&, done = static_cast<double>(out.size())](const std::string& what, double part) {
+      options.progress(device->name() + ", " + what, share * (done + part) / count);
+    };
+    TC_ASSIGN(DeviceCalibration measured, calibrate_device(*device, pool,
+                                                           {.quick = options.quick,
+                                                            .seconds = kSecondsOfDevices / count,
+                                                            .read_bytes = bytes,
+                                                            .pinned_bytes = std::min(bytes, kMostPinnedBytes),
+                                                            .progress = progress}));
+    out.push_back(std::move(measured));
+  }
+  return out;
+}
+
 }  // namespace
 
 int Calibration::saturated_by() const {
@@ -308,7 +327,14 @@ int Calibration::saturated_by() const {
 
 Result<Calibration> calibrate(const Topology& topology, const std::string& cpu_name, const cpu::CpuContext& cpu,
                               const CalibrateOptions& options) {
-  return Calibrator(topology, cpu, options).measure(cpu_name);
+  const double share = options.devices.empty() ? 0 : kShareOfDevices;
+  TC_ASSIGN(std::vector<DeviceCalibration> devices, calibrate_devices(topology, cpu.pool, options, share));
+  CalibrateOptions rest = options;
+  rest.progress = [&](const std::string& what, double part) { options.progress(what, share + (1 - share) * part); };
+  TC_ASSIGN(Calibration out, Calibrator(topology, cpu, rest).measure(cpu_name));
+  for (const DeviceCalibration& device : devices) out.profile.gpus.push_back(device.profile);
+  out.devices = std::move(devices);
+  return out;
 }
 
 }  // namespace thermocline

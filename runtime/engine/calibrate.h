@@ -5,11 +5,14 @@
 
 #include <filesystem>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "kernels_cpu/cpu_context.h"
 #include "runtime/base/result.h"
+#include "runtime/engine/calibrate_device.h"
 #include "scheduler/cost/machine_profile.h"
 
 namespace thermocline {
@@ -17,6 +20,7 @@ namespace thermocline {
 struct CalibrateOptions {
   bool quick = false;                 // small shapes, one round: seconds, and rough
   std::filesystem::path disk_folder;  // read speed of the disk that holds it; empty: not measured
+  std::span<const std::unique_ptr<gpu::Device>> devices = {};
   std::function<void(const std::string& what, double share)> progress = [](const std::string&, double) {};
 };
 
@@ -27,8 +31,9 @@ struct ThreadRate {
 };
 
 struct Calibration {
-  sched::MachineProfile profile;       // without a fingerprint
-  std::vector<ThreadRate> by_threads;  // rising, the last with all workers
+  sched::MachineProfile profile;           // without a fingerprint
+  std::vector<DeviceCalibration> devices;  // as in profile.gpus
+  std::vector<ThreadRate> by_threads;      // rising, the last with all workers
   std::vector<double> by_node;  // bytes a second that each node's workers read of its memory; empty with one node
   double parked_region_ns = 0;  // of a parallel region whose workers sleep
   double peak_flops = 0, peak_int8_ops = 0;  // of the instructions that the kernels use, all workers
@@ -40,8 +45,8 @@ struct Calibration {
   int saturated_by() const;
 };
 
-/// Measures `cpu` with its workers on `topology`. About a minute; less than half of the memory that is free.
-/// Devices are not measured yet: the profile has none. Errors: out_of_memory, io of the disk's folder.
+/// Measures the devices, then `cpu` with its workers on `topology`. About a minute, with devices half a minute more;
+/// less than half of the memory that is free. Errors: out_of_memory, io of the disk's folder, a fault of a device.
 Result<Calibration> calibrate(const Topology& topology, const std::string& cpu_name, const cpu::CpuContext& cpu,
                               const CalibrateOptions& options);
 

@@ -1,14 +1,13 @@
 #include "runtime/exec/deepseek_v4_gpu_step.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstring>
-#include <thread>
 
 #include <fmt/format.h>
 
 #include "kernels_cpu/ref/ops.h"
+#include "runtime/exec/handover.h"
 #include "runtime/hw/host_memory.h"
 
 namespace thermocline {
@@ -20,11 +19,6 @@ using sched::Segment;
 namespace {
 
 constexpr int kLayersAhead = 4;  // queued before the CPU answers: some 120 launches; CUDA takes about 1,000
-
-uint32_t load_acquire(const uint32_t* p) {
-  return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
-}
-void store_release(uint32_t* p, uint32_t x) { std::atomic_ref<uint32_t>(*p).store(x, std::memory_order_release); }
 
 }  // namespace
 
@@ -418,9 +412,9 @@ void DeepseekV4GpuStep::count_layer(int layer, int64_t tokens, int64_t pairs) {
 }
 
 // The device is at attention: as soon as what the layer's router said ahead is here, until its flag is.
-void DeepseekV4GpuStep::prefetch_layer(DevicePart& part, int layer, const uint32_t* flag) {
+void DeepseekV4GpuStep::prefetch_layer(DevicePart& part, int layer, uint32_t& flag) {
   if (layer == part.options().first_layer || layer >= g_.n_layers) return;  // nobody asked
-  const auto stop = [&] { return load_acquire(flag) == step_number_ || !part.stream().status().ok(); };
+  const auto stop = [&] { return flag_is_up(flag, step_number_) || !part.stream().status().ok(); };
   std::span<const int32_t> guesses;
   for (int64_t spins = 1; (guesses = part.asked(layer, step_number_)).empty(); ++spins) {
     if (stop()) return;
@@ -441,12 +435,8 @@ void DeepseekV4GpuStep::prefetch_layer(DevicePart& part, int layer, const uint32
 // Waits for a layer's flag and computes what it asks for. Errors: the stream's fault, as then no flag will come.
 Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& shape) {
   const DevicePart::Mail mail = part.mail(layer);
-  if (shape.asks) prefetch_layer(part, layer, &mail.flag[1]);
-  for (int64_t spins = 1; load_acquire(&mail.flag[1]) != step_number_; ++spins) {
-    __builtin_ia32_pause();
-    if (spins % 1024 == 0) std::this_thread::yield();
-    if (spins % 16384 == 0) TC_RETURN_IF_ERROR(part.stream().status());
-  }
+  if (shape.asks) prefetch_layer(part, layer, mail.flag[1]);
+  TC_RETURN_IF_ERROR(await_flag(part.stream(), mail.flag[1], step_number_));
   const int64_t count = mail.flag[0], k = g_.n_activated_experts;
   clock_.skip();
   if (meddler_) meddler_(layer);
@@ -462,7 +452,7 @@ Status DeepseekV4GpuStep::answer(DevicePart& part, int layer, const StepShape& s
   count_layer(layer, shape.tokens, count);
   prefetch_.missed({ids_.data(), static_cast<size_t>(shape.tokens * k)});
   compute_pairs(part, layer, shape.tokens, part.host_y());
-  store_release(mail.answer, step_number_);
+  raise_answer(*mail.answer, step_number_);
   return {};
 }
 

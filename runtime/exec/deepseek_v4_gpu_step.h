@@ -123,7 +123,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   Status run_graph(const StepShape& shape);
   void queue_decode(DevicePart& part);
   Status answer(DevicePart& part, int layer, const StepShape& shape);
-  void prefetch_layer(DevicePart& part, int layer, const uint32_t* flag);
+  void prefetch_layer(DevicePart& part, int layer, uint32_t& flag);
   std::string_view prefetch_name() const;
   /// Of a layer, by expert: its tokens in the step, and whether the device has it or gets it.
   struct HostSplit {

@@ -1,8 +1,8 @@
 // The mixture of experts of a device's layers: the router, the split between device and CPU, both halves' results.
 #include <algorithm>
-#include <atomic>
 
 #include "runtime/exec/device_part.h"
+#include "runtime/exec/handover.h"
 
 namespace thermocline {
 using gpu::CopyKind;
@@ -51,7 +51,7 @@ void DevicePart::ask_ahead(int index) {
 std::span<const int32_t> DevicePart::asked(int index, uint32_t step) const {
   if (!shape_.asks) return {};
   const int64_t at = index - options_.first_layer, k = g_.n_activated_experts;
-  if (std::atomic_ref<uint32_t>(host_.ahead_steps[at]).load(std::memory_order_acquire) != step) return {};
+  if (!flag_is_up(host_.ahead_steps[at], step)) return {};
   return {host_.ahead_ids + at * std::min(options_.max_tokens, kAskTokens) * k, static_cast<size_t>(shape_.tokens * k)};
 }
 

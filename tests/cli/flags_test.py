@@ -78,6 +78,8 @@ def test_what_does_not_end_by_itself_is_refused_before_it_begins():
         attempt("bench", "kernels", "--only=index", *flags, codes=(1, 2))
     for flags in (["--device=none"], ["--device=x"], ["--device=simt:0"], ["--shapes=x"], ["--repetitions=0"], ["--repetitions=-1"]):
         attempt("bench", "gpu", "--device=simt", "--shapes=tiny", *flags, codes=(1, 2))
+    for flags in (["--device=x"], ["--device="], ["--device=simt:0"], ["--device=cuda:17"], ["--device=none:2"], ["--threads=-1"], ["--max-isa=mmx"], ["--topology=x"], ["--dir=/no/such"], ["--out=/"]):
+        attempt("calibrate", "--quick", *flags, codes=(1, 2))
     for call in ([], ["bench"], ["nonsense"], ["--log-level=x"], ["run"], ["logits", "--model", TINY], ["synth", "--like=demo"], ["--no-such-flag"]):
         attempt(*call, codes=(1, 2))
 

@@ -364,13 +364,35 @@ def test_calibrate_keeps_a_profile_that_bench_step_predicts_from(tmp_path, monke
     assert stored.name == f"machine-{profile['fingerprint']}.json" and stored.stat().st_mode & 0o777 == 0o600, stored
     assert profile["cpu"]["read_bytes_per_second"] > 0 and len(profile["cpu"]["ns_per_byte"]["fp8"]) == len(profile["tokens"]), profile
     assert "predicted t/s" in run(*step)[0]
-    for row in json.loads(run(*step, "--json", "-")[0])["results"]:
+    rows = json.loads(run(*step, "--json", "-")[0])["results"]
+    for row in rows:
         assert row["predicted_tokens_per_second"] > 0 and row["predicted_off_by_percent"] > -100, row
+    # With a card in the profile the CPU alone is predicted as before, and plan takes the card's measure for its own.
+    profile["gpus"] = [{"name": "a card", "memory_bytes": 24e9, "ns_per_byte": {name: [0.001 * n for n in profile["tokens"]] for name in ("bf16", "fp8", "mxfp4")}, "attention_flops": 1e13, "index_ops": 1e13,
+                        "bytes_per_second": 9e11, "kernel_ns": 2000, "h2d_bytes_per_second": 2.5e10, "h2d_ns": 9000, "cpu_read_share_beside_h2d": 0.7, "sync_ns": 20000}]
+    stored.write_text(json.dumps(profile))
+    there = json.loads(run(*step, "--device", "none", "--json", "-")[0])["results"]
+    assert [row["predicted_tokens_per_second"] for row in there] == [row["predicted_tokens_per_second"] for row in rows]
+    cards = [row["source"] for row in json.loads(run("plan", "--model", "demo", "--json")[0])["hardware"] if row["name"] == "a card memory"]
+    assert cards == ["calibrated"], cards
+    assert "a card" not in run("plan", "--model", "demo", "--gpu", "5090")[0]
     stored.write_text("{}")
     out, err = run(*step)
     assert "predicted" not in out and "version is missing" in err, (out, err)
     _, err = run(*step, "--profile", stored, code=1)
     assert str(stored) in err and "version is missing" in err, err
+
+
+def test_calibrate_shows_the_interpreter_and_never_keeps_it_for_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out, err = run("calibrate", "--quick", "--device", "simt")
+    assert "SIMT interpreter 0, experts" in err and "to the CPU and back" in out and "copies to it" in out, (out, err)
+    assert "not stored: the SIMT interpreter" in out and os.listdir(tmp_path) == [], out
+    named = tmp_path / "named.json"
+    out, _ = run("calibrate", "--quick", "--device", "simt", "--out", named)
+    assert f"stored in {named}, of no machine" in out, out
+    profile = json.loads(named.read_text())
+    assert profile["fingerprint"] == "" and [gpu["name"] for gpu in profile["gpus"]] == ["SIMT interpreter 0"], profile
 
 
 def test_doctor_reads_the_machine_it_is_given(tmp_path):

@@ -1,5 +1,5 @@
 // The machine's measure: its file, where it is kept, and the checks of `doctor` over trees as Linux shows them. Nothing
-// here looks at how long something took.
+// here looks at how long something took. A device is the SIMT interpreter.
 #include "runtime/engine/calibrate.h"
 
 #include <sys/stat.h>
@@ -7,6 +7,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "kernels_gpu/open_device.h"
 #include "runtime/engine/doctor.h"
 #include "runtime/engine/machine_profile_json.h"
 #include "runtime/engine/stored_profile.h"
@@ -38,12 +39,15 @@ MachineProfile some_profile() {
   sched::GpuProfile gpu;
   gpu.name = "a card";
   gpu.memory_bytes = 80e9;
-  for (KernelCurve& curve : gpu.weights) curve = KernelCurve::roof(2850e9, 400e12, 4);
-  gpu.attention_flops = gpu.index_ops = 100e12;
+  for (size_t f = 0; f < 3; ++f) gpu.weights[f] = KernelCurve::roof(2850e9, 400e12, 2 / sched::kBytesPerWeight[f]);
+  gpu.attention_flops = 100e12;
+  gpu.index_ops = 90e12;
   gpu.bytes_per_second = 2850e9;
   gpu.kernel_ns = 2000;
   gpu.h2d_bytes_per_second = 52e9;
+  gpu.h2d_ns = 9000;
   gpu.cpu_read_share_beside_h2d = 0.9;
+  gpu.sync_ns = 21000;
   profile.gpus.push_back(gpu);
   profile.disk = {6e9, 1e12};
   return profile;
@@ -56,6 +60,30 @@ TEST(MachineProfileJson, GivesBackWhatItWasGiven) {
   EXPECT_EQ(machine_profile_json(*read), json);
   EXPECT_EQ(read->cpu.weights[2].points(), some_profile().cpu.weights[2].points());
   EXPECT_EQ(read->gpus.size(), 1u);
+}
+
+/// The numbers of a card, to be compared one by one: what a file forgets would otherwise compare equal as 0.
+std::vector<double> numbers_of(const sched::GpuProfile& gpu) {
+  std::vector<double> numbers = {
+      gpu.memory_bytes, gpu.attention_flops,      gpu.index_ops, gpu.bytes_per_second,
+      gpu.kernel_ns,    gpu.h2d_bytes_per_second, gpu.h2d_ns,    gpu.cpu_read_share_beside_h2d,
+      gpu.sync_ns};
+  for (const KernelCurve& curve : gpu.weights)
+    numbers.insert(numbers.end(), curve.points().begin(), curve.points().end());
+  return numbers;
+}
+
+TEST(MachineProfileJson, KeepsEveryFieldOfACard) {
+  const MachineProfile written = some_profile();
+  const MachineProfile read = parse_machine_profile(dump_json(machine_profile_json(written))).value();
+  EXPECT_EQ(read.gpus[0].name, "a card");
+  EXPECT_EQ(numbers_of(read.gpus[0]), numbers_of(written.gpus[0]));
+  const Json whole = machine_profile_json(written);
+  for (const auto& [key, value] : whole["gpus"][0].items()) {
+    Json json = whole;
+    json["gpus"][0].erase(key);
+    EXPECT_EQ(parse_machine_profile(dump_json(json)).error().message, "gpus[0]." + key + " is missing");
+  }
 }
 
 TEST(MachineProfileJson, ErrorsNameTheField) {
@@ -128,7 +156,9 @@ TEST(Calibrate, MeasuresAllOfAProfile) {
   const CpuFeatures features = detect_cpu_features();
   const cpu::KernelTable table = cpu::make_kernel_table(features, Isa::avx2);
   double share = -1;
-  CalibrateOptions options{.quick = true, .disk_folder = dir.path()};
+  const std::vector<std::unique_ptr<gpu::Device>> devices =
+      gpu::open_devices(gpu::parse_device("simt:2").value(), size_t{256} << 20).value();
+  CalibrateOptions options{.quick = true, .disk_folder = dir.path(), .devices = devices};
   options.progress = [&](const std::string&, double now) {
     EXPECT_GE(now, share);
     share = now;
@@ -143,6 +173,25 @@ TEST(Calibrate, MeasuresAllOfAProfile) {
   EXPECT_GT(measured->profile.disk.read_bytes_per_second, 0);
   EXPECT_TRUE(parse_machine_profile(dump_json(machine_profile_json(measured->profile)))) << "every number makes sense";
   EXPECT_TRUE(std::filesystem::is_empty(dir.path())) << "the disk's file is gone";
+  ASSERT_EQ(measured->profile.gpus.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    const sched::GpuProfile& gpu = measured->profile.gpus[i];
+    const DeviceCalibration& device = measured->devices[i];
+    EXPECT_EQ(gpu.name, "SIMT interpreter " + std::to_string(i));
+    EXPECT_EQ(numbers_of(gpu), numbers_of(device.profile));
+    for (const double number : numbers_of(gpu)) EXPECT_TRUE(std::isfinite(number) && number > 0) << number;
+    EXPECT_EQ(gpu.memory_bytes, size_t{256} << 20);
+    EXPECT_LE(gpu.cpu_read_share_beside_h2d, 1);
+    for (const KernelCurve& curve : gpu.weights) {
+      EXPECT_GE(gpu.bytes_per_second, 0.999e9 / curve.points()[0]) << "no kernel reads faster than the memory";
+      EXPECT_GT(curve.points()[9], curve.points()[0]) << "512 tokens against one";
+    }
+    EXPECT_GE(device.sync_p99_ns, gpu.sync_ns);
+    EXPECT_GE(device.parked_sync_p99_ns, device.parked_sync_ns);
+    EXPECT_GT(device.parked_sync_ns, 0);
+    EXPECT_TRUE(device.interpreted);
+    EXPECT_EQ(device.rounds, 1);
+  }
 }
 
 /// A /proc, /sys and /dev of our own.
