@@ -5,9 +5,9 @@
 #include <chrono>
 #include <cmath>
 
-#include "runtime/base/log.h"
 #include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/engine/model_costs.h"
 #include "runtime/engine/stored_profile.h"
@@ -39,6 +39,7 @@ struct StepRow {
   double kv_bytes_per_token = 0;     // read of the KV cache, at the end of a long context
   double bound_tokens_per_second = 0;
   double predicted_tokens_per_second = 0;  // by the cost model; 0: there is no profile of this box
+  ForecastStats forecast = {};             // of the repetitions' steps
 };
 
 /// Seconds and weight bytes of one repetition.
@@ -150,6 +151,7 @@ KvNeed kv_need(Engine& engine, int64_t context) {
 Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow& row, Peaks& peaks) {
   TC_RETURN_IF_ERROR(run_once(engine, row));  // warm-up: page faults, caches
   std::vector<double> bounds;
+  const ForecastStats before = engine.forecast();
   for (int repetition = 0; repetition < o.repetitions; ++repetition) {
     const Peaks now = meter.measure();
     TC_ASSIGN(const Sample sample, run_once(engine, row));
@@ -169,6 +171,7 @@ Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow&
     bounds.push_back(bound_seconds > 0 ? tokens / bound_seconds : 0);
     peaks.raise(now);
   }
+  row.forecast = engine.forecast().since(before);
   row.bound_tokens_per_second = median(bounds);
   return {};
 }
@@ -178,21 +181,6 @@ double tokens_per_second(const StepRow& row) {
 }
 
 // --- what the cost model says ---
-
-// The profile that a prediction needs: the one named, or the one stored for this box, of which the CPU alone computes.
-// None where it would not hold.
-Result<std::optional<sched::MachineProfile>> profile_for(Engine& engine, const BenchOptions& o) {
-  if (engine.gpu_step() || engine.options().int8_activations || engine.options().numerics == Numerics::fp32)
-    return std::optional<sched::MachineProfile>();
-  std::optional<sched::MachineProfile> profile;
-  if (o.profile_path.empty()) {
-    TC_ASSIGN(profile, stored_profile(machine_of(engine)));
-  } else {
-    TC_ASSIGN(profile, read_profile(o.profile_path));
-  }
-  if (profile) profile->gpus.clear();
-  return profile;
-}
 
 // A prompt's chunks or an answer's steps, each attending to the middle of what it passes.
 double predicted_tokens_per_second(const sched::CostModel& model, const StepRow& row, int64_t chunk) {
@@ -209,14 +197,16 @@ double predicted_tokens_per_second(const sched::CostModel& model, const StepRow&
   return 1e9 * tokens / ns;
 }
 
-Status predict_rows(Engine& engine, const BenchOptions& o, std::vector<StepRow>& rows) {
-  TC_ASSIGN(const std::optional<sched::MachineProfile> profile, profile_for(engine, o));
-  if (!profile) return {};
+// Where what the machine can do is known, and holds: of the CPU alone, of exact kernels.
+void predict_rows(Engine& engine, std::vector<StepRow>& rows) {
+  const EngineOptions& o = engine.options();
+  if (!o.machine || engine.gpu_step() || o.int8_activations || o.numerics == Numerics::fp32) return;
+  sched::MachineProfile machine = *o.machine;
+  machine.gpus.clear();
   const sched::ModelCosts costs = model_costs(engine.geometry(), engine.step().options().fp8_rows);
-  const sched::CostModel model(costs, *profile);
+  const sched::CostModel model(costs, machine);
   for (StepRow& row : rows)
-    row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, engine.options().max_chunk);
-  return {};
+    row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, o.max_chunk);
 }
 
 // How far the prediction is above what was measured, in percent.
@@ -224,6 +214,12 @@ double off_by(const StepRow& row) { return 100 * (row.predicted_tokens_per_secon
 
 double share_of(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+std::string name_of(const StepRow& row) {
+  return (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
+         (row.batch > 1 ? " x" + std::to_string(row.batch) : "") +
+         (row.context > 0 ? " @" + std::to_string(row.context) : "");
 }
 
 void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRow>& rows, const Peaks& peaks) {
@@ -241,10 +237,7 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
     fmt::print(
         "| {:<9} | {:<18} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |{}\n",
         kNumericsNames[static_cast<int>(engine.options().numerics)],
-        (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
-            (row.batch > 1 ? " x" + std::to_string(row.batch) : "") +
-            (row.context > 0 ? " @" + std::to_string(row.context) : ""),
-        tokens_per_second(row), (row.bytes_per_token + row.kv_bytes_per_token) / 1e6, row.bound_tokens_per_second,
+        name_of(row), tokens_per_second(row), (row.bytes_per_token + row.kv_bytes_per_token) / 1e6, row.bound_tokens_per_second,
         100 * median(row.shares),
         predicted ? fmt::format(" {:>13.2f} | {:>+5.0f} % |", row.predicted_tokens_per_second, off_by(row)) : "");
   fmt::print(
@@ -253,6 +246,9 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
       o.repetitions);
   if (predicted)
     fmt::print("predicted: by the cost model from the machine's profile, with uniform routing (docs/calibration.md)\n");
+  for (const StepRow& row : rows)
+    if (const std::string line = forecast_line(row.forecast); !line.empty())
+      fmt::print("{}: {}\n", name_of(row), line);
   if (!o.fill_kv.empty())
     fmt::print(
         "@N: rows of a context of N tokens are synthetic; the bound has on top what a token reads or multiplies of "
@@ -283,6 +279,13 @@ Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepR
     if (row.predicted_tokens_per_second > 0) {
       results.back()["predicted_tokens_per_second"] = row.predicted_tokens_per_second;
       results.back()["predicted_off_by_percent"] = off_by(row);
+      Json phases = Json::object();
+      for (size_t i = 0; i < sched::kPhaseNames.size(); ++i)
+        if (row.forecast.measured.phases[i] > 0)
+          phases[sched::kPhaseNames[i]] = {{"ms", row.forecast.measured.phases[i] / 1e6},
+                                           {"predicted_ms", row.forecast.predicted.phases[i] / 1e6}};
+      results.back()["steps"] = row.forecast.steps;
+      results.back()["phases"] = std::move(phases);
     }
   }
   Json document = {{"model", o.model.model()},
@@ -354,15 +357,16 @@ Status bench_step(const BenchOptions& o) {
   if (options.max_sequences > 1 && options.max_context == 0) options.max_context = longest + 1;
   if (!o.fill_kv.empty())
     options.max_context = std::max(options.max_context, *std::max_element(o.fill_kv.begin(), o.fill_kv.end()));
+  options.calibrated = o.profile_path.empty();
+  if (!options.calibrated) {
+    TC_ASSIGN(options.machine, read_profile(o.profile_path));
+  }
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   TC_ASSIGN(std::vector<StepRow> rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
   Peaks peaks;
   for (StepRow& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));
-  if (const Status status = predict_rows(*engine, o, rows); !status.ok()) {
-    if (!o.profile_path.empty()) return status;
-    log_warn("no prediction: {}", status.error().message);
-  }
+  predict_rows(*engine, rows);
   if (o.json_path != "-") print_table(*engine, o, rows, peaks);
   return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks);
 }

@@ -248,6 +248,8 @@ void print_totals(Session& session) {
     fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s", bandwidth / 1e9,
                100 * bandwidth / peak, peak / 1e9);
   fmt::print(stderr, "; {:.0f} MiB of memory at most\n", static_cast<double>(memory) / (1 << 20));
+  if (const std::string line = expert_line(session.engine().stats().experts); !line.empty())
+    fmt::print(stderr, "{}\n", line);
   print_predicted(session, peak, {.prefill = prefill, .decode = decode});
 }
 

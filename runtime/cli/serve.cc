@@ -122,6 +122,7 @@ class Service {
 
   void log_measured() const {
     const EngineStats stats = engine_->stats();
+    if (const std::string line = expert_line(stats.experts); !line.empty()) log_info("{}", line);
     if (stats.forecast.steps == 0) return;
     log_info("{} prompt and {} answer tokens took {:.3f} s of steps", stats.prompt_tokens, stats.answer_tokens,
              stats.step_seconds);

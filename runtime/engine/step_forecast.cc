@@ -3,10 +3,25 @@
 #include "runtime/base/log.h"
 
 namespace thermocline {
+namespace {
+
+constexpr double kWorthSaying = 0.1;  // of a step: less is nobody's trouble
+
+}  // namespace
 
 StepForecast::StepForecast(sched::ModelCosts model, sched::MachineProfile machine)
     : model_(std::move(model)), machine_(std::move(machine)), cost_(model_, machine_) {
   stats_.factors.fill(1);
+}
+
+ForecastStats ForecastStats::since(const ForecastStats& before) const {
+  ForecastStats later = *this;
+  later.steps -= before.steps;
+  for (const auto& [time, gone] : {std::pair(&later.predicted, &before.predicted), {&later.measured, &before.measured}}) {
+    time->total -= gone->total;
+    for (size_t i = 0; i < time->phases.size(); ++i) time->phases[i] -= gone->phases[i];
+  }
+  return later;
 }
 
 void StepForecast::stepped(const StepInput& input, const StepReport& report) {
@@ -38,7 +53,7 @@ void StepForecast::stepped(const StepInput& input, const StepReport& report) {
     if (!(report.time[phase] > 0)) continue;
     stats_.predicted[phase] += predicted[phase];
     stats_.measured[phase] += report.time[phase];
-    if (!correction_.alarmed(phase) || warned_) continue;
+    if (!correction_.alarmed(phase) || warned_ || report.time[phase] < kWorthSaying * report.time.total) continue;
     warned_ = true;
     log_warn(
         "{} has taken {:.0f} % of what was predicted for {} steps: a hot CPU, another program, or a profile of other "

@@ -12,6 +12,9 @@ struct ForecastStats {
   int64_t steps = 0;  // 0: there is no profile of this machine to predict by
   sched::StepTime predicted = {}, measured = {};
   std::array<double, sched::kPhaseNames.size()> factors{};  // of late, measured by predicted (sched::Correction)
+
+  /// Of the steps since then.
+  ForecastStats since(const ForecastStats& before) const;
 };
 
 class StepForecast final : public StepExecutor::Recorder {

@@ -121,6 +121,8 @@ ExpertTraffic DeepseekV4GpuStep::expert_traffic() const {
     traffic.evictions += slots.evictions;
     traffic.fill_bytes += slots.h2d_bytes;
   }
+  for (const std::unique_ptr<sched::SlotScheduler>& scheduler : schedulers_)
+    if (scheduler->moves()) traffic.fill_budget += scheduler->fills_within(gpu_.idle_copies.idle(1));
   return traffic;
 }
 

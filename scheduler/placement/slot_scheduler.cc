@@ -45,10 +45,13 @@ void SlotScheduler::observe(std::span<const int32_t* const> ids, int64_t tokens,
   policy_->observe({uses_, tokens, prefill});
 }
 
+int SlotScheduler::fills_within(double idle_ns) const {
+  return o_.fill_ns > 0 ? static_cast<int>(std::min<double>(o_.max_fills, kShareOfIdle * idle_ns / o_.fill_ns))
+                        : o_.max_fills;
+}
+
 std::vector<Admission> SlotScheduler::plan(const Residency& residency, double idle_ns, int demanded) {
-  double fills = o_.max_fills;
-  if (o_.fill_ns > 0) fills = std::min(fills, kShareOfIdle * idle_ns / o_.fill_ns);
-  return policy_->plan(residency, std::max(static_cast<int>(fills), demanded));
+  return policy_->plan(residency, std::max(fills_within(idle_ns), demanded));
 }
 
 }  // namespace thermocline::sched

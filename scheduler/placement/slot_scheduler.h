@@ -46,6 +46,8 @@ class SlotScheduler {
   /// What moves before the next step. idle_ns: of that time copies disturb nobody. demanded: fills that happen anyway.
   std::vector<Admission> plan(const Residency& residency, double idle_ns, int demanded = 0);
 
+  /// Fills that so much time leaves room for.
+  int fills_within(double idle_ns) const;
   double demand_share() const { return policy_->demand_share(); }
   /// Whether it would ever fill or evict anything where no slot is free.
   bool moves() const { return o_.policy != "static"; }

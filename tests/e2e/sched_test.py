@@ -30,6 +30,25 @@ def test_an_engine_records_what_its_routers_choose(tmp_path):
     assert "--record-trace" in err, err
 
 
+def test_routers_are_asked_ahead(tmp_path):
+    """The trace has what the routers said a layer before; `trace predict` judges it, the simulator acts on it."""
+    trace = tmp_path / "t"
+    run("run", "--model", DEMO, "--prompt", "Tell me a story about the sea", "--max-tokens", 60, "--record-trace", trace)
+    assert json.loads(run("trace", "info", trace, "--json")[0])["guesses"] == 6
+    rows = [line.split("|") for line in run("trace", "predict", trace)[0].splitlines() if "|" in line]
+    named = {row[1].strip(): float(row[3].split()[0]) for row in rows if row[2].strip() == "4"}
+    assert named["router"] > named["router-2"] > named["popularity"], named
+    sim = ["sim", "--model", DEMO, "--trace", trace, "--gpu", "5090", "--ram", "2x4800", "--resident", "0.12", "--json", "-"]
+    staged = json.loads(run(*sim, "--staging", "router")[0])[0]
+    assert staged["staged_experts"] > 0 and staged["staged_right_share"] > 0.4, staged
+    ahead = json.loads(run(*sim, "--staging", "router", "--read-ahead", "2", "--ram-experts", "0.5", "--nvme", "7GB/s")[0])[0]
+    assert ahead["read_ahead_right_share"] > 0.3, ahead
+    _, err = run(*sim[:-2], "--read-ahead", "2", code=1)
+    assert "--staging" in err, err
+    _, err = run("sim", "--model", DEMO, "--trace", DATA / "demo.trace", "--gpu", "5090", "--ram", "2x4800", "--staging", "router", code=1)
+    assert "nobody asked the routers" in err, err
+
+
 def test_token_ids_only_where_somebody_agreed(tmp_path):
     trace = tmp_path / "t"
     run("run", "--model", DEMO, "--prompt", "Hi", "--max-tokens", 2, "--record-trace", trace, "--trace-token-ids")

@@ -109,6 +109,12 @@ TEST(PublishedTensors, ConfigsWeWriteAreRead) {
   EXPECT_EQ(published_geometry("v4-pro", 4, 48).value().n_routed_experts, 48);
   EXPECT_FALSE(published_geometry("v4-pro", 4, 5)) << "a token has 6";
   EXPECT_FALSE(published_geometry("v4-pro", 4, 385));
+  const ModelGeometry odd = published_geometry(test::golden("tiny-odd").string(), 3, 5).value();
+  EXPECT_EQ(odd.dim, 224) << "a folder's own shapes";
+  EXPECT_EQ(odd.n_layers, 3);
+  EXPECT_EQ(odd.n_routed_experts, 5);
+  EXPECT_EQ(odd.n_mtp_layers, 0);
+  EXPECT_FALSE(published_geometry(test::golden("none").string(), 0));
 }
 
 }  // namespace

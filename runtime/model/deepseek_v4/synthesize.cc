@@ -11,6 +11,7 @@
 #include "runtime/hw/uneven_work.h"
 #include "runtime/io/json_document.h"
 #include "runtime/io/progress.h"
+#include "runtime/model/deepseek_v4/config.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/model/deepseek_v4/config.h"
 #include "runtime/model/deepseek_v4/weights.h"
@@ -262,9 +263,14 @@ class ShardStream {
 }  // namespace
 
 Result<ModelGeometry> published_geometry(const std::string& name, int layers, int experts) {
-  if (name != "v4-flash" && name != "v4-pro" && name != "demo")
-    return invalid("--like '" + name + "' is none of v4-flash, v4-pro, demo");
+  const bool folder = name.find('/') != std::string::npos || std::filesystem::is_directory(name);
+  if (!folder && name != "v4-flash" && name != "v4-pro" && name != "demo")
+    return invalid("--like '" + name + "' is none of v4-flash, v4-pro, demo, nor a folder");
   ModelGeometry g = name == "v4-flash" ? flash_geometry() : name == "v4-pro" ? pro_geometry() : demo_geometry();
+  if (folder) {
+    TC_ASSIGN(g, read_config(name));
+    g.n_mtp_layers = 0;
+  }
   if (layers < 0 || layers > g.n_layers)
     return invalid("--layers " + std::to_string(layers) + " is outside 0.." + std::to_string(g.n_layers) +
                    ", the layers of " + name);
