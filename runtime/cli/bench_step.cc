@@ -205,8 +205,7 @@ void predict_rows(Engine& engine, std::vector<StepRow>& rows) {
   machine.gpus.clear();
   const sched::ModelCosts costs = model_costs(engine.geometry(), engine.step().options().fp8_rows);
   const sched::CostModel model(costs, machine);
-  for (StepRow& row : rows)
-    row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, o.max_chunk);
+  for (StepRow& row : rows) row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, o.max_chunk);
 }
 
 // How far the prediction is above what was measured, in percent.
@@ -236,9 +235,8 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
   for (const StepRow& row : rows)
     fmt::print(
         "| {:<9} | {:<18} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |{}\n",
-        kNumericsNames[static_cast<int>(engine.options().numerics)],
-        name_of(row), tokens_per_second(row), (row.bytes_per_token + row.kv_bytes_per_token) / 1e6, row.bound_tokens_per_second,
-        100 * median(row.shares),
+        kNumericsNames[static_cast<int>(engine.options().numerics)], name_of(row), tokens_per_second(row),
+        (row.bytes_per_token + row.kv_bytes_per_token) / 1e6, row.bound_tokens_per_second, 100 * median(row.shares),
         predicted ? fmt::format(" {:>13.2f} | {:>+5.0f} % |", row.predicted_tokens_per_second, off_by(row)) : "");
   fmt::print(
       "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
@@ -247,8 +245,7 @@ void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRo
   if (predicted)
     fmt::print("predicted: by the cost model from the machine's profile, with uniform routing (docs/calibration.md)\n");
   for (const StepRow& row : rows)
-    if (const std::string line = forecast_line(row.forecast); !line.empty())
-      fmt::print("{}: {}\n", name_of(row), line);
+    if (const std::string line = forecast_line(row.forecast); !line.empty()) fmt::print("{}: {}\n", name_of(row), line);
   if (!o.fill_kv.empty())
     fmt::print(
         "@N: rows of a context of N tokens are synthetic; the bound has on top what a token reads or multiplies of "

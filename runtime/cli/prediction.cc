@@ -84,8 +84,8 @@ std::string expert_line(const ExpertTraffic& e) {
   const auto percent = [](int64_t part, int64_t whole) {
     return 100 * static_cast<double>(part) / static_cast<double>(std::max<int64_t>(1, whole));
   };
-  std::string line = fmt::format("experts: {:.0f} % of {} choices in {} slots", percent(e.device_pairs, e.pairs), e.pairs,
-                                 e.slots);
+  std::string line =
+      fmt::format("experts: {:.0f} % of {} choices in {} slots", percent(e.device_pairs, e.pairs), e.pairs, e.slots);
   if (e.fill_budget > 0) line += fmt::format(" ({} fills, {} a step at most)", e.fills, e.fill_budget);
   line += fmt::format(", {:.0f} % of layers without a miss", percent(e.zero_miss_layers, e.layers));
   if (e.staged > 0 || e.prefetch != "off")

@@ -21,7 +21,9 @@ Status synth(const SynthOptions& o) {
 void add_synth(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<SynthOptions>();
   CLI::App* command = app.add_subcommand("synth", "Write a random checkpoint in the published format");
-  command->add_option("--like", o->like, "Whose layer shapes: v4-flash, v4-pro, demo, or those of a folder's config.json")->capture_default_str();
+  command
+      ->add_option("--like", o->like, "Whose layer shapes: v4-flash, v4-pro, demo, or those of a folder's config.json")
+      ->capture_default_str();
   command->add_option("--layers", o->layers, "The first N layers; 0: all")->capture_default_str();
   command->add_option("--experts", o->experts, "Routed experts of a layer, a token has as many as ever; 0: all")
       ->capture_default_str();

@@ -117,8 +117,8 @@ Status trace_synth(const TraceOptions& o) {
   TC_RETURN_IF_ERROR(within("--request-sd", r.request_sd, 0, 100));
   TC_RETURN_IF_ERROR(within("--moment-sd", r.moment_sd, 0, 100));
   TC_RETURN_IF_ERROR(within("--requests", static_cast<double>(o.requests) * r.layers * r.experts, 1, 1 << 28));
-  TC_RETURN_IF_ERROR(
-      within("--tokens", 4.0 * o.requests * o.tokens * r.layers * (r.top_k + r.near_misses + 2 * r.guesses), 1, 1 << 30));
+  TC_RETURN_IF_ERROR(within(
+      "--tokens", 4.0 * o.requests * o.tokens * r.layers * (r.top_k + r.near_misses + 2 * r.guesses), 1, 1 << 30));
   TC_ASSIGN(const sched::Workload workload, sched::parse_workload(o.workload));
   return write_text_file(o.out, trace_bytes(synthesize_trace(r, workload, o.requests, o.tokens, o.cycle)));
 }

@@ -17,7 +17,8 @@ StepForecast::StepForecast(sched::ModelCosts model, sched::MachineProfile machin
 ForecastStats ForecastStats::since(const ForecastStats& before) const {
   ForecastStats later = *this;
   later.steps -= before.steps;
-  for (const auto& [time, gone] : {std::pair(&later.predicted, &before.predicted), {&later.measured, &before.measured}}) {
+  for (const auto& [time, gone] :
+       {std::pair(&later.predicted, &before.predicted), {&later.measured, &before.measured}}) {
     time->total -= gone->total;
     for (size_t i = 0; i < time->phases.size(); ++i) time->phases[i] -= gone->phases[i];
   }

@@ -90,7 +90,8 @@ std::span<const TracePick> SyntheticRouter::next(uint32_t number) {
   const size_t experts = scores_.size(), picked = static_cast<size_t>(header().picks_per_layer());
   size_t token = 0;
   if (o_.hash_layers > 0)
-    token = static_cast<size_t>(std::lower_bound(zipf_.begin(), zipf_.end(), random_.uniform() * zipf_.back()) - zipf_.begin());
+    token = static_cast<size_t>(std::lower_bound(zipf_.begin(), zipf_.end(), random_.uniform() * zipf_.back()) -
+                                zipf_.begin());
   for (size_t layer = 0; layer < static_cast<size_t>(o_.layers); ++layer) {
     const bool hashed = layer < static_cast<size_t>(o_.hash_layers);
     for (size_t e = 0; e < experts; ++e) {

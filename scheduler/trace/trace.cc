@@ -126,8 +126,7 @@ Result<Trace> parse_trace(std::string_view bytes) {
       pick.weight = take<uint16_t>(in);
       trace.picks_.push_back(pick);
       if (may_be_nobody && pick.expert == TracePick::kNobody) continue;
-      if (pick.expert >= h.experts)
-        return "expert " + std::to_string(pick.expert) + " of " + std::to_string(h.experts);
+      if (pick.expert >= h.experts) return "expert " + std::to_string(pick.expert) + " of " + std::to_string(h.experts);
       if (std::exchange(seen[pick.expert], list) == list)
         return "expert " + std::to_string(pick.expert) + " twice in layer " + std::to_string(layer);
     }

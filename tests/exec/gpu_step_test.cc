@@ -407,8 +407,8 @@ TEST(GpuStep, ALongContextIsReadAsOnTheCpu) {
 
 // --- what is read ahead ---
 
-// The same bits with and without, captured or not; what was read ahead is what the routers then chose, more often than luck
-// would have it.
+// The same bits with and without, captured or not; what was read ahead is what the routers then chose, more often than
+// luck would have it.
 TEST(GpuStep, ReadingAheadChangesNoBit) {
   const std::vector<int32_t> ids = small_ids(std::max<int64_t>(4, kTokens / 4));
   const std::unique_ptr<Engine> without = open_engine({.folder = small_model(), .experts = 8});

@@ -11,7 +11,6 @@
 #include "runtime/hw/uneven_work.h"
 #include "runtime/io/json_document.h"
 #include "runtime/io/progress.h"
-#include "runtime/model/deepseek_v4/config.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/model/deepseek_v4/config.h"
 #include "runtime/model/deepseek_v4/weights.h"

@@ -9,9 +9,9 @@
 
 namespace thermocline::deepseek_v4 {
 
-/// The geometry of "v4-flash", "v4-pro", "demo" or a folder's config.json, cut to its first `layers` layers and `experts` routed experts a
-/// layer (0: all), without MTP block. A token reads the same bytes of fewer experts. Errors: read_config's,
-/// invalid_argument for another name, more than the model has, or fewer experts than a token has.
+/// The geometry of "v4-flash", "v4-pro", "demo" or a folder's config.json, cut to its first `layers` layers and
+/// `experts` routed experts a layer (0: all), without MTP block. A token reads the same bytes of fewer experts. Errors:
+/// read_config's, invalid_argument for another name, more than the model has, or fewer experts than a token has.
 Result<ModelGeometry> published_geometry(const std::string& name, int layers, int experts = 0);
 
 struct SynthesizeOptions {
