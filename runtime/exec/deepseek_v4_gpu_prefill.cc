@@ -20,8 +20,15 @@ Status DeepseekV4GpuStep::split_on_host(DevicePart& part, int layer, const StepS
   for (int64_t i = 0; i < shape.tokens * g_.n_activated_experts; ++i)
     ++split.tokens[static_cast<size_t>(part.host_ids(layer)[i])];
   for (size_t e = 0; e < experts; ++e) split.on_device[e] = table[e] >= 0;
-  part.run_wave(layer, 0, table);
-  stream_experts(part, layer, sched::experts_to_stream(gpu_.prefill, split.tokens, split.on_device, costs_), split);
+  const sched::LayerSplit decided = sched::split_layer(gpu_.prefill, split.tokens, split.on_device, costs_);
+  std::vector<int32_t> residents(table.begin(), table.end());
+  for (const int e : decided.returned) {
+    residents[static_cast<size_t>(e)] = -1;
+    split.on_device[static_cast<size_t>(e)] = false;
+  }
+  counters_.returned_experts += static_cast<int64_t>(decided.returned.size());
+  part.run_wave(layer, 0, residents);
+  stream_experts(part, layer, decided.streamed, split);
   run_rest_on_cpu(part, layer, shape, split);
   part.write_streams(layer);
   // host_y and the tables are written again in the next layer.

@@ -93,7 +93,8 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
 
   /// Of all steps so far.
   struct Counters {
-    int64_t pairs = 0, cpu_pairs = 0, streamed_experts = 0, zero_miss_layers = 0, layers = 0, graph_launches = 0;
+    int64_t pairs = 0, cpu_pairs = 0, streamed_experts = 0, returned_experts = 0, zero_miss_layers = 0, layers = 0,
+            graph_launches = 0;
   };
   const Counters& counters() const { return counters_; }
 

@@ -64,24 +64,55 @@ Result<PrefillExperts> parse_prefill_experts(std::string_view name) {
   return invalid("unknown prefill mode '" + std::string(name) + "': use cpu, stream or hybrid");
 }
 
-std::vector<int> experts_to_stream(PrefillExperts mode, std::span<const int64_t> tokens,
-                                   const std::vector<bool>& on_device, const ExpertCosts& costs) {
+namespace {
+
+// Residents with few tokens, the lightest first, while the CPU would end before the device that has them.
+std::vector<int> choose_returned(std::span<const int64_t> tokens, std::vector<int> resident, double device, double cpu,
+                                 const ExpertCosts& costs) {
+  std::stable_sort(resident.begin(), resident.end(),
+                   [&](int a, int b) { return tokens[static_cast<size_t>(a)] < tokens[static_cast<size_t>(b)]; });
+  std::vector<int> returned;
+  for (const int e : resident) {
+    const int64_t n = tokens[static_cast<size_t>(e)];
+    const double on_device = device - costs.gpu.ns(n), on_cpu = (cpu > 0 ? cpu : costs.sync_ns) + costs.cpu.ns(n);
+    if (std::max(on_device, on_cpu) >= std::max(device, cpu)) break;
+    device = on_device;
+    cpu = on_cpu;
+    returned.push_back(e);
+  }
+  return returned;
+}
+
+}  // namespace
+
+LayerSplit split_layer(PrefillExperts mode, std::span<const int64_t> tokens, const std::vector<bool>& on_device,
+                       const ExpertCosts& costs) {
+  LayerSplit split;
+  if (mode == PrefillExperts::cpu) return split;
   std::vector<int64_t> missing_tokens, resident_tokens;
-  std::vector<int> missing;
+  std::vector<int> missing, resident;
   for (size_t e = 0; e < tokens.size(); ++e) {
     if (tokens[e] == 0) continue;
     (on_device[e] ? resident_tokens : missing_tokens).push_back(tokens[e]);
-    if (!on_device[e]) missing.push_back(static_cast<int>(e));
+    (on_device[e] ? resident : missing).push_back(static_cast<int>(e));
   }
-  if (mode == PrefillExperts::cpu) return {};
-  if (mode == PrefillExperts::hybrid) {
-    std::vector<int> chosen = choose_streamed(missing_tokens, resident_tokens, costs);
-    for (int& i : chosen) i = missing[static_cast<size_t>(i)];
-    return chosen;
+  if (mode == PrefillExperts::stream) {
+    std::stable_sort(missing.begin(), missing.end(),
+                     [&](int a, int b) { return tokens[static_cast<size_t>(a)] > tokens[static_cast<size_t>(b)]; });
+    split.streamed = std::move(missing);
+    return split;
   }
-  std::stable_sort(missing.begin(), missing.end(),
-                   [&](int a, int b) { return tokens[static_cast<size_t>(a)] > tokens[static_cast<size_t>(b)]; });
-  return missing;
+  double device = 0, cpu = missing.empty() ? 0 : costs.sync_ns;
+  for (const int64_t n : resident_tokens) device += costs.gpu.ns(n);
+  for (const int64_t n : missing_tokens) cpu += costs.cpu.ns(n);
+  for (const int i : choose_streamed(missing_tokens, resident_tokens, costs)) {
+    const int64_t n = missing_tokens[static_cast<size_t>(i)];
+    split.streamed.push_back(missing[static_cast<size_t>(i)]);
+    device += costs.gpu.ns(n);
+    cpu -= costs.cpu.ns(n);
+  }
+  if (split.streamed.empty()) split.returned = choose_returned(tokens, std::move(resident), device, cpu, costs);
+  return split;
 }
 
 }  // namespace thermocline::sched

@@ -56,10 +56,15 @@ constexpr std::array<const char*, 3> kPrefillExpertsNames = {"cpu", "stream", "h
 /// Errors: invalid_argument, with the names there are.
 Result<PrefillExperts> parse_prefill_experts(std::string_view name);
 
-/// The missing experts of a layer that go to the device, in the order they do.
+/// Who computes what of a prefill layer, where not everybody computes what is his.
+struct LayerSplit {
+  std::vector<int> streamed;  // missing experts that go to the device, in the order they do
+  std::vector<int> returned;  // light residents that the CPU takes over from a device that would end last
+};
+/// Source: spec/scheduler.md 2.8.
 ///   tokens     of every expert of the layer
 ///   on_device  whether the device has it
-std::vector<int> experts_to_stream(PrefillExperts mode, std::span<const int64_t> tokens,
-                                   const std::vector<bool>& on_device, const ExpertCosts& costs);
+LayerSplit split_layer(PrefillExperts mode, std::span<const int64_t> tokens, const std::vector<bool>& on_device,
+                       const ExpertCosts& costs);
 
 }  // namespace thermocline::sched

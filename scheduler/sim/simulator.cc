@@ -196,12 +196,17 @@ void SimBox::routed(int layer) {
   std::vector<Active> here, missing;
   LayerBranches branches;
   double pairs = 0, hits = 0;
+  std::vector<bool> on_device(counts.size());
+  for (size_t e = 0; e < counts.size(); ++e)
+    on_device[e] = cost_.on_device() && slots_.resident(slots_.at({layer, static_cast<int>(e)}));
+  const LayerSplit split = split_of(counts, on_device);
+  for (const int e : split.returned) on_device[static_cast<size_t>(e)] = false;
   for (int e = 0; e < static_cast<int>(counts.size()); ++e) {
     const int64_t n = counts[static_cast<size_t>(e)];
     if (n == 0) continue;
     const size_t i = slots_.at({layer, e});
     pairs += static_cast<double>(n);
-    const bool resident = cost_.on_device() && slots_.resident(i);
+    const bool resident = on_device[static_cast<size_t>(e)];
     branches.add(resident, n, costs_);
     if (!resident) {
       missing.push_back({e, n});
@@ -222,7 +227,7 @@ void SimBox::routed(int layer) {
   waiting_ = 1;  // this
   std::vector<bool> fetched(missing.size());
   if (cost_.on_device()) {
-    for (const size_t i : to_fetch(missing, here)) fetched[i] = true;
+    for (const size_t i : to_fetch(missing, split)) fetched[i] = true;
     fetch(layer, missing, fetched);
     if (!here.empty()) {
       part_began();
@@ -237,14 +242,19 @@ void SimBox::routed(int layer) {
   part_ended(layer);
 }
 
-// Of a prompt's step those that end soonest so; else what the policy asks for.
-std::vector<size_t> SimBox::to_fetch(const std::vector<Active>& missing, const std::vector<Active>& here) {
+// Of a prompt's step: those that end soonest so.
+LayerSplit SimBox::split_of(const std::vector<int>& counts, const std::vector<bool>& on_device) const {
+  if (!cost_.on_device() || !now_running_->prefill || !o_.stream_prefill) return {};
+  return split_layer(PrefillExperts::hybrid, std::vector<int64_t>(counts.begin(), counts.end()), on_device, costs_);
+}
+
+// Which of `missing` the step itself brings to the device: a prompt's by the split, else what the policy asks for.
+std::vector<size_t> SimBox::to_fetch(const std::vector<Active>& missing, const LayerSplit& split) {
   std::vector<size_t> chosen;
   if (now_running_->prefill && o_.stream_prefill) {
-    std::vector<int64_t> missing_tokens, here_tokens;
-    for (const Active& a : missing) missing_tokens.push_back(a.tokens);
-    for (const Active& a : here) here_tokens.push_back(a.tokens);
-    for (const int i : choose_streamed(missing_tokens, here_tokens, costs_)) chosen.push_back(static_cast<size_t>(i));
+    for (const int e : split.streamed)
+      for (size_t i = 0; i < missing.size(); ++i)
+        if (missing[i].expert == e) chosen.push_back(i);
     return chosen;
   }
   carried_fetches_ += scheduler_->demand_share() * static_cast<double>(missing.size());

@@ -119,7 +119,8 @@ class SimBox {
   Known known_of(int layer) const;
   void learn(int layer);
   void run_on_cpu(int layer, const std::vector<Active>& missing);
-  std::vector<size_t> to_fetch(const std::vector<Active>& missing, const std::vector<Active>& here);
+  LayerSplit split_of(const std::vector<int>& counts, const std::vector<bool>& on_device) const;
+  std::vector<size_t> to_fetch(const std::vector<Active>& missing, const LayerSplit& split);
   void decide(double step_ns, double cpu_ns);
 
   const CostModel& cost_;

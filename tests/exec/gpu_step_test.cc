@@ -567,6 +567,13 @@ TEST(GpuStep, StreamedAndHybridPrefillAgreeWithTheCpu) {
     }
     if (mode == sched::PrefillExperts::hybrid) {
       EXPECT_GT(step.counters().cpu_pairs, 0);
+      EXPECT_EQ(step.counters().returned_experts, 0);
+      // A device that is slow at everything keeps nothing.
+      step.set_costs({sched::ExpertTime({1, 1, 1, 1, 1}), sched::ExpertTime({1e4, 1e4, 1e4, 1e4, 1e4}), 1e9, 0});
+      const int64_t cpu_pairs = step.counters().cpu_pairs;
+      EXPECT_LT(kl(expected, test::run_logits(*engine, ids, chunk).logits, vocab).mean, 1e-5);
+      EXPECT_GT(step.counters().returned_experts, 0);
+      EXPECT_GT(step.counters().cpu_pairs - cpu_pairs, cpu_pairs);
     }
   }
 #endif

@@ -101,11 +101,24 @@ TEST(IdleCopies, AreOfTheBucket) {
 TEST(PrefillExperts, StreamTakesTheHeaviestFirst) {
   const std::vector<int64_t> tokens = {4, 0, 9, 4, 7};
   const std::vector<bool> on_device = {false, false, false, false, true};
-  EXPECT_EQ(experts_to_stream(PrefillExperts::stream, tokens, on_device, {}), (std::vector<int>{2, 0, 3}));
-  EXPECT_TRUE(experts_to_stream(PrefillExperts::cpu, tokens, on_device, {}).empty());
+  EXPECT_EQ(split_layer(PrefillExperts::stream, tokens, on_device, {}).streamed, (std::vector<int>{2, 0, 3}));
+  EXPECT_TRUE(split_layer(PrefillExperts::cpu, tokens, on_device, {}).streamed.empty());
   ExpertCosts costs{ExpertTime({100, 800, 3200, 12800, 51200}), ExpertTime({1, 1, 1, 1, 1}), 500, 0};
-  EXPECT_EQ(experts_to_stream(PrefillExperts::hybrid, tokens, on_device, costs), (std::vector<int>{2}))
+  EXPECT_EQ(split_layer(PrefillExperts::hybrid, tokens, on_device, costs).streamed, (std::vector<int>{2}))
       << "the copy of the heaviest hides behind the others";
+}
+
+// A device that would end last gives its lightest residents back; one that waits for the CPU anyway keeps them.
+TEST(PrefillExperts, LightResidentsGoBackToAnIdleCpu) {
+  const std::vector<int64_t> tokens = {40, 2, 3, 0, 1};
+  const std::vector<bool> all(5, true);
+  const auto flat = [](double ns) { return ExpertTime({ns, ns, ns, ns, ns}); };
+  const LayerSplit slow_device = split_layer(PrefillExperts::hybrid, tokens, all, {flat(50), flat(100), 1000, 20});
+  EXPECT_EQ(slow_device.returned, (std::vector<int>{4, 1, 2}))
+      << "400 and 0; 300 and 70; 200 and 120; 100 and 170; no more: 0 and 220";
+  EXPECT_TRUE(slow_device.streamed.empty());
+  EXPECT_TRUE(split_layer(PrefillExperts::hybrid, tokens, all, {flat(1000), flat(100), 1000, 20}).returned.empty());
+  EXPECT_TRUE(split_layer(PrefillExperts::stream, tokens, all, {flat(50), flat(100), 1000, 20}).returned.empty());
 }
 
 }  // namespace
