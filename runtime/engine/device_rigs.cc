@@ -270,7 +270,8 @@ Result<DeviceRun> DeviceRig::index(int64_t tokens, int64_t keys) {
   args.scores = {scores, {tokens, keys}};
   args.ratio = kIndexRatio;
   args.topk = s_.topk;
-  const KernelWork each{static_cast<double>(tokens * keys / cpu::kKeyGroup * group_bytes),
+  const int64_t key_bytes = tokens * (keys / cpu::kKeyGroup) * group_bytes;
+  const KernelWork each{static_cast<double>(key_bytes),
                         2.0 * static_cast<double>(tokens * keys * s_.index_heads * s_.index_dim), 0};
   return capture(std::move(run), 4, each, [&](int64_t) {
     device_->kernels().index_scores(*stream_, args);

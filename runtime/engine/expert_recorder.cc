@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <exception>
 
 #include <unistd.h>
 
@@ -28,10 +29,14 @@ Result<std::unique_ptr<ExpertRecorder>> ExpertRecorder::open(const Options& opti
 }
 
 ExpertRecorder::~ExpertRecorder() {
-  if (file_) log_info("{} tokens recorded in {}", tokens_, options_.trace.string());
-  if (options_.profile.empty() || step_ == 0) return;
-  if (const Status saved = save_expert_profile(options_.profile, counts_); !saved.ok())
-    log_warn("the expert profile: {}", saved.error().message);
+  try {
+    if (file_) log_info("{} tokens recorded in {}", tokens_, options_.trace.string());
+    if (options_.profile.empty() || step_ == 0) return;
+    if (const Status saved = save_expert_profile(options_.profile, counts_); !saved.ok())
+      log_warn("the expert profile: {}", saved.error().message);
+  } catch (const std::exception& e) {  // no memory left for the text
+    std::fprintf(stderr, "the expert profile is not saved: %s\n", e.what());
+  }
 }
 
 void ExpertRecorder::stepped(const StepInput& input, const StepReport& report) {
