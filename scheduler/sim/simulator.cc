@@ -73,7 +73,9 @@ Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimO
   if (options.slots < all) {
     if (machine.disk.read_bytes_per_second <= 0)
       return invalid("host memory does not hold all experts, and there is no disk to read the others from");
-    box->memory_policy_ = make_freetoken_policy(options);
+    // Below what one token reads, whatever came last goes before it is needed again: those that are there stay.
+    const bool below_a_token = options.slots < m.experts_per_token * m.routed_layer_count();
+    box->memory_policy_ = below_a_token ? make_static_policy(options) : make_freetoken_policy(options);
   }
   for (const PredictorInfo& info : predictors())
     if (info.name == o.staging) box->predictor_ = info.make(m.routed_layer_count(), m.experts);
