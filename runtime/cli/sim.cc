@@ -65,14 +65,14 @@ Result<sched::Trace> trace_of(const SimFlags& o, const sched::ModelCosts& m, dou
   TC_ASSIGN(const sched::Workload workload, sched::parse_workload(o.workload));
   if (o.requests < 1 || o.tokens < 2 || static_cast<int64_t>(o.requests) * o.tokens > 1'000'000)
     return invalid("--requests times --tokens should be 2 to 1,000,000");
-  return synthesize_trace({.layers = m.routed_layer_count(),
-                           .experts = m.experts,
-                           .top_k = m.experts_per_token,
-                           .hash_layers = m.hash_layer_count(),
-                           .guesses = o.staging.starts_with("router") ? 2 * m.experts_per_token : 0,
-                           .seed = o.seed},
-                          workload, o.requests, o.tokens,
-                          static_cast<int>(share * m.experts) + 2 * m.experts_per_token);
+  return synthesize_trace(
+      {.layers = m.routed_layer_count(),
+       .experts = m.experts,
+       .top_k = m.experts_per_token,
+       .hash_layers = m.hash_layer_count(),
+       .guesses = o.staging.starts_with("router") ? std::min(2 * m.experts_per_token, m.experts) : 0,
+       .seed = o.seed},
+      workload, o.requests, o.tokens, static_cast<int>(share * m.experts) + 2 * m.experts_per_token);
 }
 
 Result<sched::SimOptions> sim_options(const SimFlags& o) {

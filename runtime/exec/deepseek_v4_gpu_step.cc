@@ -416,12 +416,14 @@ void DeepseekV4GpuStep::count_layer(int layer, int64_t tokens, int64_t pairs) {
 // The device is at attention: as soon as what the layer's router said ahead is here, until its flag is.
 void DeepseekV4GpuStep::prefetch_layer(DevicePart& part, int layer, uint32_t& flag) {
   if (layer == part.options().first_layer || layer >= g_.n_layers) return;  // nobody asked
-  const auto stop = [&] { return flag_is_up(flag, step_number_) || !part.stream().status().ok(); };
+  // All workers call it, and often: it does not ask the stream, which is this thread's, and whose driver has a lock.
+  const auto stop = [&] { return flag_is_up(flag, step_number_); };
   std::span<const int32_t> guesses;
   for (int64_t spins = 1; (guesses = part.asked(layer, step_number_)).empty(); ++spins) {
     if (stop()) return;
     __builtin_ia32_pause();
     if (spins % 1024 == 0) std::this_thread::yield();
+    if (spins % 16384 == 0 && !part.stream().status().ok()) return;  // no flag will come
   }
   const std::span<const int32_t> table = part.slots().step_table(layer - part.options().first_layer);
   // The likeliest of every token, then the second ones.

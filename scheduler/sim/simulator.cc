@@ -408,9 +408,9 @@ std::vector<std::vector<TracePick>> asked_of(const Trace& trace, int64_t first, 
     std::vector<TracePick>& said = asked[static_cast<size_t>(layer)];
     for (size_t rank = 0; rank < static_cast<size_t>(h.guesses); ++rank)
       for (int64_t i = first; i < last; ++i) {
-        const TracePick guess = trace.guesses(i, layer, distance)[rank];
-        if (guess.expert != TracePick::kNobody && std::find(said.begin(), said.end(), guess) == said.end())
-          said.push_back(guess);
+        const uint16_t expert = trace.guesses(i, layer, distance)[rank].expert;
+        if (expert != TracePick::kNobody && std::find(said.begin(), said.end(), TracePick{expert, 0}) == said.end())
+          said.push_back({expert, 0});
       }
   }
   return asked;

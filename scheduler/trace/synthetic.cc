@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "runtime/base/check.h"
 #include "runtime/base/number_formats.h"
 
 namespace thermocline::sched {
@@ -35,6 +36,7 @@ SyntheticRouter::SyntheticRouter(const SyntheticOptions& o)
       ahead_(o.seed + 0x5bd1e995),
       scores_(static_cast<size_t>(o.experts)),
       ahead_scores_(scores_.size()) {
+  TC_CHECK(o.top_k + o.near_misses <= o.experts && o.guesses <= o.experts);
   model_.resize(static_cast<size_t>(o.layers) * o.experts);
   for (float& score : model_) score = o.model_sd * random_.normal();
   if (o.hash_layers > 0) zipf_.resize(static_cast<size_t>(o.vocabulary));

@@ -49,6 +49,14 @@ def test_routers_are_asked_ahead(tmp_path):
     assert "nobody asked the routers" in err, err
 
 
+def test_routers_of_few_experts_are_asked_ahead(tmp_path):
+    """Twice a token's experts are guessed, and no more than there are."""
+    config = json.loads((DATA.parent / "plan" / "deepseek_v3.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4, "n_routed_experts": 20, "num_experts_per_tok": 20}))
+    rows = json.loads(run("sim", "--model", tmp_path, "--gpu", "5090", "--ram", "2x4800", "--tokens", 20, "--policy", "static", "--resident", "0.1", "--staging", "router", "--json", "-")[0])
+    assert rows[0]["staged_experts"] > 0, rows
+
+
 def test_token_ids_only_where_somebody_agreed(tmp_path):
     trace = tmp_path / "t"
     run("run", "--model", DEMO, "--prompt", "Hi", "--max-tokens", 2, "--record-trace", trace, "--trace-token-ids")

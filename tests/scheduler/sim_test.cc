@@ -74,6 +74,31 @@ TEST(Simulator, ReadsAheadOfTheRouter) {
   EXPECT_FALSE(SimBox::create(cost, {.read_ahead = 1})) << "somebody has to guess";
 }
 
+// Guesses have no weight; what a file says there makes nobody guess an expert twice, and no read count twice.
+TEST(Simulator, WeightsOfGuessesMeanNothing) {
+  const ModelCosts m = model();
+  MachineProfile machine = box();
+  machine.disk.read_bytes_per_second = 1e9;
+  const auto run = [&](uint16_t weight) {
+    Trace trace({.model = "m", .layers = 2, .experts = 16, .top_k = 2, .guesses = 2});
+    for (uint32_t step = 0; step < 20; ++step)
+      for (uint32_t request = 0; request < 2; ++request) {
+        const uint16_t e = static_cast<uint16_t>(3 * step % 12), w = static_cast<uint16_t>(weight * request);
+        const TracePick nobody{TracePick::kNobody, 0}, a{e, 0}, b{static_cast<uint16_t>(e + 1), 0},
+            c{static_cast<uint16_t>(e + 2 + request), 0};
+        const TracePick picks[] = {a, b, nobody, nobody, nobody, nobody, a, c, {e, w}, {b.expert, w}, nobody, nobody};
+        trace.add({.step = step, .request = request, .position = step, .phase = TracePhase::decode}, picks);
+      }
+    return simulate({m, machine}, trace, {.slots = 0, .ram_experts = 1.0 / 32, .staging = "router", .read_ahead = 4})
+        .value();
+  };
+  const SimReport none = run(0), some = run(1);
+  EXPECT_GT(none.read_ahead, 0);
+  EXPECT_EQ(some.read_ahead, none.read_ahead);
+  EXPECT_EQ(some.disk_bytes, none.disk_bytes);
+  EXPECT_EQ(some.total_ns, none.total_ns);
+}
+
 TEST(EventQueue, RunsByTimeThenInOrder) {
   EventQueue events;
   std::string order;
