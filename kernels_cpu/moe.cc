@@ -271,31 +271,43 @@ void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, co
   layer.down_pairs(out);
 }
 
-// A worker's share is what it would have if these were all active: of each expert when there are more experts than
-// workers, else of its rows.
+// Each worker reads what it would have if these were the step's active experts: its part of all gates and ups, then its
+// rows of every down.
 int stage_experts(const CpuContext& cpu, std::span<const ExpertWeights* const> experts, int64_t most_bytes,
                   const std::function<bool()>& stop) {
-  std::atomic<int> whole{static_cast<int>(experts.size())};
+  std::vector<std::atomic<int64_t>> read(experts.size());
+  const auto count = static_cast<int64_t>(experts.size());
   cpu.pool.run([&](int worker) {
     int64_t left = most_bytes;
-    int done = 0;
-    for (const ExpertWeights* expert : experts) {
-      bool go_on = true;
-      for (const PackedMatrix* w : {&expert->w1, &expert->w3, &expert->w2}) {
-        const auto range_of = [&](int64_t) { return GroupRange{w, 0, w->row_groups(), 1}; };
-        for_own_groups(
-            cpu.pool, worker, 1, w == &expert->w2 ? 1 : kMoeUnit, range_of, [&](int64_t, int64_t first, int64_t last) {
-              const RowGroup rows = w->row_group(first);
-              go_on = go_on && prefetch_plane(rows.tiles, (last - first) * w->group_tile_bytes(), left, stop) &&
-                      prefetch_plane(rows.scales, (last - first) * w->group_scale_bytes(), left, stop);
-            });
-      }
-      if (!go_on) break;
-      ++done;
-    }
-    for (int seen = whole; seen > done && !whole.compare_exchange_weak(seen, done);) {
+    bool go_on = true;
+    const auto stage = [&](int64_t expert, const PackedMatrix& w, int64_t first, int64_t last) {
+      if (!go_on) return;
+      const RowGroup rows = w.row_group(first);
+      const int64_t tiles = (last - first) * w.group_tile_bytes(), scales = (last - first) * w.group_scale_bytes();
+      go_on = prefetch_plane(rows.tiles, tiles, left, stop) && prefetch_plane(rows.scales, scales, left, stop);
+      if (go_on) read[static_cast<size_t>(expert)] += last - first;
+    };
+    const auto gate_of = [&](int64_t i) {
+      const PackedMatrix& w1 = experts[static_cast<size_t>(i)]->w1;
+      return GroupRange{&w1, 0, w1.row_groups(), group_cost(w1, 1)};
+    };
+    for_own_groups(cpu.pool, worker, count, kMoeUnit, gate_of, [&](int64_t i, int64_t first, int64_t last) {
+      stage(i, experts[static_cast<size_t>(i)]->w1, first, last);
+      stage(i, experts[static_cast<size_t>(i)]->w3, first, last);
+    });
+    for (int64_t i = 0; i < count; ++i) {
+      const PackedMatrix& w2 = experts[static_cast<size_t>(i)]->w2;
+      for_own_groups(
+          cpu.pool, worker, 1, 1,
+          [&](int64_t) {
+            return GroupRange{&w2, 0, w2.row_groups(), 1};
+          },
+          [&](int64_t, int64_t first, int64_t last) { stage(i, w2, first, last); });
     }
   });
+  int whole = 0;
+  for (size_t i = 0; i < experts.size(); ++i)
+    whole += read[i] == experts[i]->w1.row_groups() + experts[i]->w3.row_groups() + experts[i]->w2.row_groups();
   return whole;
 }
 

@@ -73,10 +73,12 @@ void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, co
                TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
                MoeWorkspace& workspace, bf16* out);
 
-/// Reads what the workers would need of experts that will probably be asked for into their L2 caches, in the order
-/// given, until a worker has read `most_bytes` or `stop` (called by all workers, often) says that the time is over.
-/// Changes nothing but the caches. Returns the experts of which every worker read its share. Source:
-/// spec/scheduler.md 2.7.
+/// Reads what the workers would need of experts that will probably be asked for into their L2 caches, each its own
+/// share of moe() with these experts, until it has read `most_bytes` or `stop` (called by all workers, often) says that
+/// the time is over. Changes nothing but the caches. With other experts beside them the shares move: what a neighbour
+/// read lies in a shared cache then, at best.
+///   experts  by rising id, as moe() takes them
+/// Returns how many were read whole. Source: spec/scheduler.md 2.7.
 int stage_experts(const CpuContext& cpu, std::span<const ExpertWeights* const> experts, int64_t most_bytes,
                   const std::function<bool()>& stop);
 

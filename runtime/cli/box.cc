@@ -76,8 +76,11 @@ void add_calibrated_figures(Box& box) {
 }
 
 // Cards whose figures are not known count for nothing, and say so.
-void add_own_cards(Box& box) {
-  for (const gpu::DeviceInfo& device : gpu::list_devices()) {
+// Those behind the first `known` ones.
+void add_own_cards(Box& box, size_t known) {
+  const std::vector<gpu::DeviceInfo> devices = gpu::list_devices();
+  for (size_t i = known; i < devices.size(); ++i) {
+    const gpu::DeviceInfo& device = devices[i];
     const auto bytes = static_cast<double>(device.memory_bytes);
     if (const sched::GpuSheet* const sheet = sched::gpu_sheet_of_device(device.name))
       add_card(box, *sheet, bytes, "its driver");
@@ -143,12 +146,12 @@ Result<Box> this_box(bool own_cards) {
   } else {
     TC_ASSIGN(box, measured_box());
   }
-  if (!own_cards)
+  if (!own_cards) {
     box.machine.gpus.clear();  // others are named
-  else if (box.machine.gpus.empty())
-    add_own_cards(box);
-  else
-    add_calibrated_figures(box);
+  } else {
+    if (!box.machine.gpus.empty()) add_calibrated_figures(box);
+    add_own_cards(box, box.machine.gpus.size());  // those that were not measured
+  }
   const MemoryBudget budget = free_memory();
   set_memory(box, static_cast<double>(budget.bytes), 0, budget.source);
   return box;

@@ -68,8 +68,9 @@ std::string forecast_line(const ForecastStats& f) {
   std::sort(phases.begin(), phases.end(),
             [&](sched::Phase a, sched::Phase b) { return f.measured[a] > f.measured[b]; });
   const auto ms = [&](double ns) { return ns / 1e6 / static_cast<double>(f.steps); };
-  std::string line = fmt::format("a step took {:.1f} ms, {:.0f} % of predicted", ms(f.measured.total),
-                                 100 * f.measured.total / f.predicted.total);
+  std::string line =
+      fmt::format("a step took {:.1f} ms, {:.0f} % of predicted, {:.0f} as corrected", ms(f.measured.total),
+                  100 * f.measured.total / f.predicted.total, 100 * f.measured.total / f.corrected_ns);
   const char* before = ": ";
   for (const sched::Phase phase : phases) {
     line += fmt::format("{}{} {:.1f} ms {:.0f} %", std::exchange(before, ", "),
@@ -89,8 +90,8 @@ std::string expert_line(const ExpertTraffic& e) {
   if (e.fill_budget > 0) line += fmt::format(" ({} fills, {} a step at most)", e.fills, e.fill_budget);
   line += fmt::format(", {:.0f} % of layers without a miss", percent(e.zero_miss_layers, e.layers));
   if (e.staged > 0 || e.prefetch != "off")
-    line += fmt::format("; read ahead: {}, {}, {:.0f} % of them needed", e.prefetch, e.staged,
-                        percent(e.staged_right, e.staged));
+    line += fmt::format("; read ahead: {}, {}, {:.0f} % of them whole, {:.0f} % needed", e.prefetch, e.staged,
+                        percent(e.staged_whole, e.staged), percent(e.staged_right, e.staged));
   return line;
 }
 

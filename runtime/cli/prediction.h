@@ -25,12 +25,12 @@ std::string prediction_line(const Prediction& prediction);
 /// The same and "; measured: prefill 93 %, decode 104 % of it". What was not measured is 0, and left out.
 std::string prediction_line(const Prediction& prediction, const Prediction& measured);
 
-/// "a step took 72.1 ms, 97 % of predicted: experts (CPU) 41.0 ms 95 %, dense ..", the longest first; empty where
-/// nothing was predicted.
+/// "a step took 72.1 ms, 97 % of predicted, 100 as corrected: experts (CPU) 41.0 ms 95 %, dense ..", the longest first;
+/// empty where nothing was predicted.
 std::string forecast_line(const ForecastStats& forecast);
 
 /// "experts: 37 % of 1,204 choices in 96 slots (12 fills, 16 a step at most), 8 % of layers without a miss; read ahead:
-/// testing, 310, 71 % of them needed"; empty without a device.
+/// testing, 310, 84 % of them whole, 71 % needed"; empty without a device.
 std::string expert_line(const ExpertTraffic& experts);
 
 }  // namespace thermocline::cli

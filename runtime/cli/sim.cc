@@ -63,6 +63,9 @@ Result<std::vector<std::string>> policies_of(const SimFlags& o) {
 Result<sched::Trace> trace_of(const SimFlags& o, const sched::ModelCosts& m, double share) {
   if (!o.trace.empty()) return read_trace(o.trace);
   TC_ASSIGN(const sched::Workload workload, sched::parse_workload(o.workload));
+  const int64_t tables = int64_t{1} * o.requests * m.routed_layer_count() * m.experts;
+  if (tables > 1 << 26)
+    return invalid("--requests times the model's experts are " + std::to_string(tables) + ": 2^26 at most");
   if (o.requests < 1 || o.tokens < 2 || static_cast<int64_t>(o.requests) * o.tokens > 1'000'000)
     return invalid("--requests times --tokens should be 2 to 1,000,000");
   return synthesize_trace(

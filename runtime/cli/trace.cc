@@ -131,13 +131,15 @@ Status trace_predict(const TraceOptions& o) {
       "| {:<12} | guesses a layer | of the chosen, guessed | of the guesses, chosen |\n"
       "| ------------ | --------------: | ---------------------: | ---------------------: |\n",
       "predictor");
-  for (const sched::PredictorInfo& info : sched::predictors())
+  for (const sched::PredictorInfo& info : sched::predictors()) {
+    if (info.name.starts_with("router") && h.guesses == 0) continue;  // nobody asked them
     for (const int guesses : {h.top_k, 2 * h.top_k}) {
       const std::unique_ptr<sched::ExpertPredictor> predictor = info.make(h.layers, h.experts);
       const sched::PredictorScore s = score(*predictor, trace, std::min(guesses, h.experts));
       fmt::print("| {:<12} | {:15} | {:20.1f} % | {:20.1f} % |\n", info.name, guesses, 100 * s.recall,
                  100 * s.precision);
     }
+  }
   return {};
 }
 

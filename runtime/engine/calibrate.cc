@@ -304,13 +304,14 @@ Result<std::vector<DeviceCalibration>> calibrate_devices(const Topology& topolog
     const auto progress = [&, done = static_cast<double>(out.size())](const std::string& what, double part) {
       options.progress(device->name() + ", " + what, share * (done + part) / count);
     };
-    TC_ASSIGN(DeviceCalibration measured, calibrate_device(*device, pool,
-                                                           {.quick = options.quick,
-                                                            .seconds = kSecondsOfDevices / count,
-                                                            .read_bytes = bytes,
-                                                            .pinned_bytes = std::min(bytes, kMostPinnedBytes),
-                                                            .progress = progress}));
-    out.push_back(std::move(measured));
+    Result<DeviceCalibration> measured = calibrate_device(*device, pool,
+                                                          {.quick = options.quick,
+                                                           .seconds = kSecondsOfDevices / count,
+                                                           .read_bytes = bytes,
+                                                           .pinned_bytes = std::min(bytes, kMostPinnedBytes),
+                                                           .progress = progress});
+    if (!measured) return std::move(measured).error().with(device->name() + " (--device none measures the CPU alone)");
+    out.push_back(std::move(*measured));
   }
   return out;
 }

@@ -40,7 +40,8 @@ int near_misses(const ModelGeometry& g, const EngineOptions& o) {
 
 // Experts that a trace keeps of a router asked ahead.
 int guesses(const ModelGeometry& g, const EngineOptions& o) {
-  return o.record_trace.empty() ? 0 : std::min(g.n_activated_experts + 2, g.n_routed_experts);
+  constexpr int kMost = 64;  // that a trace keeps
+  return o.record_trace.empty() ? 0 : std::min({g.n_activated_experts + 2, g.n_routed_experts, kMost});
 }
 
 }  // namespace
@@ -101,7 +102,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   }
   if (o.kv_dtype == KvDtype::bf16 && !devices.empty())
     return invalid("devices keep the KV cache in FP8, exactly: leave out --kv-cache-dtype bf16, or use --device none");
-  if (!devices.empty()) engine->settle_prefetch(*devices[0]);
+  engine->interpreted_ = !devices.empty() && devices[0]->kind() == gpu::DeviceKind::simt;
+  if (!devices.empty()) engine->settle_prefetch();
   TC_ASSIGN(const EngineMemory memory,
             plan_engine_memory(o, engine->geometry_, loader, cpu, wanted, devices, free_memory()));
   log_debug("memory\n{}", memory.plan.to_string());
@@ -202,10 +204,9 @@ Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
 
 // A worker's own cache beside what it works on. In the interpreter the device's attention is the CPU's own work:
 // nothing to be had but what a test asks for.
-void Engine::settle_prefetch(const gpu::Device& device) {
+void Engine::settle_prefetch() {
   ExpertPrefetch::Options& prefetch = options_.gpu.prefetch;
-  if (prefetch.mode == ExpertPrefetch::Mode::automatic && device.kind() == gpu::DeviceKind::simt)
-    prefetch.mode = ExpertPrefetch::Mode::off;
+  if (prefetch.mode == ExpertPrefetch::Mode::automatic && interpreted_) prefetch.mode = ExpertPrefetch::Mode::off;
   constexpr uint64_t kUsualCache = 1 << 20;
   const uint64_t cache = topology_.core_cache_bytes > 0 ? topology_.core_cache_bytes : kUsualCache;
   if (prefetch.worker_bytes == 0) prefetch.worker_bytes = static_cast<int64_t>(cache / 4 * 3);
@@ -213,7 +214,7 @@ void Engine::settle_prefetch(const gpu::Device& device) {
 
 // What steps on devices would otherwise have to measure or to guess.
 void Engine::know_costs() {
-  if (!options_.machine || options_.machine->gpus.empty()) return;
+  if (!options_.machine || options_.machine->gpus.empty() || interpreted_) return;
   const sched::ModelCosts model = model_costs(geometry_, true);
   const sched::CostModel cost(model, *options_.machine);
   options_.gpu.costs = sched::expert_costs(cost);
@@ -225,7 +226,7 @@ void Engine::open_forecast() {
   if (!options_.machine || options_.int8_activations || options_.numerics == Numerics::fp32) return;
   sched::MachineProfile box = *options_.machine;
   if (!gpu_step_) box.gpus.clear();
-  if (gpu_step_ && box.gpus.empty()) return;
+  if (gpu_step_ && (box.gpus.empty() || interpreted_)) return;
   forecast_ = std::make_unique<StepForecast>(model_costs(geometry_, step_->options().fp8_rows), std::move(box));
 }
 

@@ -127,7 +127,7 @@ class Engine {
   Status open_disk();
   Status open_recorder(bool on_cpu);
   void know_costs();
-  void settle_prefetch(const gpu::Device& device);
+  void settle_prefetch();
   void open_forecast();
   std::vector<StepExecutor::Recorder*> recorders() const;
   StepLoop& loop() const {
@@ -147,6 +147,7 @@ class Engine {
   std::unique_ptr<StepForecast> forecast_;
   std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
+  bool interpreted_ = false;               // its devices: what cards do says nothing of them
   std::unique_ptr<StepDriver> driver_;
   std::unique_ptr<NvmeTier> kv_disk_;
   std::string cache_identity_;      // where there is a disk

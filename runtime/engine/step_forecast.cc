@@ -17,6 +17,7 @@ StepForecast::StepForecast(sched::ModelCosts model, sched::MachineProfile machin
 ForecastStats ForecastStats::since(const ForecastStats& before) const {
   ForecastStats later = *this;
   later.steps -= before.steps;
+  later.corrected_ns -= before.corrected_ns;
   for (const auto& [time, gone] :
        {std::pair(&later.predicted, &before.predicted), {&later.measured, &before.measured}}) {
     time->total -= gone->total;
@@ -44,6 +45,7 @@ void StepForecast::stepped(const StepInput& input, const StepReport& report) {
     predicted.total -= predicted[sched::Phase::head];
     predicted[sched::Phase::head] = 0;
   }
+  stats_.corrected_ns += correction_.corrected(predicted).total;
   correction_.observe(predicted, report.time);
   ++stats_.steps;
   stats_.predicted.total += predicted.total;

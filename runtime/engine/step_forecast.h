@@ -11,6 +11,7 @@ namespace thermocline {
 struct ForecastStats {
   int64_t steps = 0;  // 0: there is no profile of this machine to predict by
   sched::StepTime predicted = {}, measured = {};
+  double corrected_ns = 0;                                  // the predictions as the steps before each corrected them
   std::array<double, sched::kPhaseNames.size()> factors{};  // of late, measured by predicted (sched::Correction)
 
   /// Of the steps since then.

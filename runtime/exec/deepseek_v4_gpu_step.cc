@@ -18,6 +18,8 @@ using sched::Segment;
 
 namespace {
 
+static_assert(sched::Referee::kMostTokens <= DevicePart::kAskTokens, "whoever prefetches asks");
+
 constexpr int kLayersAhead = 4;  // queued before the CPU answers: some 120 launches; CUDA takes about 1,000
 
 }  // namespace
@@ -112,6 +114,7 @@ ExpertTraffic DeepseekV4GpuStep::expert_traffic() const {
                         .layers = counters_.layers,
                         .zero_miss_layers = counters_.zero_miss_layers,
                         .staged = prefetch_.staged(),
+                        .staged_whole = prefetch_.staged_whole(),
                         .staged_right = prefetch_.right(),
                         .prefetch = prefetch_name()};
   for (const std::unique_ptr<DevicePart>& part : parts_) {

@@ -157,7 +157,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   ExpertPrefetch prefetch_;
   std::vector<int32_t> guesses_;
   int64_t asked_tokens_ = 0;  // of the step that runs, without its bucket's padding
-  uint32_t step_number_ = 0;
+  uint32_t step_number_ = 1;  // slots of rows begin at 0: that is no step before the first
   int64_t logit_rows_ = 0, mtp_rows_ = 0;
   mutable bool logits_fetched_ = false;  // they stay on the device until asked for
 

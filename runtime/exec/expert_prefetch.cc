@@ -18,18 +18,21 @@ bool ExpertPrefetch::on(int64_t tokens) const {
 void ExpertPrefetch::stage(const cpu::CpuContext& cpu, std::span<const cpu::ExpertWeights> experts,
                            std::span<const int32_t> guesses, const std::function<bool(int32_t)>& missing,
                            const std::function<bool()>& stop) {
+  // As many of the likeliest as all workers' caches hold, then by their ids.
+  const auto most = static_cast<size_t>(o_.worker_bytes * cpu.pool.size() / static_cast<int64_t>(experts[0].bytes()));
   in_turn_.clear();
-  weights_.clear();
   for (const int32_t e : guesses) {
+    if (in_turn_.size() >= most) break;
     if (e < 0 || e >= static_cast<int32_t>(experts.size()) || staged_[static_cast<size_t>(e)] || !missing(e)) continue;
     staged_[static_cast<size_t>(e)] = true;
     in_turn_.push_back(e);
-    weights_.push_back(&experts[static_cast<size_t>(e)]);
   }
-  const auto whole = static_cast<size_t>(cpu::stage_experts(cpu, weights_, o_.worker_bytes, stop));
-  for (size_t i = whole; i < in_turn_.size(); ++i) staged_[static_cast<size_t>(in_turn_[i])] = false;
-  in_turn_.resize(whole);
-  count_ += static_cast<int64_t>(whole);
+  if (in_turn_.empty()) return;
+  std::sort(in_turn_.begin(), in_turn_.end());
+  weights_.clear();
+  for (const int32_t e : in_turn_) weights_.push_back(&experts[static_cast<size_t>(e)]);
+  count_ += static_cast<int64_t>(in_turn_.size());
+  whole_ += cpu::stage_experts(cpu, weights_, o_.worker_bytes, stop);
 }
 
 void ExpertPrefetch::missed(std::span<const int32_t> ids) {

@@ -35,8 +35,9 @@ class ExpertPrefetch {
   /// A step of so many tokens took so long. `now_ns`: by any clock that goes on.
   void stepped(int64_t tokens, double ns, int64_t now_ns);
 
-  /// Experts read ahead, and those of them that were needed.
+  /// Experts read ahead, begun with at least; those read whole; and those that were needed.
   int64_t staged() const { return count_; }
+  int64_t staged_whole() const { return whole_; }
   int64_t right() const { return right_; }
   sched::Referee::State verdict() const { return referee_.state(); }
 
@@ -46,7 +47,7 @@ class ExpertPrefetch {
   std::vector<bool> staged_;      // of the layer
   std::vector<int32_t> in_turn_;  // the same
   std::vector<const cpu::ExpertWeights*> weights_;
-  int64_t count_ = 0, right_ = 0;
+  int64_t count_ = 0, whole_ = 0, right_ = 0;
 };
 
 }  // namespace thermocline

@@ -67,9 +67,10 @@ struct HotRows {
 struct ExpertTraffic {
   int64_t pairs = 0, device_pairs = 0, layers = 0, zero_miss_layers = 0;
   int64_t slots = 0, fills = 0, evictions = 0, fill_bytes = 0;
-  int64_t fill_budget = 0;               // fills that a decode step of one token may make
-  int64_t staged = 0, staged_right = 0;  // read ahead into the CPU's caches, and of those the ones that were needed
-  std::string_view prefetch = "off";     // what the referee says of that: "testing", "on", "off"
+  int64_t fill_budget = 0;  // fills that a decode step of one token may make
+  // Read ahead into the CPU's caches, begun with at least; of those: read whole, and needed.
+  int64_t staged = 0, staged_whole = 0, staged_right = 0;
+  std::string_view prefetch = "off";  // what the referee says of that: "testing", "on", "off"
 };
 
 }  // namespace thermocline

@@ -16,7 +16,7 @@ constexpr double kGiB = 1 << 30, kMiB = 1 << 20;
 constexpr double kDriverBytes = 600 * kMiB;  // of a device: context and modules, an estimate
 constexpr int kMostStaged = 16;              // experts that pass through a device in long steps
 
-uint64_t whole(double bytes) { return static_cast<uint64_t>(std::max(0.0, std::ceil(bytes))); }
+uint64_t whole(double bytes) { return static_cast<uint64_t>(std::clamp(std::ceil(bytes), 0.0, 0x1p63)); }
 std::string gib(double bytes) { return fmt::format("{:.1f} GiB", bytes / kGiB); }
 
 // Bytes of the KV cache of some sequences, by where they may lie.

@@ -187,6 +187,8 @@ Result<ServingReport> simulate_serving(const CostModel& cost, const ServingOptio
   if (o.routing.layers != m.routed_layer_count() || o.routing.experts != m.experts ||
       o.routing.top_k != m.experts_per_token)
     return invalid("the routing is that of another model");
+  if (o.box.staging.starts_with("router"))
+    return invalid("nobody asks routers ahead in a simulated server: --staging popularity, last-token or coactivation");
   const auto within = [](const char* name, double value, double least, double most) -> Status {
     if (value >= least && value <= most) return {};
     char text[160];

@@ -47,6 +47,11 @@ def test_routers_are_asked_ahead(tmp_path):
     assert "--staging" in err, err
     _, err = run("sim", "--model", DEMO, "--trace", DATA / "demo.trace", "--gpu", "5090", "--ram", "2x4800", "--staging", "router", code=1)
     assert "nobody asked the routers" in err, err
+    assert "router" not in run("trace", "predict", DATA / "demo.trace")[0]
+    _, err = run("sim", "--model", DEMO, "--gpu", "5090", "--ram", "2x4800", "--serve", "--staging", "router", code=1)
+    assert "simulated server" in err, err
+    _, err = run(*sim[:-2], "--staging", "router", "--read-ahead", "2", code=1)
+    assert "all experts are in memory" in err, err
 
 
 def test_routers_of_few_experts_are_asked_ahead(tmp_path):

@@ -49,6 +49,7 @@ TEST(StepForecast, SumsWhatWasPredictedAndWhatWasTaken) {
     EXPECT_GT(forecast.predicted.total, 10 * forecast.measured.total) << "no memory is that slow";
     EXPECT_GT(forecast.predicted[Phase::experts_cpu], 10 * forecast.measured[Phase::experts_cpu]);
     EXPECT_EQ(forecast.factors[static_cast<size_t>(Phase::experts_cpu)], sched::Correction::kLeast);
+    EXPECT_LT(forecast.corrected_ns, forecast.predicted.total) << "every step after the first was corrected";
     EXPECT_EQ(forecast.predicted[Phase::experts_gpu], 0);
     EXPECT_EQ(forecast.factors[static_cast<size_t>(Phase::experts_gpu)], 1);
   }

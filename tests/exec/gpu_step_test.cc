@@ -426,6 +426,7 @@ TEST(GpuStep, ReadingAheadChangesNoBit) {
     EXPECT_GT(traffic.staged, 0);
     EXPECT_GT(traffic.staged_right, traffic.staged / 4) << traffic.staged;  // luck: an eighth
     EXPECT_LE(traffic.staged_right, traffic.staged);
+    EXPECT_LE(traffic.staged_whole, traffic.staged);
     EXPECT_LE(traffic.staged, traffic.pairs);
     EXPECT_EQ(test::run_logits(*engine, ids, 64).logits, expected) << "long steps do not ask";
   }
