@@ -51,10 +51,10 @@ SimBox::SimBox(const CostModel& cost, const SimOptions& o)
 Result<std::unique_ptr<SimBox>> SimBox::create(const CostModel& cost, const SimOptions& o, const Trace* future) {
   const ModelCosts& m = cost.model();
   const int all = m.experts * m.routed_layer_count();
-  if (o.read_ahead > 0 && o.ram_experts >= 1)
-    return invalid("--read-ahead without a disk: all experts are in memory (--ram-experts 0.5 --nvme 7GB/s)");
   if (o.read_ahead < 0 || (o.read_ahead > 0 && o.staging.empty()))
     return invalid("--read-ahead should be a number of experts, with --staging to say who guesses them");
+  if (o.read_ahead > 0 && o.ram_experts >= 1)
+    return invalid("--read-ahead without a disk: all experts are in memory (--ram-experts 0.5 --nvme 7GB/s)");
   if (o.staged_experts < 1) return invalid("--staged-experts should be at least 1");
   if (o.slots < 0 || o.slots > all)
     return invalid(std::to_string(o.slots) + " slots: the model has " + std::to_string(all) + " experts");
