@@ -200,7 +200,7 @@ double predicted_tokens_per_second(const sched::CostModel& model, const StepRow&
 // Where what the machine can do is known, and holds: of the CPU alone, of exact kernels.
 void predict_rows(Engine& engine, std::vector<StepRow>& rows) {
   const EngineOptions& o = engine.options();
-  if (!o.machine || engine.gpu_step() || o.int8_activations || o.numerics == Numerics::fp32) return;
+  if (!engine.predictable() || engine.gpu_step()) return;
   sched::MachineProfile machine = *o.machine;
   machine.gpus.clear();
   const sched::ModelCosts costs = model_costs(engine.geometry(), engine.step().options().fp8_rows);

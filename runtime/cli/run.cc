@@ -218,7 +218,8 @@ Status chat(Session& session, const RunOptions& o) {
 
 // What was foreseen of a prompt and an answer of this length: by a stored profile, else by the STREAM read alone.
 void print_predicted(Session& session, double stream_read, const Prediction& measured) {
-  std::optional<sched::MachineProfile> box = session.engine().options().machine;
+  std::optional<sched::MachineProfile> box;
+  if (session.engine().predictable()) box = session.engine().options().machine;
   if (!box && (stream_read <= 0 || session.engine().gpu_step())) return;
   if (!box) box = profile_of(session.engine(), stream_read);
   const Totals& t = session.totals();
@@ -270,7 +271,7 @@ Status run(RunOptions& o) {
   action.sa_handler = on_interrupt;
   sigaction(SIGINT, &action, nullptr);
   TC_ASSIGN(const std::unique_ptr<Session> session, Session::open(o));
-  if (const auto& box = session->engine().options().machine; box && !o.quiet)
+  if (const auto& box = session->engine().options().machine; session->engine().predictable() && !o.quiet)
     fmt::print(stderr, "{}\n", prediction_line(predict(session->engine(), *box, 512, 1, 1024)));
   if (g_cancel) return Error{ErrorCode::cancelled, "cancelled"};
   Status status = o.chat ? chat(*session, o) : o.raw ? session->raw(o, prompt) : session->turn(o, prompt);

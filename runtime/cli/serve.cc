@@ -115,7 +115,7 @@ class Service {
         model_->name, url, engine_->max_context(), engine_->options().max_sequences, engine_->stats().kv_tokens_total,
         machine_line(machine_of(*engine_)), url);
     std::fflush(stdout);
-    if (const auto& box = engine_->options().machine)
+    if (const auto& box = engine_->options().machine; engine_->predictable())
       log_info("one sequence alone, 1024 tokens of context: {}",
                prediction_line(predict(*engine_, *box, 512, 1, 1024)));
   }

@@ -221,12 +221,15 @@ void Engine::know_costs() {
   options_.gpu.idle_copies = sched::idle_copies(cost);
 }
 
-// Nothing is predicted where a profile does not hold: of other kernels, on devices that it knows nothing of.
+bool Engine::predictable() const {
+  if (!options_.machine || options_.int8_activations || options_.numerics == Numerics::fp32) return false;
+  return !gpu_step_ || (!options_.machine->gpus.empty() && !interpreted_);
+}
+
 void Engine::open_forecast() {
-  if (!options_.machine || options_.int8_activations || options_.numerics == Numerics::fp32) return;
+  if (!predictable()) return;
   sched::MachineProfile box = *options_.machine;
   if (!gpu_step_) box.gpus.clear();
-  if (gpu_step_ && (box.gpus.empty() || interpreted_)) return;
   forecast_ = std::make_unique<StepForecast>(model_costs(geometry_, step_->options().fp8_rows), std::move(box));
 }
 

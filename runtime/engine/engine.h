@@ -116,6 +116,8 @@ class Engine {
   const cpu::KernelTable& kernels() const { return table_; }
   WorkerPool& pool() { return *pool_; }
   StepExecutor& step() { return *step_; }
+  /// Whether options().machine says how fast this engine is: of exact kernels, on devices that it knows.
+  bool predictable() const;
   /// What the steps took and should have; empty where options().machine does not say. The loop's, once started, is in
   /// its stats().
   ForecastStats forecast() const { return forecast_ ? forecast_->stats() : ForecastStats(); }
