@@ -172,15 +172,15 @@ Status run_serving(const SimFlags& o, const sched::CostModel& cost) {
       const std::vector<double> tpot = r.tpot_ms.empty() ? std::vector<double>{0} : r.tpot_ms;
       if (o.json != "-")
         fmt::print("| {:<9} | {:6.1f} % | {:12.1f} | {:11.0f} | {:8.0f} | {:11.2f} | {:8.2f} | {:3.0f} % | {:9} |\n",
-                   name, 100 * share, r.answer_tokens_per_second(), sched::percentile(r.ttft_ms, 50),
-                   sched::percentile(r.ttft_ms, 95), sched::percentile(tpot, 50), sched::percentile(tpot, 95),
-                   100 * r.box.hit_rate(), r.preemptions);
+                   name, 100 * share, r.answer_tokens_per_second(), percentile(r.ttft_ms, 50),
+                   percentile(r.ttft_ms, 95), percentile(tpot, 50), percentile(tpot, 95), 100 * r.box.hit_rate(),
+                   r.preemptions);
       Json entry = sim_json(r.box);
       entry["resident_share"] = share;
       entry["answer_tokens_per_second"] = r.answer_tokens_per_second();
       for (const double p : {50.0, 95.0, 99.0}) {
-        entry["ttft_ms"]["p" + std::to_string(static_cast<int>(p))] = sched::percentile(r.ttft_ms, p);
-        entry["tpot_ms"]["p" + std::to_string(static_cast<int>(p))] = sched::percentile(tpot, p);
+        entry["ttft_ms"]["p" + std::to_string(static_cast<int>(p))] = percentile(r.ttft_ms, p);
+        entry["tpot_ms"]["p" + std::to_string(static_cast<int>(p))] = percentile(tpot, p);
       }
       entry["preemptions"] = r.preemptions;
       json.push_back(std::move(entry));

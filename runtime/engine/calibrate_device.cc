@@ -9,7 +9,6 @@
 #include "kernels_gpu/device_list.h"
 #include "runtime/base/timing.h"
 #include "runtime/engine/bus_rigs.h"
-#include "scheduler/sim/simulator.h"
 
 namespace thermocline {
 namespace {
@@ -212,9 +211,9 @@ class DeviceCalibrator {
     gpu.cpu_read_share_beside_h2d = median(read_shares_);
     const auto sync = [this](double ns) { return without_launches(ns, 2); };  // publish and fetch
     gpu.sync_ns = sync(median(spinning_));
-    out_.sync_p99_ns = sync(sched::percentile(spinning_, 99));
+    out_.sync_p99_ns = sync(percentile(spinning_, 99));
     out_.parked_sync_ns = sync(median(parked_));
-    out_.parked_sync_p99_ns = sync(sched::percentile(parked_, 99));
+    out_.parked_sync_p99_ns = sync(percentile(parked_, 99));
   }
 
   /// Of a curve: what is timed, the bytes of weights and the kernels in it.

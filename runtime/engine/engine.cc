@@ -33,6 +33,16 @@ Status settle_context(const ModelGeometry& geometry, EngineOptions& options) {
   return {};
 }
 
+Status check(const EngineOptions& o) {
+  if (o.int8_activations && o.numerics == Numerics::fp32)
+    return invalid("INT8 activations and the fp32 numerics exclude each other");
+  if (o.kv_dtype != KvDtype::automatic && o.numerics == Numerics::fp32)
+    return invalid("the fp32 numerics keep the KV cache in f32: leave out --kv-cache-dtype");
+  if (o.threads < 0 || o.threads > 4096)
+    return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
+  return {};
+}
+
 // Experts behind the chosen ones that a trace keeps too.
 int near_misses(const ModelGeometry& g, const EngineOptions& o) {
   return o.record_trace.empty() ? 0 : std::min(g.n_activated_experts, g.n_routed_experts - g.n_activated_experts);
@@ -54,12 +64,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   TC_RETURN_IF_ERROR(settle_context(engine->geometry_, o));
   TC_ASSIGN(engine->topology_, read_topology(o.topology));
   if (!engine->topology_.note.empty()) log_warn("{}", engine->topology_.note);
-  if (o.int8_activations && o.numerics == Numerics::fp32)
-    return invalid("INT8 activations and the fp32 numerics exclude each other");
-  if (o.kv_dtype != KvDtype::automatic && o.numerics == Numerics::fp32)
-    return invalid("the fp32 numerics keep the KV cache in f32: leave out --kv-cache-dtype");
-  if (o.threads < 0 || o.threads > 4096)
-    return invalid("a thread count of " + std::to_string(o.threads) + " is outside 0..4096");
+  TC_RETURN_IF_ERROR(check(o));
   if (const std::string note = engine->topology_.threads_note(); o.threads == 0 && !note.empty())
     log_info("threads: {}", note);
   TC_ASSIGN(const gpu::DeviceChoice choice, gpu::parse_device(o.device));

@@ -36,15 +36,13 @@ void StepForecast::stepped(const StepInput& input, const StepReport& report) {
   }
   const StepExperts& e = report.experts;
   const auto a_layer = [&](int64_t n) { return static_cast<double>(n) / static_cast<double>(e.layers); };
-  sched::StepTime predicted = cost_.step(parts_, {.here = a_layer(e.experts - e.cpu_experts),
-                                                  .here_pairs = a_layer(e.pairs - e.cpu_pairs),
-                                                  .missed = a_layer(e.cpu_experts),
-                                                  .missed_pairs = a_layer(e.cpu_pairs),
-                                                  .layers_with_miss = a_layer(e.layers_with_miss)});
-  if (report.logit_rows == 0) {  // a prompt's chunk before its last
-    predicted.total -= predicted[sched::Phase::head];
-    predicted[sched::Phase::head] = 0;
-  }
+  const sched::StepTime predicted = cost_.step(parts_,
+                                               {.here = a_layer(e.experts - e.cpu_experts),
+                                                .here_pairs = a_layer(e.pairs - e.cpu_pairs),
+                                                .missed = a_layer(e.cpu_experts),
+                                                .missed_pairs = a_layer(e.cpu_pairs),
+                                                .layers_with_miss = a_layer(e.layers_with_miss)},
+                                               static_cast<double>(report.logit_rows));
   stats_.corrected_ns += correction_.corrected(predicted).total;
   correction_.observe(predicted, report.time);
   ++stats_.steps;

@@ -22,14 +22,15 @@ bool experts_take_int8(const cpu::KernelTable& table, const deepseek_v4::Weights
   return cpu::takes_int8(table, experts[0].w1) && cpu::takes_int8(table, experts[0].w2);
 }
 
-// The indices of the highest scores, by falling score; of equal ones the lower first.
-void best_experts(std::span<const float> scores, std::span<int32_t> out) {
+// Of those that `may` be, the experts with the highest scores, by falling score; of equal ones the lower first.
+template <class Score, class May>
+void best_experts(int experts, const Score& score, const May& may, std::span<int32_t> out) {
   size_t kept = 0;
-  for (size_t e = 0; e < scores.size(); ++e) {
-    if (kept == out.size() && !(scores[e] > scores[static_cast<size_t>(out[kept - 1])])) continue;
+  for (int32_t e = 0; e < experts; ++e) {
+    if (!may(e) || (kept == out.size() && !(score(e) > score(out[kept - 1])))) continue;
     size_t place = kept < out.size() ? kept++ : kept - 1;
-    for (; place > 0 && scores[e] > scores[static_cast<size_t>(out[place - 1])]; --place) out[place] = out[place - 1];
-    out[place] = static_cast<int32_t>(e);
+    for (; place > 0 && score(e) > score(out[place - 1]); --place) out[place] = out[place - 1];
+    out[place] = e;
   }
 }
 
@@ -219,7 +220,9 @@ void DeepseekV4Step::ask_ahead(int index, const float* streams, std::span<const 
         float* const scores = &b_.scores[token * experts];
         for (int e = 0; e < experts; ++e)
           scores[e] = ref::sqrt_softplus(scores[e]) + (w.gate_bias ? w.gate_bias[e] : 0);
-        best_experts({scores, static_cast<size_t>(experts)}, {out, static_cast<size_t>(wanted)});
+        best_experts(
+            experts, [&](int32_t e) { return scores[e]; }, [](int32_t) { return true; },
+            {out, static_cast<size_t>(wanted)});
       }
     });
   }
@@ -242,15 +245,8 @@ void DeepseekV4Step::route(int index, const LayerWeights& w, int64_t token, int3
   const int near = options_.near_misses;
   if (near == 0 || index >= g_.n_layers) return;
   const auto biased = [&](int32_t e) { return scores[e] + (w.gate_bias ? w.gate_bias[e] : 0); };
-  int32_t* behind = &b_.near_ids[(index * tokens_ + token) * near];
-  int kept = 0;
-  for (int32_t e = 0; e < experts; ++e) {
-    if (std::find(chosen, chosen + k, e) != chosen + k || (kept == near && !(biased(e) > biased(behind[near - 1]))))
-      continue;
-    int place = kept < near ? kept++ : near - 1;
-    for (; place > 0 && biased(e) > biased(behind[place - 1]); --place) behind[place] = behind[place - 1];
-    behind[place] = e;
-  }
+  best_experts(experts, biased, [&](int32_t e) { return std::find(chosen, chosen + k, e) == chosen + k; },
+               {&b_.near_ids[(index * tokens_ + token) * near], static_cast<size_t>(near)});
 }
 
 void DeepseekV4Step::moe(int index, const LayerWeights& w, std::span<const int32_t> ids) {

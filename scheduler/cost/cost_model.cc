@@ -88,12 +88,9 @@ ExpertLoad CostModel::expected_load(double n, double resident, double hits) cons
           .layers_with_miss = 1 - std::pow(hits, k * n)};
 }
 
-StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load) const {
-  double n = 0, rows = 0;
-  for (const StepPart& part : parts) {
-    n += part.tokens;
-    rows += part.prefill ? 1 : part.tokens;
-  }
+StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load, double logit_rows) const {
+  double n = 0;
+  for (const StepPart& part : parts) n += part.tokens;
   // Experts have pairs / unique tokens on average; a curve is flat at few of them, so the average stands for all.
   const double gpu_ns = load.here > 0 ? load.here * expert_gpu_ns(load.here_pairs / load.here) : 0,
                cpu_ns = load.missed > 0 ? load.missed * expert_cpu_ns(load.missed_pairs / load.missed) : 0;
@@ -117,14 +114,14 @@ StepTime CostModel::step(std::span<const StepPart> parts, const ExpertLoad& load
     t[Phase::handover] += handover;
     t.total += std::max(gpu_ns, cpu_ns) + handover;
   }
-  t[Phase::head] = head_ns(rows);
+  t[Phase::head] = head_ns(logit_rows);
   t.total += t[Phase::head];
   return t;
 }
 
 StepTime CostModel::step(const StepQuestion& q) const {
   const StepPart part{q.tokens, q.prefill, q.context};
-  StepTime t = step({&part, 1}, expected_load(q.tokens, q.resident, q.hits));
+  StepTime t = step({&part, 1}, expected_load(q.tokens, q.resident, q.hits), q.prefill ? 1 : q.tokens);
   t[Phase::table] = q.table_on_disk ? table_ns(q.tokens) : 0;
   t.total += t[Phase::table];
   return t;

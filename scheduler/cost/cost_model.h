@@ -13,7 +13,7 @@ namespace thermocline::sched {
 /// Tokens of a step that are alike.
 struct StepPart {
   double tokens = 1;
-  bool prefill = false;  // of one sequence, with logits of the last token only; else each of its own
+  bool prefill = false;  // of one sequence; else each of its own
   double context = 0;    // that each one attends to
 };
 
@@ -24,7 +24,7 @@ struct ExpertLoad {
   double layers_with_miss = 1;  // share
 };
 
-/// A step of so many tokens, routed uniformly.
+/// A step of so many tokens, routed uniformly, with logits of a prompt's last token or of each that is decoded.
 struct StepQuestion {
   double tokens = 1;
   bool prefill = false;
@@ -54,7 +54,7 @@ class CostModel {
   double table_ns(double tokens) const;
 
   ExpertLoad expected_load(double tokens, double resident, double hits) const;
-  StepTime step(std::span<const StepPart> parts, const ExpertLoad& load) const;
+  StepTime step(std::span<const StepPart> parts, const ExpertLoad& load, double logit_rows) const;
   StepTime step(const StepQuestion& q) const;
 
   const ModelCosts& model() const { return m_; }

@@ -20,11 +20,6 @@ int memory_slots(const CostModel& cost, const SimOptions& o) {
 
 }  // namespace
 
-double percentile(std::vector<double> values, double percent) {
-  std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(std::lround(percent / 100 * static_cast<double>(values.size() - 1)))];
-}
-
 double SimReport::step_ms(double percent) const { return step_ns.empty() ? 0 : percentile(step_ns, percent) / 1e6; }
 
 double SimReport::joules_per_token() const {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/statistics.h"
 #include "scheduler/cost/cost_model.h"
 #include "scheduler/cost/expert_cost.h"
 #include "scheduler/placement/slot_scheduler.h"
@@ -18,9 +19,6 @@
 #include "scheduler/trace/trace.h"
 
 namespace thermocline::sched {
-
-/// Of values, at least one; the nearest of them.
-double percentile(std::vector<double> values, double percent);
 
 struct SimOptions {
   std::string policy = "value";

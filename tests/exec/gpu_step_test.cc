@@ -31,6 +31,8 @@ struct GpuSetup {
   int64_t hot_rows = 0;  // KV offload with so many copies
   int64_t context = 256;
   ExpertPrefetch::Options prefetch = {};
+  sched::IdleCopies idle_copies = {};
+  sched::ExpertCosts costs = {};
 };
 
 std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
@@ -49,6 +51,8 @@ std::unique_ptr<Engine> open_engine(const GpuSetup& s) {
   options.gpu = {.experts = s.experts,
                  .policy = s.policy,
                  .prefill = s.prefill,
+                 .idle_copies = s.idle_copies,
+                 .costs = s.costs,
                  .prefetch = s.prefetch,
                  .graphs = s.graphs,
                  .hot_rows = s.hot_rows};
@@ -483,6 +487,27 @@ TEST(GpuStep, EvictionsInEveryStepChangeNoChoice) {
               0)
         << "some pairs hit";
   }
+}
+
+// What is known of the machine is used: fills have the time that copies leave, and nothing is measured at the start.
+TEST(GpuStep, FillsFitIntoTheTimeThatCopiesLeave) {
+  const std::vector<int32_t> ids = small_ids(4);
+  for (const double idle_ns : {0.0, 500.0}) {
+    const std::unique_ptr<Engine> engine =
+        open_engine({.folder = small_model(),
+                     .experts = 20,
+                     .policy = "lru",
+                     .idle_copies = {.fill_ns = 100, .idle_ns = {idle_ns, idle_ns, idle_ns, idle_ns, idle_ns}}});
+    test::run_logits(*engine, ids, 1);
+    const ExpertTraffic traffic = engine->step().expert_traffic();
+    EXPECT_EQ(traffic.fill_budget, idle_ns > 0 ? 3 : 0) << "0.7 of five";
+    EXPECT_EQ(traffic.fills - traffic.slots, idle_ns > 0 ? 3 * static_cast<int64_t>(ids.size()) : 0);
+  }
+  const sched::ExpertCosts known{sched::ExpertTime({1, 2, 3, 4, 5}), sched::ExpertTime({1, 1, 1, 1, 1}), 7, 0};
+  const std::unique_ptr<Engine> engine =
+      open_engine({.folder = small_model(), .experts = 20, .prefill = sched::PrefillExperts::hybrid, .costs = known});
+  EXPECT_EQ(engine->gpu_step()->costs().h2d_ns, 7);
+  EXPECT_EQ(engine->gpu_step()->costs().cpu.ns(8), 2);
 }
 
 // In the middle of every step, everything resident is evicted and its slots asked for: what the step needs stays.

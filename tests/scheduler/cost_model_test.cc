@@ -113,10 +113,12 @@ TEST(CostModel, PartsOfAStepAddUp) {
   const CostModel model(flash, machine);
   const StepTime together = model.step({.tokens = 4, .context = 5000});
   const StepPart one{.tokens = 1, .context = 5000}, three{.tokens = 3, .context = 5000};
-  const StepTime apart = model.step(std::array{one, three}, model.expected_load(4, 0, 0));
+  const StepTime apart = model.step(std::array{one, three}, model.expected_load(4, 0, 0), 4);
   EXPECT_NEAR(apart.total / together.total, 1, 1e-12);
   const StepPart longer{.tokens = 3, .context = 500'000};
-  const StepTime mixed = model.step(std::array{one, longer}, model.expected_load(4, 0, 0));
+  const StepTime mixed = model.step(std::array{one, longer}, model.expected_load(4, 0, 0), 0);
+  EXPECT_EQ(mixed[Phase::head], 0) << "nobody asked for logits";
+  EXPECT_GT(apart[Phase::head], 0);
   EXPECT_GT(mixed[Phase::attention], apart[Phase::attention]);
   EXPECT_EQ(mixed[Phase::experts_cpu], apart[Phase::experts_cpu]);
   double sum = 0;
@@ -134,8 +136,8 @@ TEST(CostModel, FewerExpertsThanExpectedTakeLess) {
   const ExpertLoad expected = model.expected_load(8, 0, 0);
   EXPECT_NEAR(expected.missed, flash.unique_experts(8), 1e-9);
   EXPECT_EQ(expected.missed_pairs, 48);
-  const StepTime uniform = model.step({&part, 1}, expected),
-                 same = model.step({&part, 1}, {.missed = 6, .missed_pairs = 48});
+  const StepTime uniform = model.step({&part, 1}, expected, 8),
+                 same = model.step({&part, 1}, {.missed = 6, .missed_pairs = 48}, 8);
   const double shared = flash.layer_count() * model.shared_ns(0, 8);
   EXPECT_GT(shared, 0);
   EXPECT_LT(same[Phase::experts_cpu] - shared, 0.5 * (uniform[Phase::experts_cpu] - shared));
