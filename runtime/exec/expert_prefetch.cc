@@ -1,6 +1,7 @@
 #include "runtime/exec/expert_prefetch.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace thermocline {
 
@@ -38,7 +39,7 @@ void ExpertPrefetch::stage(const cpu::CpuContext& cpu, std::span<const cpu::Expe
 void ExpertPrefetch::missed(std::span<const int32_t> ids) {
   if (in_turn_.empty()) return;
   for (const int32_t id : ids) {
-    if (id < 0 || !staged_[static_cast<size_t>(id)]) continue;
+    if (id < 0 || id >= std::ssize(staged_) || !staged_[static_cast<size_t>(id)]) continue;
     staged_[static_cast<size_t>(id)] = false;
     ++right_;
   }
