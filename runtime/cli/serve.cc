@@ -10,6 +10,7 @@
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/server/api/api.h"
+#include "runtime/server/http/guard.h"
 #include "runtime/server/http/listener.h"
 #include "runtime/server/wire/request_fields.h"
 
@@ -29,7 +30,8 @@ struct ServeOptions {
   uint64_t kv_disk_space = uint64_t{16} << 30;
   int64_t step_budget_ms = 250, watchdog_seconds = 300, drain_seconds = 30;
   std::string served_name, access_log;
-  bool think = false, quiet = false;
+  server::ApiKeys::Options keys;
+  bool think = false, quiet = false, insecure_no_auth = false;
 };
 
 std::string default_name(const std::filesystem::path& model) {
@@ -45,8 +47,17 @@ class Service {
       : o_(o), listener_(listener), api_(o.api, log) {}
 
   Status run() {
-    std::thread network(
-        [this] { listener_.run(api_, [this](server::Clock::time_point deadline) { drain(deadline); }); });
+    TC_RETURN_IF_ERROR(api_.keys().load(o_.keys));
+    TC_ASSIGN(const std::string address, server::listen_address(o_.http.host));
+    if (!server::is_local_address(address) && !api_.keys().required() && !o_.insecure_no_auth)
+      return invalid(fmt::format(
+          "on {} anybody who reaches this machine could use the model: give clients keys (--api-key-file, or "
+          "THERMOCLINE_API_KEY), listen on 127.0.0.1, or say --insecure-no-auth",
+          o_.http.host));
+    std::thread network([this] {
+      listener_.run(
+          api_, [this](server::Clock::time_point deadline) { drain(deadline); }, [this] { reload(); });
+    });
     Status status = load();
     if (!status.ok()) listener_.stop();
     network.join();
@@ -106,14 +117,25 @@ class Service {
     if (started_) started_->drain(deadline);
   }
 
+  // At SIGHUP. A file that is broken changes nothing.
+  void reload() {
+    if (Status status = api_.keys().reload(); !status.ok())
+      log_error("the keys stay as they were: {}", status.error().message);
+    else
+      log_info("keys are read again");
+  }
+
   void print_ready() const {
-    const std::string url = listener_.url();
+    std::string url = listener_.url();
+    const std::string key = api_.keys().required() ? " -H \"authorization: Bearer $KEY\"" : "";
+    if (url.starts_with("unix:")) url = "--unix-socket " + url.substr(5) + " http://localhost";
     fmt::print(
-        "serving {} on {}\n  context {} tokens, {} sequences at once, {} tokens of KV; {}\n  curl "
-        "{}/v1/chat/completions -H 'content-type: "
+        "serving {} on {}\n  context {} tokens, {} sequences at once, {} tokens of KV; {}\n  {}\n  curl "
+        "{}/v1/chat/completions{} -H 'content-type: "
         "application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
-        model_->name, url, engine_->max_context(), engine_->options().max_sequences, engine_->stats().kv_tokens_total,
-        machine_line(machine_of(*engine_)), url);
+        model_->name, listener_.url(), engine_->max_context(), engine_->options().max_sequences,
+        engine_->stats().kv_tokens_total, machine_line(machine_of(*engine_)),
+        api_.keys().required() ? "API keys are asked for" : "no API keys: everybody who reaches it may ask", url, key);
     std::fflush(stdout);
     if (const auto& box = engine_->options().machine; engine_->predictable())
       log_info("one sequence alone, 1024 tokens of context: {}",
@@ -139,7 +161,7 @@ class Service {
   std::mutex mutex_;
   Engine* started_ = nullptr;
   std::optional<server::Clock::time_point> deadline_;
-  server::Api api_;  // goes first: it waits for what is being prepared
+  mutable server::Api api_;  // goes first: it waits for what is being prepared
 };
 
 Status serve(ServeOptions& o) {
@@ -165,12 +187,29 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   const auto add = [&](const char* name, auto& value, const char* text) {
     return command->add_option(name, value, text)->capture_default_str();
   };
-  add("--host", o->http.host, "Address to listen on: an IP address or localhost");
+  add("--host", o->http.host, "Address to listen on: an IP address, localhost, or unix:/path of a socket");
   add("--port", o->http.port, "Port to listen on; 0: any free one");
   command
       ->add_option("--allowed-host", o->http.allowed_hosts,
                    "A name under which this server is reached besides its address; '*' allows all")
       ->allow_extra_args(false);
+  command
+      ->add_option("--cors-origin", o->http.cors_origins,
+                   "A web page's origin, such as https://ui.example, that may use this server from a browser; '*' all")
+      ->allow_extra_args(false);
+  command
+      ->add_option(
+          "--api-key-file", o->keys.file,
+          "A file of keys (mode 600), a line 'name:key' each, behind it 'admin', 'max-requests=N', 'salt=TEXT'")
+      ->envname("THERMOCLINE_API_KEY_FILE");
+  command->add_option("--api-key", o->keys.keys, "A key; better in THERMOCLINE_API_KEY, as everybody sees arguments")
+      ->envname("THERMOCLINE_API_KEY")
+      ->allow_extra_args(false);
+  command->add_option("--admin-key", o->keys.admin_keys, "A key of an admin; better in THERMOCLINE_ADMIN_KEY")
+      ->envname("THERMOCLINE_ADMIN_KEY")
+      ->allow_extra_args(false);
+  add("--max-requests-per-key", o->keys.max_requests, "Requests at a time of each key, where there are several");
+  command->add_flag("--insecure-no-auth", o->insecure_no_auth, "Serve a public address without keys");
   add("--max-connections", o->http.max_connections, "Open connections at most");
   add("--max-body", o->http.max_body_bytes, "Largest request body in bytes");
   add("--max-num-seqs,--parallel", o->max_num_seqs, "Sequences that run together");

@@ -34,10 +34,11 @@ struct Request {
   int top_logprobs = -1;         // of every token of the answer; -1: no logprobs, 0: of the chosen token alone
   int prompt_top_logprobs = -1;  // the same of every prompt token but the first
 
-  std::string id;          // for logs and errors
-  std::string key;         // whom the fair queue counts it to; "": everyone without a key
-  std::string cache_salt;  // only requests of the same key and salt share cached prefixes
-  int priority = 0;        // higher goes first; waiting raises it (sched::FairQueue)
+  std::string id;           // for logs and errors
+  std::string key;          // whom the fair queue counts it to; "": everyone without a key
+  std::string cache_scope;  // whose cached prefixes it may find; "": those of its key
+  std::string cache_salt;   // ... and of the same salt
+  int priority = 0;         // higher goes first; waiting raises it (sched::FairQueue)
   Clock::time_point deadline = Clock::time_point::max();  // it ends with ErrorCode::deadline then
   QueueTicket ticket;  // its place in the queue's caps, where that was taken before the prompt was made
 };

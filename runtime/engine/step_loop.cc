@@ -316,7 +316,8 @@ void StepLoop::accept(Inbox::Mail::Submitted submitted) {
   for (int choice = 0; choice < request.choices; ++choice) {
     auto r = std::make_unique<RunningRequest>(next_id_++, shared, choice, m_.tokenizer, m_.geometry.eos_token_id,
                                               most_tokens(request));
-    r->prefix_keys = cache_.keys(request.key + '\0' + request.cache_salt);
+    r->prefix_keys =
+        cache_.keys((request.cache_scope.empty() ? request.key : request.cache_scope) + '\0' + request.cache_salt);
     if (choice == 0 || !cache_.enabled()) {
       enqueue(std::move(r));
       continue;

@@ -8,7 +8,6 @@
 #include <cmath>
 
 #include "runtime/io/json_document.h"
-#include "runtime/server/keys.h"
 
 namespace thermocline::server {
 namespace {
@@ -18,11 +17,7 @@ double milliseconds(double seconds) { return std::round(seconds * 1e4) / 10; }
 }  // namespace
 
 AccessEntry::AccessEntry(const HttpHead& head)
-    : id(head.request_id),
-      key(key_name(head)),
-      method(head.method),
-      path(head.target.substr(0, 200)),
-      peer(head.peer) {}
+    : id(head.request_id), method(head.method), path(head.target.substr(0, 200)), peer(head.peer) {}
 
 void AccessEntry::answered(const Reply& reply) {
   status = reply.status;
@@ -66,6 +61,7 @@ void AccessLog::write(const AccessEntry& e) {
                {"queue_ms", milliseconds(e.queue_seconds)},
                {"prefill_ms", milliseconds(e.prefill_seconds)},
                {"decode_ms", milliseconds(e.decode_seconds)},
+               {"ttft_ms", milliseconds(e.first_token_seconds)},
                {"total_ms", milliseconds(e.total_seconds)},
                {"finish", e.finish},
                {"error", e.error}};

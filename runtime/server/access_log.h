@@ -15,7 +15,7 @@ namespace thermocline::server {
 
 struct AccessEntry {
   AccessEntry() = default;
-  /// Who asked for what; key_name() of the head is the key.
+  /// Who asked for what; whoever knows fills in the key.
   explicit AccessEntry(const HttpHead& head);
   /// Status, and of an error its code.
   void answered(const Reply& reply);
@@ -25,6 +25,7 @@ struct AccessEntry {
   bool complete = true;  // the client got all of it
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0, total_seconds = 0;
+  double first_token_seconds = 0;  // from its arrival on; 0: there was none
   std::string finish;  // stop, length, tool_calls, cancelled; of several choices the first that ended otherwise
   std::string error;   // code
 };

@@ -142,6 +142,10 @@ void request(std::string_view data) {
   static const server::ServedModel model{
       .vocab_size = 4096, .max_context = 2048, .tokenizer = *tokenizer, .constants = prose(), .name = "demo"};
   static const std::unique_ptr<server::AccessLog> log = server::AccessLog::open("").value();
+  static server::PrepPool prep(1);
+  static server::RequestBook book(*log);
+  static server::ApiKeys keys;
+  static server::Services services{prep, book, keys};
   const Result<Json> json = parse_bounded_json(data, {.values = 10'000, .keys = 100});
   if (!json || !json->is_object()) return;
   const auto read = [&](const auto& generation) {
@@ -149,8 +153,8 @@ void request(std::string_view data) {
     if (requests)
       for (const Request& r : *requests) (void)r.sampling.check(model.vocab_size);
   };
-  read(std::make_shared<server::ChatGeneration>(model, server::HttpRequest(), *log));
-  read(std::make_shared<server::CompletionGeneration>(model, server::HttpRequest(), *log));
+  read(std::make_shared<server::ChatGeneration>(server::Call{.model = &model}, services));
+  read(std::make_shared<server::CompletionGeneration>(server::Call{.model = &model}, services));
 }
 
 void python_json(std::string_view data) { (void)python_members(data); }

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -141,6 +142,7 @@ struct Server {
   FakeHandler handler;
   std::unique_ptr<Listener> listener;
   std::atomic<bool> drained = false, ended = false;
+  std::atomic<int> hangups = 0;
   std::thread thread;
 
   explicit Server(HttpOptions options = {}, bool signals = false) {
@@ -149,7 +151,8 @@ struct Server {
     Result<std::unique_ptr<Listener>> bound = Listener::bind(options);
     listener = std::move(bound).value();
     thread = std::thread([this] {
-      listener->run(handler, [this](Clock::time_point) { drained = handler.draining = true; });
+      listener->run(
+          handler, [this](Clock::time_point) { drained = handler.draining = true; }, [this] { ++hangups; });
       ended = true;
     });
   }
@@ -170,6 +173,14 @@ struct Response {
 
 class Client {
  public:
+  /// By its Unix socket.
+  explicit Client(const std::string& path) {
+    fd_ = socket(AF_UNIX, SOCK_STREAM, 0);
+    sockaddr_un to{};
+    to.sun_family = AF_UNIX;
+    path.copy(to.sun_path, sizeof(to.sun_path) - 1);
+    connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0;
+  }
   explicit Client(const Server& server, const char* address = "127.0.0.1", int receive_bytes = 0) {
     fd_ = socket(AF_INET, SOCK_STREAM, 0);
     if (receive_bytes > 0) setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof(receive_bytes));

@@ -379,13 +379,20 @@ TEST(HttpGuard, HostsAndOrigins) {
   EXPECT_TRUE(host(HostGuard("127.0.0.1", {"*"}), "evil.example"));
 
   const auto self = parse_authority("box.example:80");
-  EXPECT_TRUE(loopback.allows_origin("http://localhost:3000", self));
+  EXPECT_FALSE(loopback.allows_origin("http://localhost:3000", self)) << "another page of this machine";
   EXPECT_TRUE(loopback.allows_origin("http://box.example:80", self));
   EXPECT_FALSE(loopback.allows_origin("http://box.example:81", self));
   EXPECT_FALSE(loopback.allows_origin("https://evil.example", self));
   EXPECT_FALSE(loopback.allows_origin("null", self));
-  EXPECT_TRUE(named.allows_origin("https://box.example", std::nullopt));
-  EXPECT_TRUE(HostGuard("127.0.0.1", {"*"}).allows_origin("null", self));
+  EXPECT_FALSE(named.allows_origin("https://box.example", std::nullopt)) << "a name of the server is no grant";
+  EXPECT_FALSE(HostGuard("127.0.0.1", {"*"}).allows_origin("null", self));
+  const HostGuard listed("127.0.0.1", {}, {"http://LocalHost:3000", "https://ui.example"});
+  EXPECT_TRUE(listed.allows_origin("http://localhost:3000", self));
+  EXPECT_TRUE(listed.allows_origin("https://ui.example", self));
+  for (const char* other : {"http://localhost:3001", "https://localhost:3000", "http://ui.example", "null",
+                            "https://ui.example.evil.example", "https://ui.example:444"})
+    EXPECT_FALSE(listed.allows_origin(other, self)) << other;
+  EXPECT_TRUE(HostGuard("127.0.0.1", {}, {"*"}).allows_origin("null", self));
 }
 
 TEST(Http, AStrangersNameIs403AndSaysWhatToDo) {
@@ -399,15 +406,18 @@ TEST(Http, AStrangersNameIs403AndSaysWhatToDo) {
 }
 
 TEST(Http, PagesOfAllowedOriginsMayRead) {
-  Server server;
+  HttpOptions with;
+  with.cors_origins = {"http://localhost:3000", "http://127.0.0.1:5", "http://localhost:1"};
+  Server server(with);
   const std::string get = "GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: ";
   const Response local = answer_to(server, get + "http://localhost:3000\r\n\r\n");
   EXPECT_EQ(local.status, 200);
   EXPECT_EQ(local.headers.at("access-control-allow-origin"), "http://localhost:3000");
   EXPECT_EQ(local.headers.at("vary"), "Origin");
-  for (const char* origin : {"https://evil.example", "null"}) {
+  for (const char* origin : {"https://evil.example", "null", "http://localhost:3001"}) {
     const Response refused = answer_to(server, get + origin + "\r\n\r\n");
     EXPECT_EQ(refused.status, 403);
+    EXPECT_NE(refused.body.find("--cors-origin"), std::string::npos);
     EXPECT_EQ(refused.headers.count("access-control-allow-origin"), 0u);
   }
   const std::string options =

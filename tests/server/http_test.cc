@@ -1,5 +1,7 @@
+#include <sys/stat.h>
 // The transport: many connections, the address, and how a listener ends.
 #include "tests/server/http_fixture.h"
+#include "tests/support/fixtures.h"
 
 namespace thermocline::server {
 namespace {
@@ -300,6 +302,81 @@ TEST(HttpErrors, EveryCodeHasItsStatusAndCountsAreFields) {
             "{\"error\":{\"message\":\"too \xef\xbf\xbd long\",\"type\":\"invalid_request_error\","
             "\"param\":\"messages\",\"code\":\"context_length_exceeded\",\"n_prompt_tokens\":9,\"n_ctx\":8}}");
   EXPECT_EQ(error_reply(Error{ErrorCode::overloaded, "x"}).headers.front().first, "Retry-After");
+}
+
+TEST(Http, AHangupReloadsAndServesOn) {
+  Server server({}, true);
+  EXPECT_TRUE(healthy(server));
+  for (int times = 1; times <= 2; ++times) {
+    kill(getpid(), SIGHUP);
+    eventually([&] { return server.hangups == times; });
+    EXPECT_TRUE(healthy(server));
+  }
+  EXPECT_FALSE(server.drained);
+}
+
+// ---- Unix sockets.
+
+TEST(Http, AUnixSocketServesItsOwnerAndGroup) {
+  const test::TempDir folder;
+  const std::string path = (folder.path() / "thermocline.sock").string();
+  HttpOptions options;
+  options.host = "unix:" + path;
+  {
+    Server server(options);
+    EXPECT_EQ(server.listener->url(), "unix:" + path);
+    EXPECT_EQ(server.listener->port(), 0);
+    struct stat info {};
+    ASSERT_EQ(stat(path.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, 0660u);
+    Client client(path);
+    client.send("GET /health HTTP/1.1\r\nHost: anything.example\r\n\r\n");  // no browser gets here
+    EXPECT_EQ(client.response().status, 200);
+    Client stream(path);
+    stream.get("/stream");
+    server.handler.exchange()->push("data: 1\n\n", true);
+    EXPECT_EQ(stream.response().body, "data: 1\n\n");
+    Client gone(path);
+    gone.get("/stream");
+    const auto exchange = server.handler.exchange(1);
+    gone.close();
+    eventually([&] { return exchange->cancelled.load(); });
+    const auto second = Listener::bind(options);
+    ASSERT_FALSE(second);
+    EXPECT_NE(second.error().message.find("another server listens there"), std::string::npos);
+  }
+  EXPECT_FALSE(std::filesystem::exists(path)) << "it goes with its server";
+}
+
+TEST(Http, ASocketThatACrashLeftIsTakenOver) {
+  const test::TempDir folder;
+  const std::string path = (folder.path() / "left.sock").string();
+  const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  path.copy(to.sun_path, sizeof(to.sun_path) - 1);
+  ASSERT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+  close(fd);
+  HttpOptions options;
+  options.host = "unix:" + path;
+  Server server(options);
+  Client client(path);
+  client.get("/health");
+  EXPECT_EQ(client.response().status, 200);
+}
+
+TEST(Http, PathsThatAreNoSocketAreRefused) {
+  for (const std::string& host :
+       {std::string("unix:"), std::string("unix:relative"), "unix:/" + std::string(200, 'x')}) {
+    const auto refused = listen_address(host);
+    ASSERT_FALSE(refused) << host;
+    EXPECT_EQ(refused.error().field, "--host");
+  }
+  HttpOptions options;
+  options.host = "unix:/nowhere/at/all.sock";
+  const auto refused = Listener::bind(options);
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("/nowhere/at/all.sock"), std::string::npos);
 }
 
 }  // namespace

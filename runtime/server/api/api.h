@@ -3,13 +3,10 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "runtime/server/access_log.h"
-#include "runtime/server/api/served_model.h"
-#include "runtime/server/http/handler.h"
-#include "runtime/server/prep_pool.h"
+#include "runtime/server/api/endpoint.h"
 
 namespace thermocline::server {
 
@@ -19,10 +16,13 @@ class Api : public Handler {
     uint64_t max_body_bytes = 32 << 20;
     int prep_threads = 0;  // PrepPool
   };
-  /// Before a model is there it answers /health and refuses the rest, each with how far loading is.
-  Api(const Options& options, AccessLog& log) : options_(options), log_(log), prep_(options.prep_threads) {}
+  /// Before a model is there it answers probes and refuses the rest, each with how far loading is.
+  Api(const Options& options, AccessLog& log);
   /// Waits for what is being prepared.
   ~Api() override { prep_.wait(); }
+
+  /// Whom it answers: everybody until keys are loaded.
+  ApiKeys& keys() { return keys_; }
 
   /// Any thread: the share of the weights that is loaded.
   void loading(double share) { loaded_ = share; }
@@ -34,22 +34,31 @@ class Api : public Handler {
   std::optional<Reply> check(const HttpHead& head) override;
   uint64_t body_limit(const HttpHead& head) const override;
   std::variant<Reply, std::shared_ptr<Exchange>> handle(HttpRequest request) override;
+  Reply shaped(const HttpHead& head, Reply reply) const override;
 
  private:
-  std::optional<Reply> refusal(const HttpHead& head) const;
-  std::variant<Reply, std::shared_ptr<Exchange>> route(HttpRequest request);
+  struct Route {
+    const Endpoint* endpoint = nullptr;
+    std::string path, rest;
+  };
+  std::vector<Endpoint> own_endpoints();
+  std::variant<Route, Reply> route(const HttpHead& head) const;
+  std::variant<ApiClient, Reply> client_of(const HttpHead& head, const Endpoint& endpoint) const;
+  std::optional<Reply> refusal(const HttpHead& head, const Endpoint& endpoint) const;
   Reply logged(const HttpHead& head, Reply reply);
   Reply health() const;
-  Reply models(const std::string& path) const;
   Status ready() const;
   const ServedModel* model() const { return model_.load(std::memory_order_acquire); }
 
   const Options options_;
-  AccessLog& log_;
+  RequestBook book_;
+  ApiKeys keys_;
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<double> loaded_{0};
   std::atomic<bool> draining_{false};
   PrepPool prep_;
+  Services services_{prep_, book_, keys_};
+  std::vector<Endpoint> endpoints_;
 };
 
 }  // namespace thermocline::server

@@ -217,4 +217,10 @@ Json ChatGeneration::reply_body() {
   return body;
 }
 
+std::vector<Endpoint> chat_completions_endpoints(Services& services) {
+  return {{.method = "POST", .path = "/v1/chat/completions", .queued = true, .answer = [&services](Call call) {
+             return Generation::begin(std::make_shared<ChatGeneration>(std::move(call), services));
+           }}};
+}
+
 }  // namespace thermocline::server

@@ -45,4 +45,6 @@ class ChatGeneration : public Generation {
   bool logprobs_ = false;
 };
 
+std::vector<Endpoint> chat_completions_endpoints(Services& services);
+
 }  // namespace thermocline::server

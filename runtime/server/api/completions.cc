@@ -202,4 +202,10 @@ Json CompletionGeneration::reply_body() {
   return body;
 }
 
+std::vector<Endpoint> completions_endpoints(Services& services) {
+  return {{.method = "POST", .path = "/v1/completions", .queued = true, .answer = [&services](Call call) {
+             return Generation::begin(std::make_shared<CompletionGeneration>(std::move(call), services));
+           }}};
+}
+
 }  // namespace thermocline::server

@@ -50,4 +50,6 @@ class CompletionGeneration : public Generation {
   int top_ = -1;  // alternatives; -1: no logprobs
 };
 
+std::vector<Endpoint> completions_endpoints(Services& services);
+
 }  // namespace thermocline::server

@@ -9,6 +9,10 @@ namespace {
 
 constexpr size_t kLongestName = 256;
 
+double seconds_since(std::chrono::steady_clock::time_point then) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - then).count();
+}
+
 }  // namespace
 
 Json Usage::json() const {
@@ -35,10 +39,22 @@ const char* finish_name(FinishReason reason) {
   return "";
 }
 
+Generation::Generation(Call call, Services& services)
+    : services_(services), call_(std::move(call)), model_(*call_.model), entry_(call_.http.head) {
+  entry_.key = call_.client.name;
+}
+
 // What the body really takes is settled by submit().
-Status Generation::admit(const std::shared_ptr<Generation>& g) {
-  TC_ASSIGN(g->ticket_, g->model_.backend->ticket(g->model_.estimate(g->http_.body.size())));
-  return {};
+Outcome Generation::begin(const std::shared_ptr<Generation>& g) {
+  Result<KeyPlace> place = g->call_.client.take_place();
+  if (!place) return error_reply(place.error());
+  g->place_ = std::move(*place);
+  Result<QueueTicket> ticket = g->model_.backend->ticket(g->model_.estimate(g->call_.http.body.size()));
+  if (!ticket) return error_reply(ticket.error());
+  g->ticket_ = std::move(*ticket);
+  g->services_.book.began(g->entry_, std::weak_ptr<const RequestInProgress>(g));
+  g->services_.prep.run([g] { g->prepare(); });
+  return std::static_pointer_cast<Exchange>(g);
 }
 
 // --- prep pool ---
@@ -54,8 +70,8 @@ void Generation::prepare() {
     if (Status status = wanted(); !status.ok()) return refuse(error_reply(status.error()));
     // Token ids of every prompt that fits are let through: 16 prompts of a whole context.
     const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(model_.max_context)};
-    Result<Json> body = parse_bounded_json(http_.body, limits);
-    std::string().swap(http_.body);
+    Result<Json> body = parse_bounded_json(call_.http.body, limits);
+    std::string().swap(call_.http.body);
     if (!body)
       return refuse(error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message));
     if (!body->is_object()) return refuse(error_reply(field_error("body", "should be a JSON object")));
@@ -79,7 +95,7 @@ void Generation::prepare() {
     if (cancelled_) cancel();
     ready();
   } catch (const std::exception& exception) {
-    log_error("request {}: {}", http_.head.request_id, exception.what());
+    log_error("request {}: {}", call_.http.head.request_id, exception.what());
     refuse(error_reply({ErrorCode::internal, "the request could not be read"}));
   }
 }
@@ -98,8 +114,9 @@ Result<std::vector<std::shared_ptr<RequestHandle>>> Generation::submit(std::vect
   std::vector<std::shared_ptr<RequestHandle>> handles;
   for (Request& request : requests) {
     if (ticket_.held()) request.ticket = std::move(ticket_);
-    request.id = http_.head.request_id;
-    request.key = entry_.key;
+    request.id = call_.http.head.request_id;
+    request.key = call_.client.name;
+    request.cache_scope = call_.client.cache_salt;
     auto handle = model_.backend->submit(std::move(request));
     if (!handle) {
       for (const auto& other : handles) other->cancel();
@@ -171,7 +188,7 @@ Exchange::Output Generation::take() {
   if (finished) {
     over_ = out.finished = true;
     if (streams_)
-      out.bytes += last_events() + kDone;
+      out.bytes += last_events() + end_of_stream();
     else
       out.reply = Reply{200, dump_json(reply_body())};
   }
@@ -180,9 +197,13 @@ Exchange::Output Generation::take() {
 }
 
 void Generation::count(const TokenEvent& event) {
-  if (event.kind == TokenEvent::Kind::token) ++usage_.completion;
+  if (event.kind == TokenEvent::Kind::token) {
+    if (usage_.completion++ == 0) entry_.first_token_seconds = seconds_since(arrived_);
+    answered_ = usage_.completion;
+  }
   if (event.kind != TokenEvent::Kind::finish) return;
   if (event.choice == 0) usage_.cached += event.stats.cached_tokens;
+  cached_ = usage_.cached;
   entry_.queue_seconds = std::max(entry_.queue_seconds, event.stats.queue_seconds);
   entry_.prefill_seconds = std::max(entry_.prefill_seconds, event.stats.prefill_seconds);
   entry_.decode_seconds = std::max(entry_.decode_seconds, event.stats.decode_seconds);
@@ -204,9 +225,9 @@ Exchange::Output Generation::end_with(Reply reply) {
   Output out;
   out.finished = true;
   if (bytes_sent_)
-    out.bytes = "data: " + reply.body + "\n\n" + kDone;
+    out.bytes = error_events(shaped(std::move(reply)));
   else
-    out.reply = std::move(reply);
+    out.reply = shaped(std::move(reply));
   return out;
 }
 
@@ -229,8 +250,25 @@ void Generation::closed(bool complete, int status) {
   entry_.cached_tokens = usage_.cached;
   entry_.completion_tokens = usage_.completion;
   if (!complete && entry_.finish.empty()) entry_.finish = "cancelled";
-  entry_.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - arrived_).count();
-  log_.write(entry_);
+  entry_.total_seconds = seconds_since(arrived_);
+  place_ = KeyPlace();
+  services_.book.ended(entry_);
+}
+
+Reply Generation::shaped(Reply reply) const {
+  return in_dialect(std::move(reply), call_.dialect, call_.http.head.request_id);
+}
+
+RequestInProgress::Look Generation::look() const {
+  const std::lock_guard lock(mutex_);
+  Look look{"preparing", prompt_tokens_, cached_, answered_};
+  for (const auto& handle : handles_) {
+    const RequestPhase phase = handle->phase();
+    if (phase == RequestPhase::finished && &handle != &handles_.back()) continue;
+    look.phase = phase == RequestPhase::waiting ? "waiting" : phase == RequestPhase::prefill ? "prefill" : "decode";
+    break;
+  }
+  return look;
 }
 
 }  // namespace thermocline::server

@@ -9,9 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/server/access_log.h"
-#include "runtime/server/api/served_model.h"
-#include "runtime/server/http/handler.h"
+#include "runtime/server/api/endpoint.h"
 
 namespace thermocline::server {
 
@@ -26,13 +24,12 @@ std::string event_of(const Json& json);
 constexpr const char* kDone = "data: [DONE]\n\n";
 const char* finish_name(FinishReason reason);
 
-class Generation : public Exchange, public std::enable_shared_from_this<Generation> {
+class Generation : public Exchange, public RequestInProgress, public std::enable_shared_from_this<Generation> {
  public:
-  /// Takes the request's place in the queue. Errors: overloaded, unavailable.
-  static Status admit(const std::shared_ptr<Generation>& generation);
+  /// Takes the request's place in the queue, and has it prepared. An error where there is no place.
+  static Outcome begin(const std::shared_ptr<Generation>& generation);
 
-  Generation(const ServedModel& model, HttpRequest http, AccessLog& log)
-      : model_(model), entry_(http.head), http_(std::move(http)), log_(log) {}
+  Generation(Call call, Services& services);
 
   /// Prep pool: reads the body, hands the requests to the engine. Never throws.
   void prepare();
@@ -42,11 +39,13 @@ class Generation : public Exchange, public std::enable_shared_from_this<Generati
   bool streams() const override { return streams_; }
   std::string keep_alive() const override {
     bytes_sent_ = true;  // the status line is out: errors are events from now on
-    return Exchange::keep_alive();
+    return sign_of_life();
   }
   void cancel() override;
   Output abort(const Error& error) override;
   void closed(bool complete, int status) override;
+
+  Look look() const override;
 
   /// Prep thread: the engine's requests, from the body; each has Request::choices choices.
   /// Errors: those of the client's fields, and of the checkpoint's templates.
@@ -60,6 +59,11 @@ class Generation : public Exchange, public std::enable_shared_from_this<Generati
   virtual Json reply_body() = 0;
   /// The field a prompt comes from.
   virtual const char* prompt_field() const = 0;
+  /// What a silent stream says.
+  virtual std::string sign_of_life() const { return Exchange::keep_alive(); }
+  /// How a stream ends in an error, and how it ends well.
+  virtual std::string error_events(const Reply& reply) { return "data: " + reply.body + "\n\n" + kDone; }
+  virtual const char* end_of_stream() const { return kDone; }
 
   /// The fields both endpoints share: stream, stream_options, model, choices.
   Status read_common(const Json& body, const char* id_prefix);
@@ -67,6 +71,8 @@ class Generation : public Exchange, public std::enable_shared_from_this<Generati
   /// Prep thread, between the stages of read(): whether anybody still wants what they make.
   Status wanted() const;
 
+  Services& services_;
+  Call call_;
   const ServedModel& model_;
   const std::chrono::steady_clock::time_point arrived_ = std::chrono::steady_clock::now();
   bool include_usage_ = false, continuous_usage_ = false;
@@ -80,14 +86,14 @@ class Generation : public Exchange, public std::enable_shared_from_this<Generati
   Result<std::vector<std::shared_ptr<RequestHandle>>> submit(std::vector<Request> requests);
   void refuse(Reply reply);
   void count(const TokenEvent& event);
+  Reply shaped(Reply reply) const;
   Output fail(const Error& error, const std::string& before);
   Output end_with(Reply reply);
 
-  HttpRequest http_;
-  AccessLog& log_;
   QueueTicket ticket_;
+  KeyPlace place_;  // of its key, until it is closed
 
-  std::mutex mutex_;  // what prep hands to the network
+  mutable std::mutex mutex_;  // what prep hands to the network
   std::optional<Reply> refusal_;
   int64_t prompt_tokens_ = 0;
   std::vector<std::shared_ptr<RequestHandle>> handles_;
@@ -96,6 +102,7 @@ class Generation : public Exchange, public std::enable_shared_from_this<Generati
   // Network thread.
   mutable bool bytes_sent_ = false;
   bool over_ = false;
+  std::atomic<int64_t> answered_{0}, cached_{0};  // for look()
 };
 
 }  // namespace thermocline::server

@@ -87,8 +87,8 @@ std::optional<Reply> check_origin(const HostGuard& guard, const Fields& fields, 
   const std::string origin = text(fields, http::field::origin);
   if (fields.count(http::field::origin) > 1 || !guard.allows_origin(origin, host))
     return error_reply(403, "permission_error", "origin_not_allowed",
-                       "pages of " + quoted(origin) +
-                           " may not use this server: start it with --allowed-host and the page's host to let them");
+                       "pages of " + quoted(origin) + " may not use this server: start it with --cors-origin " +
+                           origin.substr(0, 200) + " to let them");
   facts.allowed_origin = origin;
   if (is_preflight(fields)) return preflight_reply(fields);
   return std::nullopt;
@@ -164,7 +164,8 @@ std::string status_line(int status) {
 }
 
 std::string common_lines(const Facts& facts, bool close) {
-  std::string lines = fmt::format("Connection: {}\r\nx-request-id: {}\r\n", close ? "close" : "keep-alive", facts.id);
+  std::string lines = fmt::format("Connection: {}\r\nx-request-id: {}\r\nrequest-id: {}\r\n",
+                                  close ? "close" : "keep-alive", facts.id, facts.id);
   if (!facts.allowed_origin.empty())
     lines += fmt::format(
         "Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n"
@@ -192,9 +193,9 @@ Admission admit(const Gate& gate, const RequestParser& parser, const std::string
   if (a.refusal) return a;
   a.body_limit = std::min(gate.handler.body_limit(a.head), gate.options.max_body_bytes);
   if (a.head.content_length.value_or(0) > a.body_limit)
-    a.refusal =
-        refuse(413, "request_too_large",
-               fmt::format("the body has {} bytes: at most {} are read here", *a.head.content_length, a.body_limit));
+    a.refusal = gate.handler.shaped(a.head, refuse(413, "request_too_large",
+                                                   fmt::format("the body has {} bytes: at most {} are read here",
+                                                               *a.head.content_length, a.body_limit)));
   return a;
 }
 

@@ -1,5 +1,6 @@
 #include "runtime/server/http/connection.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -7,6 +8,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -26,10 +28,25 @@ constexpr size_t kPieceBytes = 64 << 10;      // read at once, and at most held,
 constexpr size_t kPipelinedBytes = 16 << 10;  // held of what a client sends while its answer is on the way
 constexpr std::chrono::seconds kPausedPoll{1};
 
-std::string plain_address(const asio::ip::address& address) {
-  if (address.is_v6() && address.to_v6().is_v4_mapped())
-    return asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6()).to_string();
-  return address.to_string();
+// An IP address, "unix" of a Unix socket; `name`: getsockname or getpeername.
+template <class Fn>
+std::string plain_address(int fd, const Fn& name) {
+  sockaddr_storage storage{};
+  socklen_t size = sizeof(storage);
+  if (name(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0) return "";
+  char text[INET6_ADDRSTRLEN] = "";
+  if (storage.ss_family == AF_INET) {
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(storage).sin_addr, text, sizeof(text));
+  } else if (storage.ss_family == AF_INET6) {
+    const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(storage).sin6_addr;
+    if (IN6_IS_ADDR_V4MAPPED(&v6))
+      inet_ntop(AF_INET, &v6.s6_addr[12], text, sizeof(text));
+    else
+      inet_ntop(AF_INET6, &v6, text, sizeof(text));
+  } else {
+    return "unix";
+  }
+  return text;
 }
 
 // Calls into the APIs may throw; the connection still answers. `fallback` is the result then.
@@ -141,16 +158,16 @@ struct Connection::Following {
   Following& operator=(const Following&) = delete;
 };
 
-Connection::Connection(tcp::socket socket, Network& network)
+Connection::Connection(Stream::socket socket, Network& network)
     : socket_(std::move(socket)), network_(network), options_(network.gate.options), wake_(network.context) {
   error_code ignored;
   socket_.non_blocking(true, ignored);
-  socket_.set_option(tcp::no_delay(true), ignored);
+  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.set_option(asio::socket_base::keep_alive(true), ignored);  // a peer without power is gone after minutes
   const int idle_s = 60;
   setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-  local_ = plain_address(socket_.local_endpoint(ignored).address());
-  peer_ = plain_address(socket_.remote_endpoint(ignored).address());
+  local_ = plain_address(socket_.native_handle(), getsockname);
+  peer_ = plain_address(socket_.native_handle(), getpeername);
   network_.open.insert(this);
   ++network_.connections;
 }
@@ -217,7 +234,7 @@ asio::awaitable<Connection::Input> Connection::more(Clock::time_point deadline) 
 void Connection::pump() {
   if (reading_ || end_ || gone_ || buffer_.size() >= read_limit_) return;
   reading_ = true;
-  socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](error_code error) {
+  socket_.async_wait(Stream::socket::wait_read, [self = shared_from_this()](error_code error) {
     self->reading_ = false;
     if (error || self->gone_) return;
     const bool read = guarded("reading", false, [&] {
@@ -248,7 +265,7 @@ void Connection::on_readable() {
 void Connection::watch_for_reset() {
   if (watching_ || gone_) return;
   watching_ = true;
-  socket_.async_wait(tcp::socket::wait_error, [self = shared_from_this()](error_code error) {
+  socket_.async_wait(Stream::socket::wait_error, [self = shared_from_this()](error_code error) {
     if (error || self->gone_) return;
     pollfd poll_fd{self->socket_.native_handle(), 0, 0};
     const bool reset = poll(&poll_fd, 1, 0) > 0 && (poll_fd.revents & (POLLERR | POLLHUP)) != 0;
@@ -296,7 +313,7 @@ asio::awaitable<bool> Connection::flush() {
 asio::awaitable<void> Connection::writable() {
   const Clock::time_point deadline = Clock::now() + options_.times.write_stall;
   if (!std::exchange(writing_, true))
-    socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](error_code) {
+    socket_.async_wait(Stream::socket::wait_write, [self = shared_from_this()](error_code) {
       self->writing_ = false;
       self->notify();
     });
@@ -308,7 +325,7 @@ asio::awaitable<void> Connection::writable() {
 /// that it has not read yet. So what comes is read and dropped, within bounds.
 asio::awaitable<void> Connection::linger() {
   error_code ignored;
-  if (!gone_) socket_.shutdown(tcp::socket::shutdown_send, ignored);
+  if (!gone_) socket_.shutdown(Stream::socket::shutdown_send, ignored);
   const Clock::time_point end = Clock::now() + options_.times.linger;
   read_limit_ = kPieceBytes;
   uint64_t dropped = 0;
@@ -380,7 +397,10 @@ asio::awaitable<bool> Connection::serve_request() {
     request_ = guarded("a request", broken, [&] { return admit(network_.gate, *parser_, local_, peer_); });
     refusal = std::move(request_.refusal);
   }
-  if (!refusal && !gone_) refusal = co_await read_body();
+  if (!refusal && !gone_) {
+    refusal = co_await read_body();
+    if (refusal) refusal = network_.gate.handler.shaped(request_.head, std::move(*refusal));
+  }
   if (gone_) co_return false;
   if (!refusal) co_return co_await answer();
   if (!parser_->is_done()) parser_.reset();  // with what there is of the body

@@ -8,8 +8,8 @@
 #include <array>
 #include <atomic>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <functional>
@@ -40,9 +40,9 @@ struct Network {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  using tcp = boost::asio::ip::tcp;
+  using Stream = boost::asio::generic::stream_protocol;  // TCP, or a Unix socket
 
-  Connection(tcp::socket socket, Network& network);
+  Connection(Stream::socket socket, Network& network);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -90,7 +90,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool stage_sign_of_life(Following& following);
   Clock::time_point next_sign(const Following& following) const;
 
-  tcp::socket socket_;
+  Stream::socket socket_;
   Network& network_;
   const HttpOptions& options_;
   boost::asio::steady_timer wake_;  // what the coroutine awaits

@@ -57,7 +57,12 @@ std::optional<Authority> parse_authority(std::string_view text) {
   return parts;
 }
 
-HostGuard::HostGuard(const std::string& address, const std::vector<std::string>& allowed) : address_(address) {
+bool is_local_address(const std::string& address) { return address.starts_with("unix:") || is_loopback(address); }
+
+HostGuard::HostGuard(const std::string& address, const std::vector<std::string>& allowed,
+                     const std::vector<std::string>& origins)
+    : address_(address) {
+  for (const std::string& origin : origins) origins_.push_back(lower(origin));
   for (const std::string& name : allowed) {
     any_ |= name == "*";
     const std::optional<Authority> parts = parse_authority(name);
@@ -77,13 +82,13 @@ bool HostGuard::allows_host(const Authority& host, std::string_view local_addres
 }
 
 bool HostGuard::allows_origin(std::string_view origin, const std::optional<Authority>& host) const {
-  if (any_) return true;
+  for (const std::string& listed : origins_)
+    if (listed == "*" || listed == lower(origin)) return true;
   const size_t scheme = origin.find("://");
   if (scheme == std::string_view::npos) return false;  // "null": a sandboxed frame or a file
   const std::optional<Authority> from = parse_authority(origin.substr(scheme + 3));
   if (!from) return false;
-  const bool same = host && from->host == host->host && from->port == host->port;
-  return same || is_loopback(from->host) || listed(*from);
+  return host && from->host == host->host && from->port == host->port;
 }
 
 }  // namespace thermocline::server

@@ -15,16 +15,21 @@ struct Authority {
 };
 /// None if it is malformed.
 std::optional<Authority> parse_authority(std::string_view text);
+/// Whether `address`, in canonical form, is this machine's alone: loopback, or a Unix socket.
+bool is_local_address(const std::string& address);
 
 class HostGuard {
  public:
   /// `address`: what is listened on, in canonical form. On a loopback address Host is always checked; on another one
-  /// only with `allowed` names, because such a server is reached under names that it cannot know.
-  HostGuard(const std::string& address, const std::vector<std::string>& allowed);
+  /// only with `allowed` names, because such a server is reached under names that it cannot know; on a Unix socket
+  /// never, as no browser reaches it.
+  /// Pages of `origins`, besides the server's own, may read answers: "http://name:port" as a browser sends it, "*" all.
+  HostGuard(const std::string& address, const std::vector<std::string>& allowed,
+            const std::vector<std::string>& origins = {});
 
   /// Whether a request for `host` that came in on `local_address` is for this server.
   bool allows_host(const Authority& host, std::string_view local_address) const;
-  /// Whether a page of `origin` may read the answers: loopback, the host it asks itself, or an allowed one.
+  /// Whether a page of `origin` may read the answers: one of the host it asks, or of the list.
   bool allows_origin(std::string_view origin, const std::optional<Authority>& host) const;
 
  private:
@@ -32,6 +37,7 @@ class HostGuard {
 
   std::string address_;
   std::vector<std::string> allowed_;  // lower case; "name" or "name:port"
+  std::vector<std::string> origins_;  // lower case
   bool any_ = false, enforced_ = true;
 };
 

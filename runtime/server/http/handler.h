@@ -100,6 +100,8 @@ class Handler {
   virtual uint64_t body_limit(const HttpHead& head) const = 0;
   /// The whole request is there.
   virtual std::variant<Reply, std::shared_ptr<Exchange>> handle(HttpRequest request) = 0;
+  /// A refusal of the transport (408, 413) as this target's API words it.
+  virtual Reply shaped(const HttpHead& head, Reply reply) const { return (void)head, reply; }
 };
 
 /// {"error": {message, type, param, code, ...counts}} and the status of the error's code: the one table from our codes

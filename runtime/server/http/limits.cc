@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sys/random.h>
+#include <sys/un.h>
 
 #include <algorithm>
 #include <array>
@@ -15,6 +16,13 @@ Clock::time_point body_deadline(const HttpOptions& options, Clock::time_point st
 }
 
 Result<std::string> listen_address(const std::string& host) {
+  if (host.starts_with("unix:")) {
+    if (host.size() > 6 && host[5] == '/' && host.size() < 5 + sizeof(sockaddr_un::sun_path)) return host;
+    Error refused = invalid(fmt::format("--host '{}': a Unix socket is unix:/absolute/path of at most {} bytes", host,
+                                        sizeof(sockaddr_un::sun_path) - 1));
+    refused.field = "--host";
+    return refused;
+  }
   std::string plain = host == "localhost" ? "127.0.0.1" : host;
   if (plain.size() > 2 && plain.front() == '[' && plain.back() == ']') plain = plain.substr(1, plain.size() - 2);
   boost::system::error_code error;
@@ -22,7 +30,8 @@ Result<std::string> listen_address(const std::string& host) {
   if (error) {
     Error refused =
         invalid("--host '" + host +
-                "' is no IP address: give one of this machine's, 0.0.0.0 or :: for all of them, or localhost");
+                "' is no IP address: give one of this machine's, 0.0.0.0 or :: for all of them, localhost, or "
+                "unix:/path for a Unix socket");
     refused.field = "--host";
     return refused;
   }

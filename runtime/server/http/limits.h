@@ -30,9 +30,10 @@ struct HttpTimes {
 };
 
 struct HttpOptions {
-  std::string host = "127.0.0.1";          // an IP address, [v6] too, or localhost
+  std::string host = "127.0.0.1";          // an IP address, [v6] too, localhost, or unix:/path
   uint16_t port = 8000;                    // 0: any free port
   std::vector<std::string> allowed_hosts;  // names besides the bound address; "*" allows all
+  std::vector<std::string> cors_origins;   // whose pages may read answers besides the server's own; "*" allows all
   uint64_t max_body_bytes = 32 << 20;
   uint32_t max_header_bytes = 16 << 10, max_headers = 100, max_target_bytes = 8 << 10;
   uint32_t max_connections = 4096;
@@ -40,7 +41,7 @@ struct HttpOptions {
   uint64_t max_linger_bytes = 64 << 20;     // read and thrown away after a last reply
   uint64_t min_body_rate = 1000;            // bytes a second, averaged, after body_grace
   std::chrono::milliseconds drain{30'000};  // running answers may go on for this long after the first signal
-  bool signals = true;                      // SIGINT and SIGTERM drain, then stop
+  bool signals = true;                      // SIGINT and SIGTERM drain, then stop; SIGHUP reloads
   HttpTimes times = {};
 };
 
@@ -58,9 +59,9 @@ struct HttpStats {
 /// bytes, at most times.body in all.
 Clock::time_point body_deadline(const HttpOptions& options, Clock::time_point start, uint64_t received);
 
-/// The address that `host` means, in canonical form ("localhost" is 127.0.0.1, "[::1]" is ::1). Names are not resolved:
-/// what a resolver says may change, and the guard on Host is about this very address.
-/// Errors: invalid_argument, field "--host".
+/// The address that `host` means, in canonical form ("localhost" is 127.0.0.1, "[::1]" is ::1; "unix:/path" stays).
+/// Names are not resolved: what a resolver says may change, and the guard on Host is about this very address. Errors:
+/// invalid_argument, field "--host".
 Result<std::string> listen_address(const std::string& host);
 
 /// A client's own id for a request if it is usable: 1 to 128 printable characters without spaces.

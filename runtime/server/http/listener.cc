@@ -1,14 +1,19 @@
 #include "runtime/server/http/listener.h"
 
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ip/v6_only.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -25,6 +30,8 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 using boost::system::error_code;
+using Stream = asio::generic::stream_protocol;
+using Acceptor = asio::basic_socket_acceptor<Stream>;
 
 constexpr size_t kTurnedAway = 64;     // connections that are being told there are too many
 constexpr uint64_t kOtherFiles = 256;  // descriptors of the process besides connections
@@ -39,6 +46,18 @@ void allow_open_files(uint64_t connections) {
     log_warn("the limit of open files is {}: {} connections need {} (ulimit -n)", limit.rlim_max, connections, wanted);
 }
 
+Status check_origins(const std::vector<std::string>& origins) {
+  for (const std::string& origin : origins) {
+    const size_t scheme = origin.find("://");
+    const bool good = scheme != std::string::npos && parse_authority(std::string_view(origin).substr(scheme + 3));
+    if (origin == "*" || good) continue;
+    Error error = invalid("--cors-origin '" + origin + "' is no origin: give http://name:port as a browser sends it");
+    error.field = "--cors-origin";
+    return error;
+  }
+  return {};
+}
+
 Status check_allowed_hosts(const std::vector<std::string>& hosts) {
   for (const std::string& host : hosts)
     if (host != "*" && !parse_authority(host)) {
@@ -50,25 +69,57 @@ Status check_allowed_hosts(const std::vector<std::string>& hosts) {
 }
 
 std::string url_of(const std::string& address, uint16_t port) {
+  if (address.starts_with("unix:")) return address;
   const bool v6 = address.find(':') != std::string::npos;
   return fmt::format("http://{}:{}", v6 ? "[" + address + "]" : address, port);
 }
 
-Status listen_on(tcp::acceptor& acceptor, const std::string& address, uint16_t port) {
+// A socket that nobody listens on any more is taken away; one that somebody does is in use.
+error_code make_way(const asio::local::stream_protocol::endpoint& endpoint) {
   error_code error;
-  const tcp::endpoint endpoint(asio::ip::make_address(address), port);
-  acceptor.open(endpoint.protocol(), error);
-  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error && endpoint.address().is_v6() && endpoint.address().is_unspecified())
-    acceptor.set_option(asio::ip::v6_only(false), error);  // :: serves IPv4 too
+  asio::io_context context;
+  asio::local::stream_protocol::socket probe(context);
+  probe.connect(endpoint, error);
+  if (!error) return asio::error::address_in_use;
+  if (error == asio::error::connection_refused) unlink(endpoint.path().c_str());
+  return {};
+}
+
+uint16_t port_of(const Acceptor& acceptor) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof(address);
+  getsockname(const_cast<Acceptor&>(acceptor).native_handle(), reinterpret_cast<sockaddr*>(&address), &size);
+  if (address.ss_family == AF_INET) return ntohs(reinterpret_cast<sockaddr_in*>(&address)->sin_port);
+  if (address.ss_family == AF_INET6) return ntohs(reinterpret_cast<sockaddr_in6*>(&address)->sin6_port);
+  return 0;
+}
+
+Status listen_on(Acceptor& acceptor, const std::string& address, uint16_t port) {
+  error_code error;
+  const bool local = address.starts_with("unix:");
+  Stream::endpoint endpoint;
+  if (local) {
+    const asio::local::stream_protocol::endpoint path(address.substr(5));
+    error = make_way(path);
+    endpoint = path;
+  } else {
+    endpoint = tcp::endpoint(asio::ip::make_address(address), port);
+  }
+  if (!error) acceptor.open(endpoint.protocol(), error);
+  if (!error && !local) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error && address == "::") acceptor.set_option(asio::ip::v6_only(false), error);  // :: serves IPv4 too
+  const mode_t mask = umask(0117);  // a socket for its owner and group
   if (!error) acceptor.bind(endpoint, error);
+  umask(mask);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (!error) return {};
-  std::string hint = "is it an address of this machine? --host 127.0.0.1 always is";
-  if (error == asio::error::access_denied) hint = "ports below 1024 are the system's: another --port";
-  if (error == asio::error::address_in_use) hint = "another --port, or stop what listens there";
-  return Error{ErrorCode::io,
-               "cannot listen on " + url_of(address, port).substr(7) + ": " + error.message() + " (" + hint + ")"};
+  std::string hint = local ? "is its folder there, and yours to write?"
+                           : "is it an address of this machine? --host 127.0.0.1 always is";
+  if (error == asio::error::access_denied && !local) hint = "ports below 1024 are the system's: another --port";
+  if (error == asio::error::address_in_use)
+    hint = local ? "another server listens there" : "another --port, or stop what listens there";
+  const std::string where = local ? address : url_of(address, port).substr(7);
+  return Error{ErrorCode::io, "cannot listen on " + where + ": " + error.message() + " (" + hint + ")"};
 }
 
 void log_failure(const char* where, const std::exception_ptr& failure) {
@@ -93,24 +144,32 @@ asio::awaitable<void> run_connection(std::shared_ptr<Connection> connection, boo
 class Listener::Impl {
  public:
   Impl(const HttpOptions& options, std::string address)
-      : options_(options), address_(std::move(address)), guard_(address_, options.allowed_hosts) {}
+      : options_(options),
+        address_(std::move(address)),
+        guard_(address_, options.allowed_hosts, options.cors_origins) {}
+  ~Impl() {
+    if (bound_ && address_.starts_with("unix:")) unlink(address_.c_str() + 5);
+  }
 
   Status bind() {
     TC_RETURN_IF_ERROR(listen_on(acceptor_, address_, options_.port));
-    port_ = acceptor_.local_endpoint().port();
+    bound_ = true;
+    port_ = port_of(acceptor_);
     allow_open_files(options_.max_connections);
     std::signal(SIGPIPE, SIG_IGN);
     if (!options_.signals) return {};
     signals_.add(SIGINT);
     signals_.add(SIGTERM);
+    signals_.add(SIGHUP);
     return {};
   }
 
-  void run(Handler& handler, OnDrain on_drain) {
+  void run(Handler& handler, OnDrain on_drain, OnHangup on_hangup) {
     Network network{context_, Gate{options_, guard_, handler}, connections_, retained_bytes_};
     network.on_quiet = [this] { finish(); };
     network_ = &network;
     on_drain_ = std::move(on_drain);
+    on_hangup_ = std::move(on_hangup);
     await_signal();
     asio::co_spawn(context_, accept_all(), [this](const std::exception_ptr& failure) {
       if (failure) log_failure("accepting connections", failure);
@@ -143,7 +202,7 @@ class Listener::Impl {
 
   asio::awaitable<void> accept_all() {
     while (acceptor_.is_open()) {
-      tcp::socket socket(context_);
+      Stream::socket socket(context_);
       error_code error;
       co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
       if (error == asio::error::operation_aborted || finished_) co_return;
@@ -175,7 +234,7 @@ class Listener::Impl {
     return true;
   }
 
-  void take(tcp::socket socket) {
+  void take(Stream::socket socket) {
     ++accepted_;
     const bool over = network_->open.size() >= options_.max_connections;
     const bool turned_away = over && !evict();
@@ -192,14 +251,24 @@ class Listener::Impl {
 
   void await_signal() {
     if (!options_.signals) return;
-    signals_.async_wait([this](error_code error, int) {
+    signals_.async_wait([this](error_code error, int signal) {
       if (error) return;
-      if (network_->draining)
+      if (signal == SIGHUP)
+        hang_up();
+      else if (network_->draining)
         finish();
       else
         begin_drain();
       if (!finished_) await_signal();
     });
+  }
+
+  void hang_up() {
+    try {
+      if (on_hangup_) on_hangup_();
+    } catch (...) {
+      log_failure("a reload", std::current_exception());
+    }
   }
 
   void begin_drain() {
@@ -241,19 +310,21 @@ class Listener::Impl {
   std::atomic<uint64_t> connections_ = 0, retained_bytes_ = 0, accepted_ = 0, turned_away_ = 0, evicted_ = 0,
                         accept_pauses_ = 0;
   asio::io_context context_{1};
-  tcp::acceptor acceptor_{context_};
+  Acceptor acceptor_{context_};
   asio::signal_set signals_{context_};
   asio::steady_timer pause_{context_}, end_timer_{context_};
   uint16_t port_ = 0;
   Network* network_ = nullptr;  // while run() runs
   OnDrain on_drain_;
-  bool finished_ = false;
+  OnHangup on_hangup_;
+  bool bound_ = false, finished_ = false;
   Clock::time_point next_accept_log_ = Clock::time_point::min();
 };
 
 Result<std::unique_ptr<Listener>> Listener::bind(const HttpOptions& options) {
   TC_ASSIGN(std::string address, listen_address(options.host));
   TC_RETURN_IF_ERROR(check_allowed_hosts(options.allowed_hosts));
+  TC_RETURN_IF_ERROR(check_origins(options.cors_origins));
   auto impl = std::make_unique<Impl>(options, std::move(address));
   TC_RETURN_IF_ERROR(impl->bind());
   return std::unique_ptr<Listener>(new Listener(std::move(impl)));
@@ -264,7 +335,9 @@ Listener::~Listener() = default;
 
 uint16_t Listener::port() const { return impl_->port(); }
 std::string Listener::url() const { return impl_->url(); }
-void Listener::run(Handler& handler, OnDrain on_drain) { impl_->run(handler, std::move(on_drain)); }
+void Listener::run(Handler& handler, OnDrain on_drain, OnHangup on_hangup) {
+  impl_->run(handler, std::move(on_drain), std::move(on_hangup));
+}
 void Listener::drain() { impl_->drain(); }
 void Listener::stop() { impl_->stop(); }
 HttpStats Listener::stats() const { return impl_->stats(); }

@@ -23,16 +23,19 @@ class Listener {
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;
 
-  /// The port that is listened on, and its URL ("http://127.0.0.1:8000", "http://[::1]:8000").
+  /// The port that is listened on, and its URL ("http://127.0.0.1:8000", "http://[::1]:8000"); of a Unix socket 0 and
+  /// "unix:/path".
   uint16_t port() const;
   std::string url() const;
 
   using OnDrain = std::function<void(Clock::time_point deadline)>;
+  using OnHangup = std::function<void()>;
   /// Serves on this thread until it is stopped or a drain is over; then every connection is closed, every exchange that
   /// was not complete is cancelled, and none calls back any more. Called once.
   ///   on_drain  on this thread, once, when a drain begins: refuse new work (the handler goes on being asked), cancel
   ///             a load. Answers in progress go on until `deadline`, then end by Exchange::abort.
-  void run(Handler& handler, OnDrain on_drain);
+  ///   on_hangup on this thread, at every SIGHUP: read again what may change while it runs.
+  void run(Handler& handler, OnDrain on_drain, OnHangup on_hangup = nullptr);
 
   /// What the first SIGINT or SIGTERM does: ends run() when no answer is in progress, at the latest at options.drain
   /// (and times.flush for what the aborted answers still say). Before run() too: it then ends at once.

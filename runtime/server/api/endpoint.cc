@@ -1,0 +1,207 @@
+#include "runtime/server/api/endpoint.h"
+
+#include <algorithm>
+#include <cctype>
+#include <mutex>
+#include <numeric>
+#include <optional>
+
+#include "runtime/base/log.h"
+#include "runtime/server/wire/request_fields.h"
+
+namespace thermocline::server {
+namespace {
+
+// Letters to change, add or leave out to get from one path to the other; a letter's case costs nothing.
+size_t edits(std::string_view a, std::string_view b) {
+  const auto lower = [](char c) { return std::tolower(static_cast<unsigned char>(c)); };
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t changed = diagonal + (lower(a[i]) != lower(b[j]));
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({changed, diagonal + 1, row[j] + 1});
+    }
+  }
+  return row.back();
+}
+
+// Anthropic's names of kinds of errors, by status.
+const char* anthropic_type(int status) {
+  switch (status) {
+    case 401:
+      return "authentication_error";
+    case 403:
+      return "permission_error";
+    case 404:
+      return "not_found_error";
+    case 413:
+      return "request_too_large";
+    case 429:
+      return "rate_limit_error";
+    case 503:
+    case 529:
+      return "overloaded_error";
+    case 408:
+    case 504:
+      return "timeout_error";
+    default:
+      return status < 500 ? "invalid_request_error" : "api_error";
+  }
+}
+
+/// One reply, made elsewhere.
+class Prepared : public Exchange {
+ public:
+  Prepared(Services& services, Call call) : book_(services.book), call_(std::move(call)), entry_(call_.http.head) {
+    entry_.key = call_.client.name;
+  }
+
+  void make(const std::function<Result<Json>(const Call&, const Json& body)>& make) {
+    Reply reply = reply_of(make);
+    {
+      const std::lock_guard lock(mutex_);
+      reply_ = std::move(reply);
+    }
+    ready();
+  }
+
+  Output take() override {
+    const std::lock_guard lock(mutex_);
+    if (!reply_) return {};
+    Output out;
+    out.finished = true;
+    entry_.answered(*reply_);
+    out.reply = shaped(std::move(*reply_));
+    reply_.reset();
+    return out;
+  }
+  bool streams() const override { return false; }
+  void cancel() override {}
+  Output abort(const Error& error) override {
+    Output out;
+    out.finished = true;
+    Reply reply = error_reply(error);
+    entry_.answered(reply);
+    out.reply = shaped(std::move(reply));
+    return out;
+  }
+  void closed(bool complete, int status) override {
+    entry_.status = status;
+    entry_.complete = complete;
+    book_.ended(entry_);
+  }
+
+ private:
+  Reply shaped(Reply reply) const { return in_dialect(std::move(reply), call_.dialect, call_.http.head.request_id); }
+  Reply reply_of(const std::function<Result<Json>(const Call&, const Json& body)>& make) {
+    try {
+      const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(call_.model ? call_.model->max_context : 0)};
+      const Result<Json> body = parse_bounded_json(call_.http.body, limits);
+      if (!body) return error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message);
+      if (!body->is_object()) return error_reply(field_error("body", "should be a JSON object"));
+      const Result<Json> made = make(call_, *body);
+      if (!made) return error_reply(made.error());
+      return {200, dump_json(*made)};
+    } catch (const std::exception& exception) {
+      log_error("request {}: {}", call_.http.head.request_id, exception.what());
+      return error_reply(Error{ErrorCode::internal, "the request could not be read"});
+    }
+  }
+
+  RequestBook& book_;
+  const Call call_;
+  AccessEntry entry_;
+  std::mutex mutex_;
+  std::optional<Reply> reply_;
+};
+
+}  // namespace
+
+std::string url_decoded(std::string_view text) {
+  std::string out;
+  const auto digit = [](char c) { return std::isdigit(static_cast<unsigned char>(c)) ? c - '0' : (c | 32) - 'a' + 10; };
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool escape = text[i] == '%' && i + 2 < text.size() &&
+                        std::isxdigit(static_cast<unsigned char>(text[i + 1])) &&
+                        std::isxdigit(static_cast<unsigned char>(text[i + 2]));
+    out += escape ? static_cast<char>(digit(text[i + 1]) * 16 + digit(text[i + 2])) : text[i];
+    if (escape) i += 2;
+  }
+  return out;
+}
+
+std::map<std::string, std::string> query_of(std::string_view target) {
+  std::map<std::string, std::string> query;
+  const size_t mark = target.find('?');
+  if (mark == std::string_view::npos) return query;
+  std::string_view rest = target.substr(mark + 1);
+  rest = rest.substr(0, rest.find('#'));
+  while (!rest.empty() && query.size() < 64) {
+    const std::string_view one = rest.substr(0, rest.find('&'));
+    rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+    const size_t equals = std::min(one.find('='), one.size());
+    if (equals > 0)
+      query[url_decoded(one.substr(0, equals))] = url_decoded(one.substr(std::min(equals + 1, one.size())));
+  }
+  return query;
+}
+
+bool matches(const Endpoint& endpoint, std::string_view path, std::string* rest) {
+  const std::string_view pattern = endpoint.path;
+  const size_t star = pattern.find('*');
+  if (star == std::string_view::npos) return path == pattern;
+  const std::string_view before = pattern.substr(0, star), behind = pattern.substr(star + 1);
+  if (path.size() <= before.size() + behind.size() || !path.starts_with(before) || !path.ends_with(behind))
+    return false;
+  const std::string_view id = path.substr(before.size(), path.size() - before.size() - behind.size());
+  if (!behind.empty() && id.find('/') != std::string_view::npos) return false;
+  if (rest) *rest = url_decoded(id);
+  return true;
+}
+
+std::string canonical_path(const std::string& target, const std::vector<Endpoint>& endpoints) {
+  std::string path;
+  for (const char c : target.substr(0, target.find_first_of("?#")))
+    if (c != '/' || path.empty() || path.back() != '/') path += c;
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const auto known = [&](const std::string& some) {
+    return std::any_of(endpoints.begin(), endpoints.end(), [&](const Endpoint& e) { return matches(e, some); });
+  };
+  if (path.starts_with("/v1/v1/")) path.erase(0, 3);
+  if (known(path)) return path;
+  if (known("/v1" + path)) return "/v1" + path;
+  if (path.starts_with("/v1/") && known(path.substr(3))) return path.substr(3);
+  return path;
+}
+
+std::string near_paths(std::string_view path, const std::vector<Endpoint>& endpoints) {
+  std::string all;
+  for (const Endpoint& e : endpoints) {
+    const std::string_view known = e.path;
+    if (path.size() < 64 && edits(path, known) <= 3) return "; did you mean " + std::string(known) + "?";
+    if (all.find(" " + std::string(known)) == std::string::npos)
+      all += (all.empty() ? "; there are " : ", ") + std::string(known);
+  }
+  return all;
+}
+
+Reply in_dialect(Reply reply, Dialect dialect, const std::string& request_id) {
+  if (dialect == Dialect::openai || reply.status < 400) return reply;
+  const Result<Json> body = parse_json(reply.body);
+  const std::string message = body ? body->value(Json::json_pointer("/error/message"), "") : "";
+  reply.body = dump_json(Json{{"type", "error"},
+                              {"error", {{"type", anthropic_type(reply.status)}, {"message", message}}},
+                              {"request_id", request_id}});
+  return reply;
+}
+
+Outcome prepared(Services& services, Call call, std::function<Result<Json>(const Call&, const Json& body)> make) {
+  const auto exchange = std::make_shared<Prepared>(services, std::move(call));
+  services.prep.run([exchange, make = std::move(make)] { exchange->make(make); });
+  return std::static_pointer_cast<Exchange>(exchange);
+}
+
+}  // namespace thermocline::server
