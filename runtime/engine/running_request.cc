@@ -89,6 +89,7 @@ void RunningRequest::take(SampledToken token) {
   if (answered() == 1) first_token = last_token;
   TokenEvent e = event(TokenEvent::Kind::token);
   e.id = id;
+  e.stats.cached_tokens = cached_tokens;
   if (request().top_logprobs >= 0) e.logprobs = std::move(token);
   const bool end = std::find(ends_.begin(), ends_.end(), id) != ends_.end();
   bool stopped = false;
@@ -110,6 +111,7 @@ void RunningRequest::finish(FinishReason reason) {
     e.text = stops_.push(detokenizer_.finish(), stopped);
     if (!stopped) e.text += stops_.finish();
   }
+  if (const std::string* const stop = stops_.met()) e.stop = *stop;
   end(std::move(e));
 }
 

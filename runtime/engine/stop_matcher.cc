@@ -11,6 +11,7 @@ std::string StopMatcher::push(const std::string& text, bool& stopped) {
     if (const size_t found = held_.find(stop); found < at) {
       at = found;
       length = stop.size();
+      met_ = &stop;
     }
   stopped = at != std::string::npos;
   if (stopped) {

@@ -15,11 +15,14 @@ class StopMatcher {
   /// The text that is certain; `stopped` turns true when a stop string was met (what follows is dropped).
   std::string push(const std::string& text, bool& stopped);
   std::string finish() { return std::move(held_); }
+  /// The stop string that was met; null before.
+  const std::string* met() const { return met_; }
 
  private:
   const std::vector<std::string>& stops_;
   const bool include_;
   std::string held_;
+  const std::string* met_ = nullptr;
 };
 
 }  // namespace thermocline

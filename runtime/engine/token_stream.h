@@ -44,8 +44,9 @@ struct TokenEvent {
   std::optional<SampledToken> logprobs;       // where asked for
   std::vector<SampledToken> prompt_logprobs;  // [prompt tokens]; that of the first has id only
   FinishReason reason = FinishReason::stop;
+  std::string stop = {};  // the stop string that ended it
   Error error = {};
-  AnswerStats stats = {};
+  AnswerStats stats = {};  // of a token cached_tokens alone
 };
 
 class TokenStream {

@@ -50,7 +50,7 @@ class FakeExchange : public Exchange {
     return std::exchange(output_, {});
   }
   bool streams() const override { return streams_; }
-  std::string keep_alive() const override { return ": alive\n\n"; }
+  std::string keep_alive() override { return ": alive\n\n"; }
   void cancel() override { cancelled = true; }
   Output abort(const Error& error) override {
     aborted = true;

@@ -5,6 +5,7 @@
 
 #include "runtime/server/api/chat_completions.h"
 #include "runtime/server/api/completions.h"
+#include "runtime/server/api/messages.h"
 #include "runtime/server/api/models.h"
 
 namespace thermocline::server {
@@ -31,7 +32,7 @@ Reply unauthorized(bool missing) {
 
 Api::Api(const Options& options, AccessLog& log) : options_(options), book_(log), prep_(options.prep_threads) {
   endpoints_ = own_endpoints();
-  for (auto more : {chat_completions_endpoints, completions_endpoints, models_endpoints})
+  for (auto more : {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints})
     for (Endpoint& endpoint : more(services_)) endpoints_.push_back(std::move(endpoint));
 }
 

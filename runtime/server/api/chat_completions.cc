@@ -1,35 +1,25 @@
 #include "runtime/server/api/chat_completions.h"
 
+#include "runtime/server/api/chat_prompt.h"
 #include "runtime/server/api/logprobs.h"
 #include "runtime/server/wire/ids.h"
 #include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::server {
-namespace {
-
-constexpr size_t kMostMessages = 8192, kMostTools = 512;
-
-}  // namespace
 
 Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
-  if (!model_.constants) return model_.constants.error();
   TC_RETURN_IF_ERROR(read_common(body, "chatcmpl-"));
   const Fields fields(body);
   std::vector<Request> requests;
   TC_ASSIGN(Request request, read_generation_fields(fields, model_.defaults, model_.vocab_size, arrived_));
   if (request.max_tokens == 0) return field_error("max_tokens", "should be at least 1");
   TC_RETURN_IF_ERROR(read_logprobs(body, request));
-  TC_ASSIGN(const Json messages, read_messages(body));
-  TC_ASSIGN(const ChatOptions options, read_options(body));
-  TC_ASSIGN(const RenderedPrompt prompt, render_generation_prompt(*model_.constants, messages, options));
-  TC_RETURN_IF_ERROR(model_.check_bytes(prompt.text.size(), "messages"));
+  TC_ASSIGN(const ChatPrompt prompt, read_chat_prompt(model_, body));
   TC_RETURN_IF_ERROR(wanted());
-  TC_ASSIGN(request.prompt, model_.tokenizer.encode(prompt.text, prompt.literal));
-  // Special tokens are hidden, but for the two that CompletionStream reads as markup and shows nobody.
-  for (const std::string& token : {model_.constants->thinking_end, model_.constants->dsml_token})
-    if (const auto id = model_.tokenizer.id_of(token)) request.shown_special.push_back(*id);
+  TC_ASSIGN(request.prompt, encode(model_, prompt));
+  request.shown_special = markup_tokens(model_);
   for (int i = 0; i < request.choices; ++i)
-    choices_.push_back({CompletionStream(*model_.constants, prompt.in_reasoning, tools_)});
+    choices_.push_back({CompletionStream(*model_.constants, prompt.rendered.in_reasoning, prompt.tools)});
   requests.push_back(std::move(request));
   return requests;
 }
@@ -41,74 +31,6 @@ Status ChatGeneration::read_logprobs(const Json& body, Request& request) const {
   if (!logprobs && top > 0) return field_error("top_logprobs", "needs logprobs: true");
   if (logprobs) request.top_logprobs = static_cast<int>(top);
   return {};
-}
-
-// With tools and response format where the encoding wants them: on the system message.
-Result<Json> ChatGeneration::read_messages(const Json& body) {
-  const Json* const given = Fields(body).find("messages");
-  if (!given) return field_error("messages", "is missing");
-  if (!given->is_array() || given->empty() || given->size() > kMostMessages)
-    return field_error("messages", "should be a list of 1 to " + std::to_string(kMostMessages) + " messages");
-  Json messages = *given;
-  TC_RETURN_IF_ERROR(read_tools(body, messages));
-  if (const Json* format = Fields(body).find("response_format")) {
-    if (!format->is_object()) return field_error("response_format", "should be an object");
-    TC_ASSIGN(const std::string type, Fields(*format, "response_format.").text("type", ""));
-    if (type == "json_object" || type == "json_schema")
-      return not_offered("response_format", "of type " + type + " is not offered yet: answers are not constrained");
-    if (type != "text") return field_error("response_format.type", "should be text, not '" + type.substr(0, 60) + "'");
-  }
-  return messages;
-}
-
-Status ChatGeneration::read_tools(const Json& body, Json& messages) {
-  const Fields fields(body);
-  const Json* const tools = fields.find("tools");
-  if (tools && (!tools->is_array() || tools->size() > kMostTools))
-    return field_error("tools", "should be a list of at most " + std::to_string(kMostTools) + " tools");
-  std::string choice = "auto";
-  if (const Json* given = fields.find("tool_choice")) {
-    if (given->is_object() || *given == "required")
-      return not_offered("tool_choice", "that forces a call is not offered yet; auto and none are");
-    if (*given != "auto" && *given != "none") return field_error("tool_choice", "should be auto or none");
-    choice = given->get<std::string>();
-  }
-  if (!tools || tools->empty() || choice == "none") return {};
-  if (!messages[0].is_object() || !messages[0].contains("role") || messages[0]["role"] != "system")
-    messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
-  messages[0]["tools"] = *tools;
-  tools_ = tool_properties(*tools);
-  return {};
-}
-
-Result<ChatOptions> ChatGeneration::read_options(const Json& body) const {
-  const Fields fields(body);
-  ChatOptions options;
-  options.thinking = model_.think;
-  TC_ASSIGN(std::string effort, fields.text("reasoning_effort", ""));
-  if (!effort.empty()) options.thinking = effort != "none" && effort != "minimal";
-  if (effort == "none" || effort == "minimal") effort = "";
-  if (effort == "medium") effort = "high";
-  if (effort == "xhigh") effort = "max";
-  options.reasoning_effort = effort;
-  if (const Json* thinking = fields.find("thinking")) {
-    if (!thinking->is_object()) return field_error("thinking", "should be an object with a type");
-    TC_ASSIGN(const std::string type, Fields(*thinking, "thinking.").text("type", "enabled"));
-    if (type != "enabled" && type != "disabled")
-      return field_error("thinking.type", "should be enabled or disabled, not '" + type.substr(0, 60) + "'");
-    options.thinking = type == "enabled";
-  }
-  if (const Json* kwargs = fields.find("chat_template_kwargs")) {
-    if (!kwargs->is_object()) return field_error("chat_template_kwargs", "should be an object");
-    for (const char* name : {"thinking", "enable_thinking"}) {
-      TC_ASSIGN(options.thinking, Fields(*kwargs, "chat_template_kwargs.").boolean(name, options.thinking));
-    }
-  }
-  TC_ASSIGN(options.continue_final_message, fields.boolean("continue_final_message", false));
-  TC_ASSIGN(const bool add, fields.boolean("add_generation_prompt", !options.continue_final_message));
-  if (add == options.continue_final_message)
-    return field_error("add_generation_prompt", "and continue_final_message exclude each other, and one is needed");
-  return options;
 }
 
 // --- network thread ---

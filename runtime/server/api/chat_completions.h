@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "runtime/server/api/generation.h"
-#include "runtime/text/chat_encoding.h"
 #include "runtime/text/completion_parser.h"
 
 namespace thermocline::server {
@@ -32,15 +31,11 @@ class ChatGeneration : public Generation {
     std::string finish = {};
   };
 
-  Result<Json> read_messages(const Json& body);
-  Status read_tools(const Json& body, Json& messages);
-  Result<ChatOptions> read_options(const Json& body) const;
   Status read_logprobs(const Json& body, Request& request) const;
   void tell(int index, const std::vector<CompletionStream::Event>& events, std::string& out);
   std::string chunk(int index, Json delta, Json reason);
   void finish(int index, const TokenEvent& event, std::string& out);
 
-  ToolProperties tools_;
   std::vector<Choice> choices_;
   bool logprobs_ = false;
 };

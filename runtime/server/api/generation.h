@@ -37,7 +37,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   // Exchange, network thread.
   Output take() override;
   bool streams() const override { return streams_; }
-  std::string keep_alive() const override {
+  std::string keep_alive() override {
     bytes_sent_ = true;  // the status line is out: errors are events from now on
     return sign_of_life();
   }
@@ -60,7 +60,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   /// The field a prompt comes from.
   virtual const char* prompt_field() const = 0;
   /// What a silent stream says.
-  virtual std::string sign_of_life() const { return Exchange::keep_alive(); }
+  virtual std::string sign_of_life() { return Exchange::keep_alive(); }
   /// How a stream ends in an error, and how it ends well.
   virtual std::string error_events(const Reply& reply) { return "data: " + reply.body + "\n\n" + kDone; }
   virtual const char* end_of_stream() const { return kDone; }
@@ -100,7 +100,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   std::atomic<bool> cancelled_{false};
 
   // Network thread.
-  mutable bool bytes_sent_ = false;
+  bool bytes_sent_ = false;
   bool over_ = false;
   std::atomic<int64_t> answered_{0}, cached_{0};  // for look()
 };

@@ -51,7 +51,7 @@ class Exchange {
   /// until the request was read.
   virtual bool streams() const = 0;
   /// A sign of life for a silent stream (10 s), in the currency of the protocol.
-  virtual std::string keep_alive() const { return ": still working\n\n"; }
+  virtual std::string keep_alive() { return ": still working\n\n"; }
   /// The client has gone: whatever is done for it ends within a step. Idempotent.
   virtual void cancel() = 0;
   /// The server ends before the answer does: cancels, and gives what tells the client so - the rest of the stream (an

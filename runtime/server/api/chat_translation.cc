@@ -1,0 +1,76 @@
+#include "runtime/server/api/chat_translation.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "runtime/server/wire/request_fields.h"
+
+namespace thermocline::server {
+namespace {
+
+// The number in "messages[N]" at the start of a text; `end` is behind the bracket.
+std::optional<size_t> message_number(const std::string& text, size_t& end) {
+  constexpr std::string_view kBefore = "messages[";
+  if (!text.starts_with(kBefore)) return std::nullopt;
+  size_t number = 0;
+  const auto [stop, error] = std::from_chars(text.data() + kBefore.size(), text.data() + text.size(), number);
+  end = static_cast<size_t>(stop - text.data()) + 1;
+  if (error != std::errc() || end > text.size() || *stop != ']') return std::nullopt;
+  return number;
+}
+
+template <class Fn>
+Error renamed(Error error, const Fn& place) {
+  for (std::string* text : {&error.message, &error.field}) {
+    size_t end = 0;
+    if (const auto number = message_number(*text, end)) *text = place(*number) + text->substr(end);
+  }
+  return error;
+}
+
+}  // namespace
+
+void ChatTranslation::add(Json message, std::string place) {
+  body["messages"].push_back(std::move(message));
+  places.push_back(std::move(place));
+}
+
+Json& ChatTranslation::assistant(const std::string& place, bool open) {
+  Json& messages = body["messages"];
+  if (!open || messages.empty() || messages.back()["role"] != "assistant")
+    add({{"role", "assistant"}, {"content", ""}}, place);
+  return messages.back();
+}
+
+Error ChatTranslation::told(Error error) const {
+  return renamed(std::move(error), [&](size_t i) { return i < places.size() ? places[i] : std::string("messages"); });
+}
+
+Error without_first_message(Error error) {
+  return renamed(std::move(error), [](size_t i) { return "messages[" + std::to_string(i > 0 ? i - 1 : 0) + "]"; });
+}
+
+Result<std::string> text_of_parts(const Json& content, const std::vector<std::string>& types,
+                                  const std::string& place) {
+  if (content.is_null()) return std::string();
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) return field_error(place, "should be a string or a list of parts");
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const Json& part = content[i];
+    const std::string where = place + "[" + std::to_string(i) + "]";
+    if (part.is_string()) {
+      text += (i ? "\n\n" : "") + part.get<std::string>();
+      continue;
+    }
+    if (!part.is_object()) return field_error(where, "should be an object with a type");
+    TC_ASSIGN(const std::string type, Fields(part, where + ".").text("type", ""));
+    if (std::find(types.begin(), types.end(), type) == types.end())
+      return not_offered(where, "is of type '" + type.substr(0, 60) + "': this model reads text only");
+    TC_ASSIGN(const std::string piece, Fields(part, where + ".").text(type == "refusal" ? "refusal" : "text", ""));
+    text += (i ? "\n\n" : "") + piece;
+  }
+  return text;
+}
+
+}  // namespace thermocline::server
