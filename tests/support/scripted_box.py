@@ -1,6 +1,7 @@
 """A server that says what a test wants of it: the page's files as the program serves them, everything else scripted."""
 import http.server
 import json
+import random
 import threading
 import time
 
@@ -33,10 +34,17 @@ def stats(**changes):
 
 
 def experts(layers=43, count=256):
-    """GET /v1/experts: a tenth on the card, the last layer on disk, every expert with a use of its own."""
-    tiers = ["".join("n" if layer == layers - 1 else "g" if (7 * expert + layer) % 10 == 0 else "c" for expert in range(count)) for layer in range(layers)]
-    use = [[(expert * 37 + layer * 91) % 256 if tiers[layer][expert] == "g" else (expert * 13 + layer * 29) % 96 for expert in range(count)] for layer in range(layers)]
+    """GET /v1/experts: use falls with the rank, the first eighth is on the card, the last of the last layers on disk."""
+    rank = [random.Random(layer).sample(range(count), count) for layer in range(layers)]
+    use = [[min(255, round(255 / (1 + 8 * r / count) ** 1.5)) for r in row] for row in rank]
+    tiers = ["".join("g" if r < count // 8 else "n" if layer > 0.8 * layers and r > count // 2 else "c" for r in row) for layer, row in enumerate(rank)]
     return {"layers": layers, "experts": count, "first_layer": 0, "tiers": tiers, "use": use, "tokens": [[100 * layer + expert for expert in range(count)] for layer in range(layers)]}
+
+
+PLAN = {"fits": True, "context": 32768,
+        "decode": [{"batch": 1, "fits": True, "tokens_per_second": 21.4, "bottleneck": "experts from RAM"}, {"batch": 8, "fits": True, "tokens_per_second": 61.0, "bottleneck": "experts from RAM"}],
+        "prefill": {"first_token_seconds": 41.0, "bottleneck": "experts over PCIe"}, "memory": [{"tier": "host", "owner": "routed experts", "bytes": 1 << 37}],
+        "what_if": [{"change": "12 channels", "fits": True, "decode_percent": 80.0, "prefill_percent": 0.0}]}
 
 
 class ScriptedBox:
@@ -48,12 +56,14 @@ class ScriptedBox:
         self.key = None
         self.health = (200, {"status": "ok"})
         self.stats = stats()
+        self.streams = True  # whether it knows /v1/stats?stream=1
         self.experts = experts()
-        self.plan = None
+        self.plan = PLAN
         self.answer = [{"content": "Hello"}]  # deltas, or seconds to wait, or an error's message
         self.usage = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
         self.bodies = []  # of chats
         self.keys = []  # that came with chats
+        self.watchers = 0  # of statistics, just now
         self.httpd = None
         self.port = 0
         self.start()
@@ -68,7 +78,7 @@ class ScriptedBox:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                box.get(self, self.path.split("?")[0])
+                box.get(self, *self.path.split("?"))
 
             def do_POST(self):
                 box.chat(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
@@ -88,7 +98,7 @@ class ScriptedBox:
             self.httpd.server_close()
         self.httpd = None
 
-    def get(self, handler, path):
+    def get(self, handler, path, query=""):
         if path == "/" or path.startswith("/page/"):
             if path not in self.files:
                 self.files[path] = self.source.request("GET", path)
@@ -98,8 +108,25 @@ class ScriptedBox:
             return self.json(handler, *self.health)
         if not self.allowed(handler):
             return None
+        if path == "/v1/stats" and query == "stream=1" and self.stats and self.streams:
+            return self.stream_stats(handler)
         found = {"/v1/stats": self.stats, "/v1/experts": self.experts, "/v1/plan": self.plan, "/v1/models": {"data": [{"id": "scripted"}]}}.get(path)
         return self.json(handler, 200, found) if found else self.json(handler, 404, {"error": {"message": "there is no " + path}})
+
+    def stream_stats(self, handler):
+        httpd = self.httpd
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream")
+        handler.end_headers()
+        self.watchers += 1
+        try:
+            while self.httpd is httpd:
+                handler.wfile.write(f"data: {json.dumps(self.stats)}\n\n".encode())
+                time.sleep(0.2)
+        except OSError:
+            pass  # nobody looks any more
+        finally:
+            self.watchers -= 1
 
     def allowed(self, handler):
         if self.key is None or handler.headers.get("authorization") == f"Bearer {self.key}":

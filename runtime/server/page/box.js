@@ -7,7 +7,7 @@ import { ExpertMap } from "./expert_map.js";
 import { bytes, milliseconds, number, percent, rate, seconds, short } from "./format.js";
 import { planText } from "./plan.js";
 
-const EXPERTS_MS = 2000, POLL_MS = 1000, AGAIN_MS = 3000;
+const EXPERTS_MS = 2000, POLL_MS = 1000, AGAIN_MS = 3000, MOST_RECENT = 12;
 const TIER_NAMES = { ram: "RAM", nvme: "NVMe" };
 const tierName = (tier) => TIER_NAMES[tier] ?? tier.toUpperCase().replace(/^GPU(\d)/, "GPU $1");
 
@@ -30,9 +30,9 @@ export class Box {
     this.cards = {
       now: card("Now", h("dl", { class: "tiles" }, ...Object.values(this.tiles).map((t) => t.root)), h("div", {}, this.spark.canvas)),
       tiers: card("Memory", part("tiers")),
-      experts: card("Experts", this.map.root, part("experts")),
       kv: card("KV cache and bandwidth", part("kv")),
-      requests: card("Requests", part("active"), part("recent")),
+      experts: card("Experts", this.map.root, part("experts")),
+      requests: card("Requests", part("active"), this.recentTable()),
       forecast: card("Predicted and measured", part("forecast")),
       plan: card("Plan", part("plan")),
       connect: card("Connect", part("connect")),
@@ -146,7 +146,7 @@ export class Box {
   showNow({ tokens = {}, requests = {}, latency = {}, kv = {}, uptime_seconds }) {
     this.reveal("now");
     const set = (name, text) => (this.tiles[name].value.textContent = text);
-    const pair = (p) => (p?.p50 == null ? "–" : `${milliseconds(p.p50)} / ${milliseconds(p.p95)}`);
+    const pair = (p) => (p?.p50 == null ? "–" : span(milliseconds(p.p50), milliseconds(p.p95)));
     set("Answer t/s", short(tokens.answer_per_second ?? 0));
     set("Prompt t/s", short(tokens.prompt_per_second ?? 0));
     set("Running", number(requests.running ?? 0));
@@ -188,7 +188,7 @@ export class Box {
       experts.hit_rate == null ? null : `${percent(experts.hit_rate)} of expert calls found on a device`,
       experts.slots_total ? `${number(experts.slots)} of ${number(experts.slots_total)} slots filled, ${number(experts.installs_total ?? 0)} installs` : null,
     ].filter(Boolean);
-    this.body.experts.replaceChildren(h("div", { class: "parts" }, ...legend, h("span", {}, "bright: used lately")), facts.length ? h("p", { class: "note" }, facts.join("; ")) : "");
+    this.body.experts.replaceChildren(h("div", { class: "parts" }, ...legend, h("span", {}, "strong: used lately")), facts.length ? h("p", { class: "note" }, facts.join("; ")) : "");
   }
 
   showKv({ kv, speed }) {
@@ -209,14 +209,17 @@ export class Box {
       const text = `${r.phase}, ${number(r.prompt_tokens)} prompt (${number(r.cached_tokens ?? 0)} cached), ${number(r.completion_tokens)} answer tokens, ${seconds(r.seconds)}`;
       return h("div", { class: "active" }, h("div", { class: "line" }, h("b", {}, r.path.replace(/^\/v1\//, "")), h("span", {}, text)), meter(`${r.id}: ${text}`, share, r.phase));
     }));
-    if (!recent.length) return this.body.recent.replaceChildren(active.length ? "" : h("p", { class: "note" }, "None yet."));
-    const heads = ["age", "path", "", "prompt", "cached", "answer", "queued", "first", "a token", "in all"];
     const cells = (r) => [seconds(r.age_seconds), r.path.replace(/^\/v1\//, ""), r.status === 200 ? r.finish : String(r.status), number(r.prompt_tokens), number(r.cached_tokens), number(r.completion_tokens),
       milliseconds(r.queue_ms), milliseconds(r.ttft_ms), milliseconds(r.tpot_ms), milliseconds(r.total_ms)];
-    this.body.recent.replaceChildren(h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Recent requests" },
-      h("table", { class: "recent" },
-        h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head || "end")))),
-        h("tbody", {}, ...recent.slice(0, 12).map((r) => h("tr", { title: r.id, class: r.status === 200 ? null : "bad" }, ...cells(r).map((text) => h("td", {}, text))))))));
+    this.body.recent.replaceChildren(...recent.slice(0, MOST_RECENT).map((r) => h("tr", { title: r.id, class: r.status === 200 ? null : "bad" }, ...cells(r).map((text) => h("td", {}, text)))));
+  }
+
+  // Made once: whoever scrolls or stands in it stays there while rows come.
+  recentTable() {
+    const heads = ["age", "path", "end", "prompt", "cached", "answer", "queued", "first", "a token", "in all"];
+    this.body.recent = h("tbody", {});
+    return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Recent requests" },
+      h("table", { class: "recent" }, h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))), this.body.recent));
   }
 
   showForecast(forecast) {
@@ -244,4 +247,6 @@ export class Box {
   }
 }
 
+// Two figures, with one unit where it is the same.
+const span = (a, b) => (a.split(" ")[1] === b.split(" ")[1] ? `${a.split(" ")[0]} / ${b}` : `${a} / ${b}`);
 const swatch = (kind) => h("i", { class: "swatch", "data-kind": kind });

@@ -52,7 +52,7 @@ export class Sparkline {
     c.fill();
     c.fillStyle = css(colour("--faint"));
     c.font = "11px system-ui, sans-serif";
-    c.fillText(`${most.toLocaleString("en", { maximumFractionDigits: 1 })} at most in ${Sparkline.SECONDS / 60} min`, 4, 11);
+    c.fillText(`most in ${Sparkline.SECONDS / 60} min: ${most.toLocaleString("en", { maximumFractionDigits: 1 })}`, 4, 11);
     this.canvas.setAttribute("aria-label", `${this.label}: now ${this.points.at(-1).value.toFixed(1)}, at most ${most.toFixed(1)}`);
   }
 }

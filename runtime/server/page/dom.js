@@ -60,14 +60,16 @@ export function colour(name) {
   return [r, g, b];
 }
 
+/** At most every `ms`, and for a fifth of the time: a call that takes long is made more seldom. */
 export function throttle(call, ms) {
-  let last = 0, timer = 0;
+  let next = 0, timer = 0;
   return () => {
-    if (timer) return;
-    timer = setTimeout(() => {
+    timer ||= setTimeout(() => {
       timer = 0;
-      last = performance.now();
+      const began = performance.now();
       call();
-    }, Math.max(0, last + ms - performance.now()));
+      const end = performance.now();
+      next = end + Math.max(ms, 4 * (end - began));
+    }, Math.max(0, next - performance.now()));
   };
 }

@@ -5,6 +5,7 @@ import { number } from "./format.js";
 
 const TIERS = { g: "GPU", c: "RAM", n: "NVMe" };
 const DIMMEST = 0.22;
+const WIDEST = 22, LOWEST = 7;  // of a cell, in CSS pixels
 
 export class ExpertMap {
   constructor() {
@@ -34,10 +35,9 @@ export class ExpertMap {
     const available = this.root.clientWidth;
     if (!data || !available) return;
     const scale = devicePixelRatio || 1;
-    const width = Math.max(1, Math.floor((available * scale) / data.experts));
-    const height = Math.round(Math.max(width, Math.min(7 * scale, 14 * scale)));
-    this.size = { width: Math.min(width, Math.round(22 * scale)), height: Math.min(height, Math.round(22 * scale)), scale };
-    this.canvas.width = this.size.width * data.experts;
+    const width = Math.min((available * scale) / data.experts, WIDEST * scale);
+    this.size = { width, height: Math.round(Math.max(width, LOWEST * scale)), scale };
+    this.canvas.width = Math.floor(width * data.experts);
     this.canvas.height = this.size.height * data.layers;
     this.canvas.style.width = `${this.canvas.width / scale}px`;
     this.canvas.style.height = `${this.canvas.height / scale}px`;
@@ -51,13 +51,14 @@ export class ExpertMap {
     const pixels = new Uint32Array(image.data.buffer);
     const colours = { g: colour("--tier-gpu"), c: colour("--tier-ram"), n: colour("--tier-nvme") };
     const base = colour("--map");
-    const gap = size.width >= 4 * size.scale ? Math.round(size.scale) : 0;
+    const gap = size.width >= 5 * size.scale ? Math.round(size.scale) : 0;
+    const left = (expert) => Math.floor(expert * size.width);  // columns differ by a pixel where the width is no multiple
     for (let layer = 0; layer < data.layers; ++layer)
       for (let expert = 0; expert < data.experts; ++expert) {
         const share = DIMMEST + (1 - DIMMEST) * Math.sqrt((data.use[layer]?.[expert] ?? 0) / 255);
         const hue = colours[data.tiers[layer]?.[expert]] ?? base;
         const bright = this.moved[layer]?.[expert] ? hue.map((c) => (c + 255) / 2) : hue.map((c, i) => base[i] + (c - base[i]) * share);
-        fill(pixels, canvas.width, expert * size.width, layer * size.height, size.width - gap, size.height - gap, bright);
+        fill(pixels, canvas.width, left(expert), layer * size.height, left(expert + 1) - left(expert) - gap, size.height - gap, bright);
       }
     context.putImageData(image, 0, 0);
     if (this.cell) this.frame(context);

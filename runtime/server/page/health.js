@@ -1,5 +1,5 @@
 // Whether the box answers: /health, every few seconds while it does, ever more seldom while it does not.
-import { byId } from "./dom.js";
+import { byId, say } from "./dom.js";
 
 const EVERY = { ready: 5, loading: 1, draining: 2, failed: 5 };
 const LONGEST_WAIT = 15;
@@ -73,7 +73,10 @@ export async function watchHealth() {
     const before = state.name;
     state = await look();
     show();
-    if (state.name !== before) for (const listener of listeners) listener(state);
+    if (state.name !== before) {
+      if (before !== "asking" || state.name !== "ready") say(byId("banner").hidden ? "The server is ready." : byId("banner-text").textContent);
+      for (const listener of listeners) listener(state);
+    }
     wait = state.name === "lost" ? (before === "lost" ? Math.min(2 * wait, LONGEST_WAIT) : 1) : EVERY[state.name];
     await pause(document.hidden ? Math.max(wait, LONGEST_WAIT) : wait);
   }

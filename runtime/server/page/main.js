@@ -44,7 +44,7 @@ function showView(name = view) {
     const tab = byId(`tab-${id}`);
     tab.setAttribute("aria-selected", String(id === view));
     tab.tabIndex = id === view ? 0 : -1;
-    if (id === "box") byId(id).toggleAttribute("data-tabbed", !wide.matches);
+    byId(id).setAttribute("role", wide.matches ? "region" : "tabpanel");
   }
   box.visible(!byId("box").hidden);
 }
@@ -59,11 +59,13 @@ function startViews() {
     });
   }
   wide.addEventListener("change", () => showView());
+  byId("sidebar").addEventListener("keydown", (event) => event.key === "Escape" && document.body.classList.contains("sidebar") && (openSidebar(false), byId("menu").focus()));
   byId("menu").addEventListener("click", () => openSidebar(!document.body.classList.contains("sidebar")));
 }
 function openSidebar(open) {
   document.body.classList.toggle("sidebar", open);
   byId("menu").setAttribute("aria-expanded", String(open));
+  if (open) byId("new-chat").focus();
 }
 
 // --- conversations ---
@@ -76,7 +78,7 @@ function choose(conversation) {
 }
 function newChat() {
   choose({ id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, title: "", created: Date.now(), changed: Date.now(), messages: [] });
-  byId("prompt").focus();
+  if (matchMedia("(pointer: fine)").matches) byId("prompt").focus();  // on a phone a keyboard would cover the page
 }
 
 const box = new Box(byId("box"), () => model);

@@ -3,7 +3,8 @@
 import "./marked.js";
 import { copyButton, h } from "./dom.js";
 
-const { lexer } = globalThis.marked;
+const { lexer, setOptions } = globalThis.marked;
+setOptions({ mangle: false });  // mail addresses as they are
 const SCHEMES = ["http:", "https:", "mailto:"];
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'" };
 
@@ -80,6 +81,8 @@ export class MarkdownView {
   }
 
   update(text) {
+    if (text === this.text) return;
+    this.text = text;
     try {
       const tokens = lexer(text);
       const definitions = JSON.stringify(tokens.links);

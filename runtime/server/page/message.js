@@ -67,6 +67,8 @@ export function assistantView(message, actions) {
   const root = frame("assistant", "Answer", thinking, text, calls, waiting, error, stats, tools);
   const views = { thought: new MarkdownView(thought), text: new MarkdownView(text) };
   let shownCalls = "";
+  const showThought = () => thinking.open && views.thought.update(message.reasoning);  // of many pages that nobody reads
+  thinking.addEventListener("toggle", showThought);
 
   const showCalls = () => {
     const now = JSON.stringify(message.calls);
@@ -80,7 +82,7 @@ export function assistantView(message, actions) {
     const silent = !message.content && !message.calls.length;
     thinking.hidden = !message.reasoning;
     summary.textContent = running != null && silent ? "Thinking…" : "Thinking";
-    views.thought.update(message.reasoning);
+    showThought();
     views.text.update(message.content);
     showCalls();
     waiting.hidden = running == null || !silent || Boolean(message.reasoning);
