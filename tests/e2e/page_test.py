@@ -12,6 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from browser import Browser
+from program import run
 from scripted_box import ScriptedBox, experts, stats
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
@@ -437,6 +438,11 @@ def test_the_plan_is_said_in_a_sentence(browser, box):
     text = browser.wait("document.querySelector('.sentence')?.textContent")
     assert text == "One conversation gets 21.4 tokens a second, limited by experts from RAM; 8 together get 61, limited by experts from RAM; a prompt of 32,768 tokens takes 41 s, limited by experts over PCIe."
     assert "128 GiB" in browser.run("return document.querySelector('.card[aria-label=Plan]').textContent")
+    box.plan = json.loads(run("plan", "--model", "v4-flash", "--gpu", "5090", "--ram", "12x6000", "--json")[0])  # as the program has it
+    open_page(browser, box.origin, 1600, 1000)
+    text = browser.wait("document.querySelector('.sentence')?.textContent")
+    assert box.plan["decode"][0]["bottleneck"] in text and box.plan["prefill"]["bottleneck"] in text and not re.search("undefined|NaN|null", text)
+    assert len(browser.all(".card[aria-label=Plan] details:first-of-type tr")) == len(box.plan["memory"])
 
 
 def test_statistics_are_asked_for_while_somebody_looks(browser, box):
@@ -472,12 +478,15 @@ def test_the_box_of_the_demo_server(browser, server):
 
 def test_a_server_without_statistics_is_left_alone(browser, box):
     box.stats = box.experts = box.plan = None
+    box.health = (200, {"status": "ok", "running": 3, "waiting": 2, "kv_tokens_used": 64, "kv_tokens_total": 128})
     open_page(browser, box.origin, 1600, 1000)
     browser.wait("!document.querySelector('.card[aria-label=Connect]').hidden")
     time.sleep(3.5)
     asked = [url for url in browser.requests() if "/v1/stats" in url or "/v1/experts" in url]
     assert len(asked) == 2, "once each"
-    assert {c.get_attribute("aria-label") for c in browser.all(".card") if c.is_displayed()} == {"Connect"}
+    assert {c.get_attribute("aria-label") for c in browser.all(".card") if c.is_displayed()} == {"Now", "KV cache and bandwidth", "Connect"}, "what /health counts is there"
+    assert (tile(browser, "Running"), tile(browser, "Waiting"), tile(browser, "Answer t/s")) == ("3", "2", "–")
+    assert "64 of 128 tokens" in browser.find(".card[aria-label='KV cache and bandwidth']").text and "Thermocline 7.8.9" in browser.find(".card[aria-label=Connect]").text
 
 
 # --- every size, every hand, every eye ---

@@ -110,7 +110,7 @@ class ScriptedBox:
             return None
         if path == "/v1/stats" and query == "stream=1" and self.stats and self.streams:
             return self.stream_stats(handler)
-        found = {"/v1/stats": self.stats, "/v1/experts": self.experts, "/v1/plan": self.plan, "/v1/models": {"data": [{"id": "scripted"}]}}.get(path)
+        found = {"/v1/stats": self.stats, "/v1/experts": self.experts, "/v1/plan": self.plan, "/v1/models": {"data": [{"id": "scripted"}]}, "/version": {"version": "7.8.9"}}.get(path)
         return self.json(handler, 200, found) if found else self.json(handler, 404, {"error": {"message": "there is no " + path}})
 
     def stream_stats(self, handler):

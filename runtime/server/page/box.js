@@ -4,6 +4,7 @@ import { ApiError, events, get, key, request } from "./api.js";
 import { Sparkline, meter, stackedBar } from "./charts.js";
 import { button, copyButton, h } from "./dom.js";
 import { ExpertMap } from "./expert_map.js";
+import { health } from "./health.js";
 import { bytes, milliseconds, number, percent, rate, seconds, short } from "./format.js";
 import { planText } from "./plan.js";
 
@@ -35,7 +36,7 @@ export class Box {
       requests: card("Requests", part("active"), this.recentTable()),
       forecast: card("Predicted and measured", part("forecast")),
       plan: card("Plan", part("plan")),
-      connect: card("Connect", part("connect")),
+      connect: card("Connect", part("connect"), part("version")),
     };
     this.note = h("p", { class: "note" }, "Nothing is known of the box yet.");
     root.append(this.note, ...Object.values(this.cards));
@@ -53,6 +54,7 @@ export class Box {
     this.started = true;
     this.missing.clear();
     this.showConnect();
+    this.load("version", ({ version }) => this.body.version.replaceChildren(h("p", { class: "note" }, `Thermocline ${version}`)));
     this.load("v1/plan", (plan) => {
       this.reveal("plan");
       this.body.plan.replaceChildren(...planText(plan));
@@ -119,8 +121,19 @@ export class Box {
       } catch (error) {
         this.failed("v1/stats", error);
       }
-      await new Promise((resolve) => setTimeout(resolve, wait));
+      await pause(wait);
     }
+    while (!signal.aborted && this.missing.has("v1/stats")) {
+      this.showCounts(health().counts);
+      await pause(AGAIN_MS);
+    }
+  }
+
+  // What /health counts, of a server that tells no more.
+  showCounts({ running, waiting, kv_tokens_used, kv_tokens_total } = {}) {
+    if (running == null) return;
+    this.showNow({ requests: { running, waiting } });
+    this.showKv({ kv: { tokens_used: kv_tokens_used, tokens_total: kv_tokens_total } });
   }
 
   async followExperts(signal) {
@@ -130,7 +143,7 @@ export class Box {
         this.reveal("experts");
         this.map.show(data);
       });
-      await new Promise((resolve) => setTimeout(resolve, EXPERTS_MS));
+      await pause(EXPERTS_MS);
     }
   }
 
@@ -143,19 +156,19 @@ export class Box {
     this.showForecast(stats.forecast);
   }
 
-  showNow({ tokens = {}, requests = {}, latency = {}, kv = {}, uptime_seconds }) {
+  showNow({ tokens, requests = {}, latency = {}, kv = {}, uptime_seconds }) {
     this.reveal("now");
     const set = (name, text) => (this.tiles[name].value.textContent = text);
     const pair = (p) => (p?.p50 == null ? "–" : span(milliseconds(p.p50), milliseconds(p.p95)));
-    set("Answer t/s", short(tokens.answer_per_second ?? 0));
-    set("Prompt t/s", short(tokens.prompt_per_second ?? 0));
+    set("Answer t/s", tokens ? short(tokens.answer_per_second ?? 0) : "–");
+    set("Prompt t/s", tokens ? short(tokens.prompt_per_second ?? 0) : "–");
     set("Running", number(requests.running ?? 0));
     set("Waiting", number(requests.waiting ?? 0));
     set("First token p50 / p95", pair(latency.ttft_ms));
     set("Token p50 / p95", pair(latency.tpot_ms));
     set("Prefix hits", kv.hit_rate == null ? "–" : percent(kv.hit_rate));
     set("Up", uptime_seconds == null ? "–" : seconds(uptime_seconds));
-    this.spark.add(tokens.answer_per_second ?? 0);
+    if (tokens) this.spark.add(tokens.answer_per_second ?? 0);
   }
 
   showTiers(tiers) {
@@ -194,7 +207,7 @@ export class Box {
   showKv({ kv, speed }) {
     const rows = [];
     const row = (name, text, share, kind) => rows.push(h("div", { class: "line" }, h("b", {}, name), h("span", {}, text)), meter(`${name}: ${text}`, share, kind));
-    if (kv?.tokens_total) row("KV", `${number(kv.tokens_used)} of ${number(kv.tokens_total)} tokens, ${number(kv.prefix_cached_tokens ?? 0)} kept of earlier prompts`, kv.tokens_used / kv.tokens_total, "kv");
+    if (kv?.tokens_total) row("KV", `${number(kv.tokens_used)} of ${number(kv.tokens_total)} tokens${kv.prefix_cached_tokens == null ? "" : `, ${number(kv.prefix_cached_tokens)} kept of earlier prompts`}`, kv.tokens_used / kv.tokens_total, "kv");
     if (speed?.stream_bytes_per_second) row("Bandwidth", `${rate(speed.read_bytes_per_second)} of the ${rate(speed.stream_bytes_per_second)} roof, ${percent(speed.share ?? 0)}`, speed.share ?? 0);
     else if (speed?.read_bytes_per_second) rows.push(h("div", { class: "line" }, h("b", {}, "Bandwidth"), h("span", {}, `${rate(speed.read_bytes_per_second)}; thermocline calibrate measures the roof`)));
     if (!rows.length) return;
@@ -247,6 +260,7 @@ export class Box {
   }
 }
 
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 // Two figures, with one unit where it is the same.
 const span = (a, b) => (a.split(" ")[1] === b.split(" ")[1] ? `${a.split(" ")[0]} / ${b}` : `${a} / ${b}`);
 const swatch = (kind) => h("i", { class: "swatch", "data-kind": kind });

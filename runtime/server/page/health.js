@@ -15,7 +15,7 @@ export const lookNow = () => wake();
 
 // A 503 of something in front of the box has no such body, and is a failure with the status as its reason.
 function stateOf(status, body) {
-  if (status === 200) return { name: "ready" };
+  if (status === 200) return { name: "ready", counts: body ?? {} };
   const error = body?.error ?? {};
   if (error.progress != null) return { name: "loading", progress: error.progress };
   const name = /stopping|draining/i.test(error.message ?? "") ? "draining" : "failed";
