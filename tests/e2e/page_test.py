@@ -324,6 +324,16 @@ def test_the_key_is_asked_for_once(browser, box):
     assert_only(browser, box.origin, ["401"])
 
 
+def test_the_key_of_the_real_server(browser, start_server):
+    origin = f"http://127.0.0.1:{start_server('--api-key', 'a-key-of-sixteen-letters').port}"
+    browser.open(origin)
+    browser.wait("document.querySelector('#key').open", "the page itself needs none")
+    browser.find("#key-input").send_keys("a-key-of-sixteen-letters", Keys.ENTER)
+    browser.wait("document.querySelector('#model').textContent === 'demo'")
+    assert ask(browser, "Who are you?")
+    assert "authorization: Bearer $OPENAI_API_KEY" in browser.run("return document.querySelector('.card[aria-label=Connect]').textContent")
+
+
 def test_a_declined_key_is_asked_for_when_it_is_needed(browser, box):
     box.key = "right"
     browser.open(box.origin)

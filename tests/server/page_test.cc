@@ -96,8 +96,10 @@ TEST(Page, HasNoOtherPaths) {
     EXPECT_FALSE(page_reply(path, head_of("GET", path))) << path;
 }
 
-TEST_F(ApiTest, ThePageNeedsNoModel) {
+TEST_F(ApiTest, ThePageNeedsNoModelAndNoKey) {
   Api empty(Api::Options{.prep_threads = 1}, *log);
+  ASSERT_TRUE(empty.keys().load({.keys = {"secret-of-alice"}, .admin_keys = {}, .file = ""}).ok());
+  EXPECT_EQ(empty.check(head_of("GET", "/v1/models"))->status, 401);
   for (const char* target : {"/", "/?chat", "/page/main.js"}) {
     const HttpHead head = head_of("GET", target);
     EXPECT_FALSE(empty.check(head)) << target;
@@ -105,6 +107,8 @@ TEST_F(ApiTest, ThePageNeedsNoModel) {
     EXPECT_EQ(std::get<Reply>(outcome).status, 200) << target;
   }
   EXPECT_EQ(get("/page/nothing.js").status, 404);
+  for (const char* elsewhere : {"/v2", "/a"})
+    EXPECT_EQ(get(elsewhere).body.find("mean /?"), std::string::npos) << "the page is no guess at a short path";
   const Answer posted = post("/page/main.js", {{"a", 1}});
   EXPECT_EQ(posted.status, 405);
   EXPECT_EQ(posted.headers.at("Allow"), "GET, HEAD");
