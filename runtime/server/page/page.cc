@@ -80,7 +80,7 @@ std::optional<Reply> page_reply(const std::string& path, const HttpHead& head) {
 }
 
 std::vector<Endpoint> page_endpoints(Services&) {
-  const auto answer = [](Call call) -> Outcome {
+  const auto answer = [](const Call& call) -> Outcome {
     if (std::optional<Reply> reply = page_reply(call.path, call.http.head)) return std::move(*reply);
     return error_reply(404, "not_found_error", "not_found", "the page has no " + call.path.substr(0, 200));
   };
