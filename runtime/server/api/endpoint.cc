@@ -181,7 +181,9 @@ std::string near_paths(std::string_view path, const std::vector<Endpoint>& endpo
   std::string all;
   for (const Endpoint& e : endpoints) {
     const std::string_view known = e.path;
-    if (path.size() < 64 && edits(path, known) <= 3) return "; did you mean " + std::string(known) + "?";
+    // Less than all of its letters: else "/" would be near to every short path.
+    if (path.size() < 64 && edits(path, known) <= std::min<size_t>(3, known.size() - 1))
+      return "; did you mean " + std::string(known) + "?";
     if (all.find(" " + std::string(known)) == std::string::npos)
       all += (all.empty() ? "; there are " : ", ") + std::string(known);
   }

@@ -143,6 +143,8 @@ HttpHead head_of(const RequestParser& parser, const Facts& facts, const std::str
   head.request_id = facts.id;
   head.origin = text(fields, http::field::origin);
   head.user_agent = text(fields, http::field::user_agent);
+  head.accept_encoding = text(fields, http::field::accept_encoding);
+  head.if_none_match = text(fields, http::field::if_none_match);
   if (const auto length = parser.content_length()) head.content_length = *length;
   head.peer = peer;
   return head;

@@ -20,6 +20,7 @@ struct HttpHead {
   std::string method;  // HEAD comes as GET: the connection leaves the body out
   std::string target;  // as it was sent, query included
   std::string content_type, authorization, api_key, request_id, origin, user_agent;
+  std::string accept_encoding, if_none_match;
   std::optional<uint64_t> content_length;  // none: chunked, or no body
   std::string peer;                        // address of the client
 };
