@@ -15,6 +15,8 @@
 #include "runtime/model/deepseek_v4/config.h"
 #include "runtime/server/api/chat_completions.h"
 #include "runtime/server/api/completions.h"
+#include "runtime/server/api/messages.h"
+#include "runtime/server/api/responses.h"
 #include "runtime/text/chat_encoding.h"
 #include "runtime/text/completion_parser.h"
 #include "runtime/text/detokenizer.h"
@@ -136,7 +138,7 @@ void chat(std::string_view data) {
   }
 }
 
-// The server's own way of a body: bounded JSON, typed fields, rendering, tokenising, for both endpoints.
+// The server's own way of a body: bounded JSON, typed fields, rendering, tokenising, for every protocol.
 void request(std::string_view data) {
   static const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::load(TC_SOURCE_DIR "/models/demo").value();
   static const server::ServedModel model{
@@ -155,6 +157,9 @@ void request(std::string_view data) {
   };
   read(std::make_shared<server::ChatGeneration>(server::Call{.model = &model}, services));
   read(std::make_shared<server::CompletionGeneration>(server::Call{.model = &model}, services));
+  read(std::make_shared<server::MessagesGeneration>(server::Call{.model = &model}, services));
+  static server::ResponseStore store({});
+  read(std::make_shared<server::ResponsesGeneration>(server::Call{.model = &model}, services, store));
 }
 
 void python_json(std::string_view data) { (void)python_members(data); }

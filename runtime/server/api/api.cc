@@ -7,6 +7,7 @@
 #include "runtime/server/api/completions.h"
 #include "runtime/server/api/messages.h"
 #include "runtime/server/api/models.h"
+#include "runtime/server/api/responses.h"
 #include "runtime/server/page/page.h"
 
 namespace thermocline::server {
@@ -34,7 +35,7 @@ Reply unauthorized(bool missing) {
 Api::Api(const Options& options, AccessLog& log) : options_(options), book_(log), prep_(options.prep_threads) {
   endpoints_ = own_endpoints();
   for (auto more : {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints,
-                    page_endpoints})
+                    responses_endpoints, page_endpoints})
     for (Endpoint& endpoint : more(services_)) endpoints_.push_back(std::move(endpoint));
 }
 

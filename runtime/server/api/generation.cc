@@ -170,6 +170,7 @@ Exchange::Output Generation::take() {
     handles = handles_;
     usage_.prompt = prompt_tokens_;
   }
+  read_ = read_ || refusal || !handles.empty();
   if (refusal) return end_with(std::move(*refusal));
   bool finished = !handles.empty();
   for (size_t i = 0; i < handles.size(); ++i) {

@@ -78,6 +78,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   bool include_usage_ = false, continuous_usage_ = false;
   std::atomic<bool> streams_{false};
   Usage usage_;  // so far; network thread
+  bool read_ = false;  // read() is over, and what it made is there; network thread
   std::string id_, model_name_;
   int64_t created_ = 0;
   AccessEntry entry_;
