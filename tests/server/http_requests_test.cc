@@ -174,6 +174,19 @@ TEST(Http, CodingsAreNamedAndIdentityIsFine) {
             "POST   5");
 }
 
+// Where the body of an unknown coding ends nobody knows: what follows may be another's request.
+TEST(Http, AnUnknownTransferCodingEndsItsConnection) {
+  Server server;
+  Client client(server);
+  client.send(
+      "POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n"
+      "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  const Response refused = client.response();
+  EXPECT_EQ(refused.status, 501);
+  EXPECT_EQ(refused.headers.at("connection"), "close");
+  EXPECT_TRUE(client.ends());
+}
+
 TEST(Http, AbsoluteTargetsNameTheHost) {
   Server server;
   EXPECT_EQ(answer_to(server, "GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);

@@ -187,7 +187,10 @@ Admission admit(const Gate& gate, const RequestParser& parser, const std::string
   a.refusal = check_size(gate.options, fields);
   if (!a.refusal) a.refusal = check_host(gate.guard, fields, local_address, host);
   if (!a.refusal) a.refusal = check_origin(gate.guard, fields, host, a.facts);
-  if (!a.refusal) a.refusal = check_codings(fields);
+  if (!a.refusal) {
+    a.refusal = check_codings(fields);
+    if (a.refusal) a.facts.keep_alive = false;  // where its body ends is not known
+  }
   if (!a.refusal) a.refusal = check_expectation(fields, a.facts);
   if (a.refusal) return a;
   a.head = head_of(parser, a.facts, peer);

@@ -363,6 +363,13 @@ bool Connection::skip_empty_lines() {
   }
 }
 
+/// Whether the line in front of the buffer ends without its carriage return.
+bool Connection::ends_in_bare_line_feed() const {
+  const std::string_view bytes(static_cast<const char*>(buffer_.data().data()), buffer_.size());
+  const size_t end = bytes.find('\n');
+  return end != std::string_view::npos && (end == 0 || bytes[end - 1] != '\r');
+}
+
 asio::awaitable<bool> Connection::await_request() {
   parser_.reset();
   if (buffer_.size() == 0) buffer_.shrink_to_fit();
@@ -420,6 +427,7 @@ asio::awaitable<std::optional<Reply>> Connection::read_header() {
     buffer_.consume(used);
     header_bytes += used;
     if (header_bytes > options_.max_header_bytes) error = http::error::header_limit;
+    if (error == http::error::bad_version && ends_in_bare_line_feed()) error = http::error::bad_line_ending;
     if (error && error != http::error::need_more)
       co_return malformed_reply(error, options_, parser_->get().target().empty());
     if (parser_->is_header_done()) co_return std::nullopt;

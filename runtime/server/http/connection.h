@@ -82,6 +82,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void lose(const char* why);
   void rest(bool idle);
   bool skip_empty_lines();
+  bool ends_in_bare_line_feed() const;
   void retain(uint64_t bytes);
   std::optional<Reply> put(boost::system::error_code& error);
   std::variant<Reply, std::shared_ptr<Exchange>> hand_over();
