@@ -29,7 +29,9 @@ struct ServeOptions {
   std::string kv_disk_dir;
   uint64_t kv_disk_space = uint64_t{16} << 30;
   int64_t step_budget_ms = 250, watchdog_seconds = 300, drain_seconds = 30;
-  std::string served_name, access_log;
+  std::vector<std::string> served_names;  // the first is the name
+  bool strict_model_name = false, strict_fields = false;
+  std::string access_log;
   server::ApiKeys::Options keys;
   bool think = false, quiet = false, insecure_no_auth = false;
 };
@@ -88,17 +90,24 @@ class Service {
     TC_ASSIGN(engine_, Engine::open(options));
     TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
     backend_ = std::make_unique<server::EngineBackend>(*engine_);
-    const std::string name = o_.served_name.empty() ? default_name(o_.model.model()) : o_.served_name;
-    model_ = std::make_unique<server::ServedModel>(server::ServedModel{.backend = backend_.get(),
-                                                                       .vocab_size = engine_->geometry().vocab_size,
-                                                                       .max_context = engine_->max_context(),
-                                                                       .bos_token_id = engine_->geometry().bos_token_id,
-                                                                       .tokenizer = *tokenizer_,
-                                                                       .constants = std::move(constants),
-                                                                       .defaults = defaults,
-                                                                       .name = name,
-                                                                       .think = o_.think,
-                                                                       .created = std::time(nullptr)});
+    const std::string name = o_.served_names.empty() ? default_name(o_.model.model()) : o_.served_names[0];
+    TC_ASSIGN(const server::ModelFacts facts, facts_of(*engine_, *tokenizer_));
+    model_ =
+        std::make_unique<server::ServedModel>(server::ServedModel{.backend = backend_.get(),
+                                                                  .vocab_size = engine_->geometry().vocab_size,
+                                                                  .max_context = engine_->max_context(),
+                                                                  .bos_token_id = engine_->geometry().bos_token_id,
+                                                                  .tokenizer = *tokenizer_,
+                                                                  .constants = std::move(constants),
+                                                                  .defaults = defaults,
+                                                                  .name = name,
+                                                                  .aliases = aliases(),
+                                                                  .think = o_.think,
+                                                                  .strict_name = o_.strict_model_name,
+                                                                  .strict_fields = o_.strict_fields,
+                                                                  .created = std::time(nullptr),
+                                                                  .max_sequences = engine_->options().max_sequences,
+                                                                  .facts = facts});
     api_.serve(*model_);
     {
       const std::lock_guard lock(mutex_);
@@ -107,6 +116,19 @@ class Service {
     }
     if (!stopping_) print_ready();
     return {};
+  }
+
+  static Result<server::ModelFacts> facts_of(const Engine& engine, const Tokenizer& tokenizer) {
+    const ModelGeometry& g = engine.geometry();
+    TC_ASSIGN(server::ModelFacts facts,
+              server::read_model_facts(engine.options().model, tokenizer, g.bos_token_id, g.eos_token_id));
+    facts.trained_context = g.max_position_embeddings;
+    return facts;
+  }
+
+  std::vector<std::string> aliases() const {
+    if (o_.served_names.empty()) return {};
+    return {o_.served_names.begin() + 1, o_.served_names.end()};
   }
 
   void drain(server::Clock::time_point deadline) {
@@ -243,7 +265,13 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("--drain-seconds", o->drain_seconds, "Time for running answers after SIGTERM");
   add("--prep-threads", o->api.prep_threads, "Threads that read and tokenise requests; 0: a quarter of the cores");
   command->add_option("--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
-  command->add_option("--served-model-name", o->served_name, "Name in /v1/models; the folder's by default");
+  command
+      ->add_option("--served-model-name", o->served_names,
+                   "Name in /v1/models; the folder's by default. Given again: further names of the same model")
+      ->allow_extra_args(false);
+  command->add_flag("--strict-model-name", o->strict_model_name,
+                    "A request for another model is a 404, not served with a warning");
+  command->add_flag("--strict-fields", o->strict_fields, "A request with an unknown field is a 400");
   command->add_flag("--think", o->think, "Chats think unless the request says otherwise");
   command->add_flag("--quiet,-q", o->quiet, "No progress while loading");
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(serve(*o)); });

@@ -97,6 +97,11 @@ class Engine {
   /// No new requests; those that run and wait have until `deadline`, then they fail with unavailable. Returns at once;
   /// health() says stopped when the last one has ended. Called again, the earlier deadline counts.
   void drain(std::chrono::steady_clock::time_point deadline) { loop().drain(deadline); }
+  /// Lets go of every prefix that is kept in memory, between two steps; `done` is told what went, on the step thread,
+  /// or never, where the loop ends first.
+  void flush_prefix_cache(std::function<void(const PrefixCacheFlush&)> done) {
+    loop().flush_prefix_cache(std::move(done));
+  }
   EngineHealth health() const { return loop().health(); }
   EngineStats stats() const { return loop().stats(); }
 

@@ -3,11 +3,13 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "runtime/engine/request.h"
+#include "runtime/kv/prefix_cache.h"
 
 namespace thermocline {
 
@@ -20,10 +22,14 @@ class Inbox {
       std::chrono::steady_clock::time_point at;
     };
     std::vector<Submitted> requests;
+    std::vector<std::function<void(const PrefixCacheFlush&)>> flushes;  // of the prefix cache: told what went
   };
 
   void submit(Mail::Submitted submitted) {
     put([&] { mail_.requests.push_back(std::move(submitted)); });
+  }
+  void flush(std::function<void(const PrefixCacheFlush&)> done) {
+    put([&] { mail_.flushes.push_back(std::move(done)); });
   }
   /// Something else has changed: a cancel, a drain.
   void wake() {

@@ -287,6 +287,7 @@ void StepLoop::turn() {
 void StepLoop::take_mail() {
   Inbox::Mail mail = inbox_->take();
   for (Inbox::Mail::Submitted& submitted : mail.requests) accept(std::move(submitted));
+  for (const auto& done : mail.flushes) flush(done);
 }
 
 // Its length is what the prefix cache holds of it now; what it holds when it is admitted counts.

@@ -47,6 +47,7 @@ class StepLoop {
   Result<QueueTicket> ticket(const QueueCounters::Amount& amount);
   Result<std::shared_ptr<RequestHandle>> submit(Request request);
   void drain(std::chrono::steady_clock::time_point deadline);
+  void flush_prefix_cache(std::function<void(const PrefixCacheFlush&)> done) { inbox_->flush(std::move(done)); }
   EngineHealth health() const;
   EngineStats stats() const;
 
@@ -68,6 +69,7 @@ class StepLoop {
   void run();
   void turn();
   void take_mail();
+  void flush(const std::function<void(const PrefixCacheFlush&)>& done);
   void accept(Inbox::Mail::Submitted submitted);
   void enqueue(Running r);
   void enqueue_behind(SubmittedRequest& submitted);

@@ -14,6 +14,13 @@ constexpr int kMostFetches = 8;  // of a request: what others evict before it ru
 
 }  // namespace
 
+// Whoever asked finds it in the counts already.
+void StepLoop::flush(const std::function<void(const PrefixCacheFlush&)>& done) {
+  const PrefixCacheFlush flushed = cache_.clear();
+  publish_stats();
+  done(flushed);
+}
+
 // What of its tokens a kept prefix may stand for: one at least is fed, for its logits; all where all logits are wanted.
 std::span<const int32_t> StepLoop::resumable(const RunningRequest& r) const {
   return std::span(r.ids()).first(r.wants_all_logits() ? 0 : r.ids().size() - 1);

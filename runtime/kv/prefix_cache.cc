@@ -117,6 +117,13 @@ bool PrefixCache::evict(int64_t now_ns) {
   return true;
 }
 
+PrefixCacheFlush PrefixCache::clear() {
+  const PrefixCacheStats before = stats();
+  while (!entries_.empty()) drop(entries_.begin());
+  const int64_t pages = before.cached_pages - store_.cached_pages();
+  return {before.checkpoints, before.checkpoint_bytes, pages, pages * store_.layout().compressed_page_bytes()};
+}
+
 void PrefixCache::drop(Entries::iterator entry) {
   const auto found = by_name_.find(entry->name);
   std::erase(found->second, entry);

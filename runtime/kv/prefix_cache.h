@@ -27,6 +27,11 @@ struct PrefixCacheStats {
   NvmeTierStats disk = {};
 };
 
+/// What PrefixCache::clear let go: checkpoints, and the pages that nothing else refers to.
+struct PrefixCacheFlush {
+  int64_t checkpoints = 0, checkpoint_bytes = 0, pages = 0, page_bytes = 0;
+};
+
 /// A prefix on its way from the disk.
 struct PrefixArrival {
   bool done = false;  // it is kept now, or could not be read
@@ -71,6 +76,8 @@ class PrefixCache {
   void flush();
   /// Lets go of what is worth least: a restore's tokens, by the chance of one, by the bytes. False: nothing is kept.
   bool evict(int64_t now_ns);
+  /// Lets go of everything that is kept. Sequences that grew from it stay as they are, and so does the disk.
+  PrefixCacheFlush clear();
 
   PrefixCacheStats stats() const;
 

@@ -104,6 +104,26 @@ TEST(PrefixCache, ResumedSequencesShareTheirPages) {
   EXPECT_EQ(stats.saved_tokens, 1200);
 }
 
+TEST(PrefixCache, ClearingLeavesSequencesTheirPages) {
+  Cache c;
+  c.keep(text(600));
+  c.keep(text(400, 5000));
+  PrefixKeys keys = c.cache.keys("");
+  const auto running = c.cache.resume(keys, text(700), 0).value();
+  const int64_t bytes = c.cache.stats().checkpoint_bytes;
+  const PrefixCacheFlush flushed = c.cache.clear();
+  EXPECT_EQ(flushed.checkpoints, 2);
+  EXPECT_EQ(flushed.checkpoint_bytes, bytes);
+  EXPECT_EQ(flushed.pages, 2) << "three more are the sequence's";
+  EXPECT_EQ(flushed.page_bytes, 2 * c.store->layout().compressed_page_bytes());
+  EXPECT_EQ(c.cache.stats().checkpoints, 0);
+  EXPECT_EQ(c.cache.stats().checkpoint_bytes, 0);
+  EXPECT_EQ(c.find(text(700)), 0);
+  EXPECT_EQ(running->length(), 600);
+  EXPECT_EQ(c.store->available_pages(), c.store->compressed_pages() - 3);
+  EXPECT_EQ(c.cache.clear().checkpoints, 0);
+}
+
 // A pool that checkpoints fill is a sequence's all the same, to its last page, and the tail they share with it too.
 TEST(PrefixCache, GivesWayToWhoeverNeedsThePages) {
   Cache c(2048);

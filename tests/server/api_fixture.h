@@ -71,11 +71,13 @@ class FakeBackend : public Backend {
     TC_CHECK(there, "no request was submitted");
     return handles[i];
   }
+  void flush_prefix_cache(std::function<void(const PrefixCacheFlush&)> done) override { done({4, 400, 3, 3000}); }
   EngineHealth health() const override { return now; }
-  EngineStats stats() const override { return {.running = 3, .waiting = 2}; }
+  EngineStats stats() const override { return {.running = running, .waiting = 2}; }
 
   std::shared_ptr<QueueCounters> counters = std::make_shared<QueueCounters>(QueueCaps{.requests = 8});
   EngineHealth now;
+  int64_t running = 3;
   std::function<void()> on_submit;
   std::optional<Error> refusal;
   std::function<void(const Request&, RequestHandle&)> script;
@@ -176,6 +178,7 @@ class Client {
         for (const auto& [name, value] : out.reply->headers) answer.headers[name] = value;
       } else if (!answer.stream.empty()) {
         answer.status = 200;
+        for (const auto& [name, value] : exchange_->headers()) answer.headers[name] = value;
       }
       finished_ = out.finished;
       if (out.finished || !out.bytes.empty()) continue;

@@ -3,11 +3,16 @@
 #include <algorithm>
 #include <cctype>
 
+#include "runtime/server/api/cache.h"
 #include "runtime/server/api/chat_completions.h"
 #include "runtime/server/api/completions.h"
 #include "runtime/server/api/messages.h"
 #include "runtime/server/api/models.h"
+#include "runtime/server/api/render.h"
 #include "runtime/server/api/responses.h"
+#include "runtime/server/api/server_info.h"
+#include "runtime/server/api/tokenize.h"
+#include "runtime/server/api/unsupported.h"
 #include "runtime/server/page/page.h"
 
 namespace thermocline::server {
@@ -34,8 +39,10 @@ Reply unauthorized(bool missing) {
 
 Api::Api(const Options& options, AccessLog& log) : options_(options), book_(log), prep_(options.prep_threads) {
   endpoints_ = own_endpoints();
-  for (auto more : {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints,
-                    responses_endpoints, page_endpoints})
+  for (auto more :
+       {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints, responses_endpoints,
+        tokenize_endpoints, render_endpoints, server_info_endpoints, cache_endpoints, unsupported_endpoints,
+        page_endpoints})
     for (Endpoint& endpoint : more(services_)) endpoints_.push_back(std::move(endpoint));
 }
 
@@ -123,7 +130,7 @@ std::optional<Reply> Api::check(const HttpHead& head) {
 std::optional<Reply> Api::refusal(const HttpHead& head, const Endpoint& endpoint) const {
   std::variant<ApiClient, Reply> client = client_of(head, endpoint);
   if (Reply* const reply = std::get_if<Reply>(&client)) return std::move(*reply);
-  if (head.method == std::string_view("POST") && !is_json(head.content_type))
+  if (endpoint.json && head.method == std::string_view("POST") && !is_json(head.content_type))
     return error_reply(
         415, "invalid_request_error", "unsupported_media_type",
         "the body should be JSON (curl: -H 'content-type: application/json'), not " + head.content_type.substr(0, 200));

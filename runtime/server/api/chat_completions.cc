@@ -10,6 +10,11 @@ namespace thermocline::server {
 Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_common(body, "chatcmpl-"));
   const Fields fields(body);
+  static constexpr const char* kOwn[] = {
+      "messages",    "tools",    "tool_choice",          "response_format",        "reasoning_effort",
+      "thinking",    "logprobs", "chat_template_kwargs", "continue_final_message", "add_generation_prompt",
+      "top_logprobs"};
+  TC_RETURN_IF_ERROR(check_fields(body, kOwn));
   std::vector<Request> requests;
   TC_ASSIGN(Request request, read_generation_fields(fields, model_.defaults, model_.vocab_size, arrived_));
   if (request.max_tokens == 0) return field_error("max_tokens", "should be at least 1");

@@ -15,6 +15,9 @@ constexpr int64_t kDefaultMaxTokens = 16;  // OpenAI's
 Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_common(body, "cmpl-"));
   const Fields fields(body);
+  static constexpr const char* kOwn[] = {"prompt",   "echo",    "return_token_ids",
+                                         "logprobs", "best_of", "add_special_tokens"};
+  TC_RETURN_IF_ERROR(check_fields(body, kOwn));
   const int64_t vocab = model_.vocab_size;
   TC_ASSIGN(const Request common, read_generation_fields(fields, model_.defaults, vocab, arrived_));
   TC_ASSIGN(echo_, fields.boolean("echo", false));

@@ -52,71 +52,26 @@ const char* anthropic_type(int status) {
   }
 }
 
-/// One reply, made elsewhere.
-class Prepared : public Exchange {
- public:
-  Prepared(Services& services, Call call) : book_(services.book), call_(std::move(call)), entry_(call_.http.head) {
-    entry_.key = call_.client.name;
+Reply reply_of(const Call& call, const std::function<Result<Json>(const Call&, const Json& body)>& make) {
+  try {
+    const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(call.model ? call.model->max_context : 0)};
+    const Result<Json> body = parse_bounded_json(call.http.body, limits);
+    if (!body) return error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message);
+    if (!body->is_object()) return error_reply(field_error("body", "should be a JSON object"));
+    const Result<std::string> name = Fields(*body).text("model", call.model ? call.model->name : "");
+    if (!name) return error_reply(name.error());
+    if (call.model)
+      if (Status known = call.model->check_name(*name); !known.ok()) return error_reply(known.error());
+    const Result<Json> made = make(call, *body);
+    if (!made) return error_reply(made.error());
+    Reply reply{200, dump_json(*made)};
+    if (call.model) reply.headers = call.model->name_headers(*name);
+    return reply;
+  } catch (const std::exception& exception) {
+    log_error("request {}: {}", call.http.head.request_id, exception.what());
+    return error_reply(Error{ErrorCode::internal, "the request could not be read"});
   }
-
-  void make(const std::function<Result<Json>(const Call&, const Json& body)>& make) {
-    Reply reply = reply_of(make);
-    {
-      const std::lock_guard lock(mutex_);
-      reply_ = std::move(reply);
-    }
-    ready();
-  }
-
-  Output take() override {
-    const std::lock_guard lock(mutex_);
-    if (!reply_) return {};
-    Output out;
-    out.finished = true;
-    entry_.answered(*reply_);
-    out.reply = shaped(std::move(*reply_));
-    reply_.reset();
-    return out;
-  }
-  bool streams() const override { return false; }
-  void cancel() override {}
-  Output abort(const Error& error) override {
-    Output out;
-    out.finished = true;
-    Reply reply = error_reply(error);
-    entry_.answered(reply);
-    out.reply = shaped(std::move(reply));
-    return out;
-  }
-  void closed(bool complete, int status) override {
-    entry_.status = status;
-    entry_.complete = complete;
-    book_.ended(entry_);
-  }
-
- private:
-  Reply shaped(Reply reply) const { return in_dialect(std::move(reply), call_.dialect, call_.http.head.request_id); }
-  Reply reply_of(const std::function<Result<Json>(const Call&, const Json& body)>& make) {
-    try {
-      const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(call_.model ? call_.model->max_context : 0)};
-      const Result<Json> body = parse_bounded_json(call_.http.body, limits);
-      if (!body) return error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message);
-      if (!body->is_object()) return error_reply(field_error("body", "should be a JSON object"));
-      const Result<Json> made = make(call_, *body);
-      if (!made) return error_reply(made.error());
-      return {200, dump_json(*made)};
-    } catch (const std::exception& exception) {
-      log_error("request {}: {}", call_.http.head.request_id, exception.what());
-      return error_reply(Error{ErrorCode::internal, "the request could not be read"});
-    }
-  }
-
-  RequestBook& book_;
-  const Call call_;
-  AccessEntry entry_;
-  std::mutex mutex_;
-  std::optional<Reply> reply_;
-};
+}
 
 }  // namespace
 
@@ -200,10 +155,47 @@ Reply in_dialect(Reply reply, Dialect dialect, const std::string& request_id) {
   return reply;
 }
 
+LateReply::LateReply(Services& services, Call call)
+    : book_(services.book), call_(std::move(call)), entry_(call_.http.head) {
+  entry_.key = call_.client.name;
+}
+
+void LateReply::finish(Reply reply) {
+  {
+    const std::lock_guard lock(mutex_);
+    reply_ = std::move(reply);
+  }
+  ready();
+}
+
+Exchange::Output LateReply::take() {
+  std::unique_lock lock(mutex_);
+  if (!reply_) return {};
+  Reply reply = *std::exchange(reply_, std::nullopt);
+  lock.unlock();
+  return told(std::move(reply));
+}
+
+Exchange::Output LateReply::abort(const Error& error) { return told(error_reply(error)); }
+
+Exchange::Output LateReply::told(Reply reply) {
+  entry_.answered(reply);
+  Output out;
+  out.finished = true;
+  out.reply = in_dialect(std::move(reply), call_.dialect, call_.http.head.request_id);
+  return out;
+}
+
+void LateReply::closed(bool complete, int status) {
+  entry_.status = status;
+  entry_.complete = complete;
+  book_.ended(entry_);
+}
+
 Outcome prepared(Services& services, Call call, std::function<Result<Json>(const Call&, const Json& body)> make) {
-  const auto exchange = std::make_shared<Prepared>(services, std::move(call));
-  services.prep.run([exchange, make = std::move(make)] { exchange->make(make); });
-  return std::static_pointer_cast<Exchange>(exchange);
+  const auto late = std::make_shared<LateReply>(services, std::move(call));
+  services.prep.run([late, make = std::move(make)] { late->finish(reply_of(late->call(), make)); });
+  return std::static_pointer_cast<Exchange>(late);
 }
 
 }  // namespace thermocline::server

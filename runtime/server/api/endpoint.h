@@ -4,6 +4,8 @@
 
 #include <functional>
 #include <map>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -43,6 +45,7 @@ struct Endpoint {
   Dialect dialect = Dialect::openai;
   bool model = true;    // refused with 503 until a model is served, and when it is drained
   bool queued = false;  // a body waits in the queue: refused with 429 before it is read
+  bool json = true;     // a body is JSON: refused with 415 where it says it is not
   std::function<Outcome(Call)> answer = {};
 };
 
@@ -66,7 +69,32 @@ std::string near_paths(std::string_view path, const std::vector<Endpoint>& endpo
 /// The same error as the dialect says it; other replies as they are.
 Reply in_dialect(Reply reply, Dialect dialect, const std::string& request_id);
 
-/// A reply that is made in the prep pool, of a body that is a JSON object.
+/// An answer that is one reply, made elsewhere.
+class LateReply : public Exchange {
+ public:
+  LateReply(Services& services, Call call);
+  const Call& call() const { return call_; }
+  /// Any thread, once.
+  void finish(Reply reply);
+
+  Output take() override;
+  bool streams() const override { return false; }
+  void cancel() override {}
+  Output abort(const Error& error) override;
+  void closed(bool complete, int status) override;
+
+ private:
+  Output told(Reply reply);
+
+  RequestBook& book_;
+  const Call call_;
+  AccessEntry entry_;
+  std::mutex mutex_;
+  std::optional<Reply> reply_;
+};
+
+/// A reply that is made in the prep pool, of a body that is a JSON object. Its `model` has to be one that is served,
+/// where that is strict.
 Outcome prepared(Services& services, Call call, std::function<Result<Json>(const Call&, const Json& body)> make);
 
 }  // namespace thermocline::server

@@ -1,5 +1,7 @@
 #include "runtime/server/api/generation.h"
 
+#include <algorithm>
+
 #include "runtime/base/log.h"
 #include "runtime/server/wire/ids.h"
 #include "runtime/server/wire/request_fields.h"
@@ -138,6 +140,11 @@ Status Generation::read_common(const Json& body, const char* id_prefix) {
   // Every chunk repeats it.
   if (model_name_.size() > kLongestName)
     return field_error("model", "should have at most " + std::to_string(kLongestName) + " bytes");
+  TC_RETURN_IF_ERROR(model_.check_name(model_name_));
+  {
+    const std::lock_guard lock(mutex_);
+    name_headers_ = model_.name_headers(model_name_);
+  }
   TC_ASSIGN(const bool stream, fields.boolean("stream", false));
   if (const Json* options = fields.find("stream_options")) {
     if (!options->is_object()) return field_error("stream_options", "should be an object");
@@ -146,6 +153,20 @@ Status Generation::read_common(const Json& body, const char* id_prefix) {
     TC_ASSIGN(continuous_usage_, stream_options.boolean("continuous_usage_stats", false));
   }
   streams_ = stream;
+  return {};
+}
+
+Status Generation::check_fields(const Json& body, std::span<const char* const> own) const {
+  static constexpr const char* kCommon[] = {"model", "stream", "stream_options"};
+  static constexpr const char* kWithoutEffect[] = {
+      "user", "metadata", "store", "parallel_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key"};
+  const auto asked = call_.query.find("strict");
+  if (!model_.strict_fields && (asked == call_.query.end() || asked->second == "0")) return {};
+  for (const auto& [name, value] : body.items())
+    if (const auto is = [&name = name](const char* known) { return name == known; };
+        !std::ranges::any_of(own, is) && !std::ranges::any_of(kCommon, is) &&
+        !std::ranges::any_of(generation_fields(), is) && !std::ranges::any_of(kWithoutEffect, is))
+      return field_error(name.substr(0, kLongestName), "is not a field of this endpoint");
   return {};
 }
 
@@ -158,6 +179,11 @@ Json Generation::head(const char* object) const {
 }
 
 // --- network thread ---
+
+ServedModel::Headers Generation::headers() const {
+  const std::lock_guard lock(mutex_);
+  return name_headers_;
+}
 
 Exchange::Output Generation::take() {
   Output out;
@@ -191,7 +217,7 @@ Exchange::Output Generation::take() {
     if (streams_)
       out.bytes += last_events() + end_of_stream();
     else
-      out.reply = Reply{200, dump_json(reply_body())};
+      out.reply = Reply{200, dump_json(reply_body()), headers()};
   }
   bytes_sent_ = bytes_sent_ || !out.bytes.empty();
   return out;

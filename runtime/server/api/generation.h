@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   // Exchange, network thread.
   Output take() override;
   bool streams() const override { return streams_; }
+  ServedModel::Headers headers() const override;
   std::string keep_alive() override {
     bytes_sent_ = true;  // the status line is out: errors are events from now on
     return sign_of_life();
@@ -67,6 +69,9 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
 
   /// The fields both endpoints share: stream, stream_options, model, choices.
   Status read_common(const Json& body, const char* id_prefix);
+  /// Where unknown fields are refused (?strict=1, --strict-fields): that the body has none beside `own`, those that
+  /// read_common and read_generation_fields read, and some that never change an answer.
+  Status check_fields(const Json& body, std::span<const char* const> own) const;
   Json head(const char* object) const;
   /// Prep thread, between the stages of read(): whether anybody still wants what they make.
   Status wanted() const;
@@ -96,6 +101,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
 
   mutable std::mutex mutex_;  // what prep hands to the network
   std::optional<Reply> refusal_;
+  ServedModel::Headers name_headers_;
   int64_t prompt_tokens_ = 0;
   std::vector<std::shared_ptr<RequestHandle>> handles_;
   std::atomic<bool> cancelled_{false};

@@ -1,8 +1,11 @@
 // What the APIs serve: an engine that runs, its text layer, and what a request may cost.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "runtime/server/api/model_facts.h"
 #include "runtime/server/backend.h"
 #include "runtime/text/prose_constants.h"
 #include "runtime/text/tokenizer.h"
@@ -17,8 +20,24 @@ struct ServedModel {
   Result<ProseConstants> constants;  // the error of reading them: chats answer with it
   SamplingParams defaults = {};      // of generation_config.json
   std::string name;
-  bool think = false;  // whether a chat thinks when the request does not say
+  std::vector<std::string> aliases = {};  // other names of it
+  bool think = false;                     // whether a chat thinks when the request does not say
+  bool strict_name = false;               // other names are refused; else they are served with a warning
+  bool strict_fields = false;             // unknown fields of completions are refused; else they are ignored
   int64_t created = 0;
+  int max_sequences = 0;  // that run together
+  ModelFacts facts = {};
+
+  /// The name, then the aliases.
+  std::vector<std::string> names() const;
+  bool has_name(const std::string& asked) const;
+  /// "'a', 'b'"
+  std::string names_text() const;
+  /// A request's `model`. Errors: not_found, listing the names, where that is strict.
+  Status check_name(const std::string& asked) const;
+  using Headers = std::vector<std::pair<std::string, std::string>>;
+  /// What a reply to that name carries: a warning, where it is none of its own.
+  Headers name_headers(const std::string& asked) const;
 
   // Longest token of the vocabulary: what a context can hold at most, in bytes of text.
   size_t longest_token = longest_token_of(tokenizer);

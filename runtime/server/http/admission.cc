@@ -171,7 +171,7 @@ std::string common_lines(const Facts& facts, bool close) {
   if (!facts.allowed_origin.empty())
     lines += fmt::format(
         "Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n"
-        "Access-Control-Expose-Headers: x-request-id, retry-after\r\n",
+        "Access-Control-Expose-Headers: x-request-id, retry-after, x-thermocline-warning\r\n",
         facts.allowed_origin);
   return lines + "\r\n";
 }
@@ -228,8 +228,11 @@ std::string reply_head(const Reply& reply, const Facts& facts, bool close) {
   return head + common_lines(facts, close);
 }
 
-std::string stream_head(const Facts& facts, bool close) {
-  return status_line(200) + "Content-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n" +
+std::string stream_head(const Facts& facts, bool close,
+                        const std::vector<std::pair<std::string, std::string>>& headers) {
+  std::string more;
+  for (const auto& [name, value] : headers) more += fmt::format("{}: {}\r\n", name, value);
+  return status_line(200) + more + "Content-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n" +
          "X-Accel-Buffering: no\r\n" + (facts.http11 ? "Transfer-Encoding: chunked\r\n" : "") +
          common_lines(facts, close);
 }

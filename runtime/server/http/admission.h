@@ -48,7 +48,8 @@ Reply malformed_reply(boost::system::error_code error, const HttpOptions& option
 /// Status line and header of a whole answer; `close` says that the connection ends with it.
 std::string reply_head(const Reply& reply, const Facts& facts, bool close);
 /// The same of an event stream: chunked where the client knows HTTP/1.1, ended by the connection's end elsewhere.
-std::string stream_head(const Facts& facts, bool close);
+std::string stream_head(const Facts& facts, bool close,
+                        const std::vector<std::pair<std::string, std::string>>& headers);
 
 /// What every status line begins with, whatever the status.
 constexpr std::string_view kStatusPrefix = "HTTP/1.1 ";

@@ -530,7 +530,7 @@ asio::awaitable<bool> Connection::follow(std::shared_ptr<Exchange> exchange) {
     if (out.reply) {
       lose("a stream ended in a reply");
     } else if (last || !out.bytes.empty()) {
-      stage_piece(std::move(out.bytes), last);
+      stage_piece(*f.exchange, std::move(out.bytes), last);
       co_await flush();
       f.spoke = Clock::now();
       f.complete = last && !gone_;
@@ -545,10 +545,10 @@ asio::awaitable<bool> Connection::follow(std::shared_ptr<Exchange> exchange) {
   co_return f.complete && !close_;
 }
 
-void Connection::stage_piece(std::string bytes, bool last) {
+void Connection::stage_piece(const Exchange& exchange, std::string bytes, bool last) {
   if (!std::exchange(committed_, true)) {
     close_ = closes() || !request_.facts.http11 || request_.facts.head_only;
-    out_head_ = stream_head(request_.facts, close_).substr(prefixed_);
+    out_head_ = stream_head(request_.facts, close_, exchange.headers()).substr(prefixed_);
   }
   if (request_.facts.head_only) return;
   out_body_ = request_.facts.http11 ? chunk(bytes, last) : std::move(bytes);
@@ -562,7 +562,7 @@ bool Connection::stage_sign_of_life(Following& f) {
   const bool probes = end_ && now >= f.next_probe;
   if (!silent && !probes) return false;
   if (silent || committed_)
-    stage_piece(f.exchange->keep_alive(), false);
+    stage_piece(*f.exchange, f.exchange->keep_alive(), false);
   else
     out_head_ = kStatusPrefix[prefixed_++];
   if (silent || committed_) f.spoke = now;

@@ -87,7 +87,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<Reply> put(boost::system::error_code& error);
   std::variant<Reply, std::shared_ptr<Exchange>> hand_over();
   bool closes() const;
-  void stage_piece(std::string bytes, bool last);
+  void stage_piece(const Exchange& exchange, std::string bytes, bool last);
   bool stage_sign_of_life(Following& following);
   Clock::time_point next_sign(const Following& following) const;
 

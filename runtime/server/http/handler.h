@@ -51,6 +51,8 @@ class Exchange {
   /// Whether the answer, if it is no refusal, will be an event stream. Known from the start of handle() on, or false
   /// until the request was read.
   virtual bool streams() const = 0;
+  /// Further headers of a stream; a reply has its own. Asked for when the first bytes are sent.
+  virtual std::vector<std::pair<std::string, std::string>> headers() const { return {}; }
   /// A sign of life for a silent stream (10 s), in the currency of the protocol.
   virtual std::string keep_alive() { return ": still working\n\n"; }
   /// The client has gone: whatever is done for it ends within a step. Idempotent.

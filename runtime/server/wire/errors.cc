@@ -31,6 +31,9 @@ constexpr Row kRows[] = {
     {ErrorCode::internal, 500, "server_error", "internal", nullptr, true},
 };
 
+// What a request names and is not there; without a field it is something of the checkpoint.
+constexpr Row kNotFound = {ErrorCode::not_found, 404, "not_found_error", "model_not_found"};
+
 const Row& row_of(ErrorCode error) {
   const auto* row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& r) { return r.error == error; });
   return row == std::end(kRows) ? kRows[std::size(kRows) - 1] : *row;
@@ -52,7 +55,7 @@ std::string body_of(Json error) {
 }  // namespace
 
 Reply error_reply(const Error& error) {
-  const Row& row = row_of(error.code);
+  const Row& row = error.code == ErrorCode::not_found && error.field == "model" ? kNotFound : row_of(error.code);
   Json json = error_json(row.type, row.code, error.message, error.field);
   for (const auto& [name, count] : error.counts) json[name] = count;
   Reply reply{row.status, body_of(std::move(json))};

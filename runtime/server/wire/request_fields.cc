@@ -118,11 +118,22 @@ Status read_sampling(const Fields& fields, int64_t vocab, SamplingParams& s) {
   return s.check(vocab);
 }
 
+constexpr size_t kMissing = 15;
+constexpr const char* kFields[] = {
+    // Those that are missing come first.
+    "suffix", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar",
+    "json_schema", "prompt_logprobs", "functions", "bad_words", "allowed_token_ids", "use_beam_search", "prompt_embeds",
+    "truncate_prompt_tokens",
+    // read_sampling
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+    "logit_bias",
+    // read_generation_fields
+    "max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "stop", "include_stop_str_in_output",
+    "stop_token_ids", "skip_special_tokens", "n", "priority", "cache_salt", "timeout"};
+
 // What would change the answer and is not there: refused by name, never ignored. An empty or switched-off one is fine.
 Status refuse_missing_features(const Fields& fields) {
-  for (const char* name : {"suffix", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
-                           "guided_grammar", "grammar", "json_schema", "prompt_logprobs", "functions", "bad_words",
-                           "allowed_token_ids", "use_beam_search", "prompt_embeds", "truncate_prompt_tokens"}) {
+  for (const char* name : std::span(kFields).first(kMissing)) {
     const Json* const value = fields.find(name);
     if (!value || *value == false || *value == "" || (value->is_structured() && value->empty())) continue;
     return not_offered(name, "is not offered by this server");
@@ -131,6 +142,8 @@ Status refuse_missing_features(const Fields& fields) {
 }
 
 }  // namespace
+
+std::span<const char* const> generation_fields() { return kFields; }
 
 Result<Request> read_generation_fields(const Fields& fields, const SamplingParams& defaults, int64_t vocab,
                                        Request::Clock::time_point arrived) {

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,9 @@ class Fields {
 /// Errors: invalid_argument and unsupported, naming the field.
 Result<Request> read_generation_fields(const Fields& fields, const SamplingParams& defaults, int64_t vocab,
                                        Request::Clock::time_point arrived);
+
+/// Every field that read_generation_fields looks at.
+std::span<const char* const> generation_fields();
 
 /// temperature, top_p and top_k of a checkpoint's generation_config.json; the plain defaults where it has none.
 /// Errors: corrupt, naming the file.
