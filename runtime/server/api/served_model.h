@@ -19,6 +19,7 @@ struct ServedModel {
   std::string name;
   bool think = false;  // whether a chat thinks when the request does not say
   int64_t created = 0;
+  std::string plan = {};  // JSON: what `thermocline plan` says of it on this box; empty: nothing
 
   // Longest token of the vocabulary: what a context can hold at most, in bytes of text.
   size_t longest_token = longest_token_of(tokenizer);
