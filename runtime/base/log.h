@@ -7,8 +7,9 @@
 
 namespace thermocline {
 
-/// Sets the level ("error", "warn", "info", "debug") and the pattern. Called once by main.
-void init_log(const std::string& level);
+enum class LogFormat { text, json };  // a line for people, or a JSON object a line
+/// Sets the level ("error", "warn", "info", "debug") and the shape of lines (log_lines.h). Called once by main.
+void init_log(const std::string& level, LogFormat format = LogFormat::text);
 
 enum class LogLevel { debug, info, warn, error };
 /// One line at that level; behind the four below, which check formats when they are compiled.

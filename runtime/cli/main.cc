@@ -14,8 +14,12 @@ int main(int argc, char** argv) {
   });
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "error, warn, info or debug")->capture_default_str();
+  std::string log_format = "text";
+  app.add_option("--log-format", log_format, "text, or json: an object a line")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
   cli::Outcome outcome;
-  app.parse_complete_callback([&] { init_log(log_level); });
+  app.parse_complete_callback([&] { init_log(log_level, log_format == "json" ? LogFormat::json : LogFormat::text); });
   cli::add_run(app, outcome);
   cli::add_serve(app, outcome);
   cli::add_bench(app, outcome);

@@ -20,14 +20,6 @@ struct PlanOptions {
   bool json = false;
 };
 
-Result<int64_t> context_of(const PlanOptions& o, int64_t most) {
-  if (o.context.empty()) return std::min(EngineOptions::kDefaultContext, most);
-  Result<int64_t> tokens = parse_tokens(o.context);
-  if (!tokens) return std::move(tokens).error().with("--context");
-  if (*tokens > most) return invalid(fmt::format("--context is {} tokens, and the model's limit {}", *tokens, most));
-  return tokens;
-}
-
 // Flags of serve that make what was planned: those that differ from its defaults or that decide.
 std::string serve_line(const PlanReport& r) {
   const bool folder = r.model.find_first_of("/.") != std::string::npos;
@@ -48,29 +40,43 @@ std::string serve_line(const PlanReport& r) {
 }
 
 Status plan(const PlanOptions& o) {
-  if (o.batch < 1 || o.batch > 4096) return invalid(fmt::format("--batch is {}, outside 1..4096", o.batch));
-  TC_ASSIGN(PlannedModel model, planned_model(o.model));
-  TC_ASSIGN(const int64_t context, context_of(o, model.costs.max_context));
-  PlanReport r;
-  r.model = o.model;
-  TC_ASSIGN(r.box, box_of(o.hardware));
-  r.not_computed = model.not_computed;
-  r.question.model = std::move(model.costs);
-  r.question.machine = r.box.machine;
-  r.question.context = static_cast<double>(context);
-  r.question.batch = o.batch;
-  r.question.system_bytes = r.box.system_bytes;
-  r.question.memory_source = r.box.memory_source;
-  r.question.chunks =
-      chunk_buffers(model.widths, context, o.batch, r.box.machine.cpu.cores, !r.box.machine.gpus.empty());
-  r.plan = sched::plan_box(r.question);
-  r.what_ifs = sched::what_ifs(r.question, r.plan, r.box.cpu_sheet);
-  if (r.plan.refusal.empty() && r.not_computed.empty()) r.serve = serve_line(r);
-  fmt::print("{}", o.json ? dump_json(plan_json(r), 2) + "\n" : plan_text(r));
+  PlanRequest request{.model = o.model, .batch = o.batch, .hardware = o.hardware};
+  if (!o.context.empty()) {
+    Result<int64_t> tokens = parse_tokens(o.context);
+    if (!tokens) return std::move(tokens).error().with("--context");
+    request.context = *tokens;
+  }
+  TC_ASSIGN(const PlanReport report, make_plan(request));
+  fmt::print("{}", o.json ? dump_json(plan_json(report), 2) + "\n" : plan_text(report));
   return {};
 }
 
 }  // namespace
+
+Result<PlanReport> make_plan(const PlanRequest& request) {
+  if (request.batch < 1 || request.batch > 4096)
+    return invalid(fmt::format("--batch is {}, outside 1..4096", request.batch));
+  TC_ASSIGN(PlannedModel model, planned_model(request.model));
+  const int64_t most = model.costs.max_context,
+                context = request.context > 0 ? request.context : std::min(EngineOptions::kDefaultContext, most);
+  if (context > most) return invalid(fmt::format("--context is {} tokens, and the model's limit {}", context, most));
+  PlanReport r;
+  r.model = request.model;
+  TC_ASSIGN(r.box, box_of(request.hardware));
+  r.not_computed = model.not_computed;
+  r.question.model = std::move(model.costs);
+  r.question.machine = r.box.machine;
+  r.question.context = static_cast<double>(context);
+  r.question.batch = request.batch;
+  r.question.system_bytes = r.box.system_bytes;
+  r.question.memory_source = r.box.memory_source;
+  r.question.chunks =
+      chunk_buffers(model.widths, context, request.batch, r.box.machine.cpu.cores, !r.box.machine.gpus.empty());
+  r.plan = sched::plan_box(r.question);
+  r.what_ifs = sched::what_ifs(r.question, r.plan, r.box.cpu_sheet);
+  if (r.plan.refusal.empty() && r.not_computed.empty()) r.serve = serve_line(r);
+  return r;
+}
 
 void add_plan(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<PlanOptions>();

@@ -17,6 +17,16 @@ struct PlanReport {
   std::string serve;         // the command line; empty where it does not fit or is not computed
 };
 
+/// What is asked of the planner; of hardware, nothing is this box.
+struct PlanRequest {
+  std::string model;
+  int64_t context = 0;  // 0: 32k, or the model's limit
+  int batch = 8;
+  HardwareFlags hardware = {};
+};
+/// Errors: those of planned_model and box_of; invalid_argument for numbers out of range.
+Result<PlanReport> make_plan(const PlanRequest& request);
+
 std::string plan_text(const PlanReport& report);
 Json plan_json(const PlanReport& report);
 

@@ -7,6 +7,7 @@
 #include "runtime/base/log.h"
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/plan_text.h"
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/server/api/api.h"
@@ -87,6 +88,7 @@ class Service {
     TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());
     if (!constants) log_warn("chat completions are off: {}", constants.error().message);
+    const std::string plan = plan_of(options);  // before the model has taken its memory
     TC_ASSIGN(engine_, Engine::open(options));
     TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
     backend_ = std::make_unique<server::EngineBackend>(*engine_);
@@ -107,7 +109,8 @@ class Service {
                                                                   .strict_fields = o_.strict_fields,
                                                                   .created = std::time(nullptr),
                                                                   .max_sequences = engine_->options().max_sequences,
-                                                                  .facts = facts});
+                                                                  .facts = facts,
+                                                                  .plan = plan});
     api_.serve(*model_);
     {
       const std::lock_guard lock(mutex_);
@@ -145,6 +148,15 @@ class Service {
       log_error("the keys stay as they were: {}", status.error().message);
     else
       log_info("keys are read again");
+  }
+
+  // What the planner says of this model on this box; nothing where it cannot.
+  std::string plan_of(const EngineOptions& options) const {
+    Result<PlanReport> plan = make_plan(
+        {o_.model.model(), options.max_context, static_cast<int>(std::min<int64_t>(o_.max_num_seqs, 4096)), {}});
+    if (plan) return dump_json(plan_json(*plan));
+    log_debug("no plan: {}", plan.error().message);
+    return "";
   }
 
   void print_ready() const {
@@ -264,6 +276,11 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("--watchdog-seconds", o->watchdog_seconds, "A step without an end for this long fails its requests");
   add("--drain-seconds", o->drain_seconds, "Time for running answers after SIGTERM");
   add("--prep-threads", o->api.prep_threads, "Threads that read and tokenise requests; 0: a quarter of the cores");
+  command
+      ->add_option_function<std::string>(
+          "--metrics-compat", [o](const std::string&) { o->api.metrics.vllm_names = true; },
+          "vllm: /metrics has vLLM's names beside our own, for its dashboards")
+      ->check(CLI::IsMember({"vllm"}));
   command->add_option("--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
   command
       ->add_option("--served-model-name", o->served_names,

@@ -141,6 +141,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     TC_ASSIGN(engine->cache_identity_, cache_identity(o, *engine->weights_, cpu, engine->kv_->layout(), names));
   }
   engine->open_forecast();
+  engine->open_tiers(memory.plan);
   engine->step_->set_recorders(engine->recorders());
   engine->driver_ = std::make_unique<StepDriver>(*engine->step_, *engine->kv_);
   if (o.cancel && *o.cancel) return Error{ErrorCode::cancelled, "loading was cancelled"};
@@ -191,6 +192,8 @@ Status Engine::open_disk() {
 
 Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
   TC_CHECK(!loop_, "an engine is started once");
+  meters_ = std::make_unique<StepMeters>(*step_, *pool_, geometry_, model_costs(geometry_, step_->options().fp8_rows),
+                                         !gpu_step_);
   TC_ASSIGN(
       loop_,
       StepLoop::start(
@@ -202,7 +205,8 @@ Status Engine::start(const Tokenizer& tokenizer, const LoopOptions& options) {
            .max_context = options_.max_context,
            .prefix_cache = {.bytes = options_.prefix_cache_bytes, .model = cache_identity_, .disk = kv_disk_.get()},
            .recorders = recorders(),
-           .forecast = forecast_.get()},
+           .forecast = forecast_.get(),
+           .meters = meters_.get()},
           options));
   return {};
 }
@@ -226,6 +230,38 @@ void Engine::know_costs() {
   options_.gpu.idle_copies = sched::idle_copies(cost);
 }
 
+// What was planned; of experts on devices, the slots there are.
+void Engine::open_tiers(const sched::MemoryPlan& plan) {
+  uint64_t expert_bytes = 0;
+  for (const deepseek_v4::LayerWeights& layer : weights_->layers)
+    for (const cpu::ExpertWeights& expert : layer.experts) expert_bytes += expert.bytes();
+  tiers_ = thermocline::memory_tiers(plan, expert_bytes);
+  for (int i = 0; gpu_step_ && i < gpu_step_->parts(); ++i) {
+    const SlotPool& slots = gpu_step_->part(i).slots();
+    tiers_[static_cast<size_t>(i)].part("experts").bytes = static_cast<uint64_t>(slots.slots() * slots.layout().bytes);
+  }
+}
+
+std::vector<MemoryTier> Engine::memory_tiers(const EngineStats& stats) const {
+  const auto part_of = [](uint64_t bytes, int64_t part, int64_t whole) {
+    return whole > 0 ? static_cast<uint64_t>(static_cast<double>(bytes) * static_cast<double>(part) /
+                                             static_cast<double>(whole))
+                     : 0;
+  };
+  std::vector<MemoryTier> tiers = tiers_;
+  for (MemoryTier& tier : tiers)
+    for (TierPart& part : tier.parts) {
+      if (part.kind == "kv") part.used_bytes = part_of(part.bytes, stats.kv_tokens_used, stats.kv_tokens_total);
+      if (part.kind == "prefix") part.used_bytes = static_cast<uint64_t>(stats.prefix_cache.checkpoint_bytes);
+      if (part.kind == "experts" && tier.name != "ram")
+        part.used_bytes = part_of(part.bytes, stats.measures.resident_experts, stats.experts.slots);
+    }
+  if (kv_disk_)
+    tiers.push_back(
+        {"nvme", options_.kv_disk.space_bytes, {{"kv", static_cast<uint64_t>(stats.prefix_cache.disk.log.bytes)}}});
+  return tiers;
+}
+
 bool Engine::predictable() const {
   if (!options_.machine || options_.int8_activations || options_.numerics == Numerics::fp32) return false;
   return !gpu_step_ || (!options_.machine->gpus.empty() && !interpreted_);
@@ -242,6 +278,7 @@ std::vector<StepExecutor::Recorder*> Engine::recorders() const {
   std::vector<StepExecutor::Recorder*> recorders;
   if (recorder_) recorders.push_back(recorder_.get());
   if (forecast_) recorders.push_back(forecast_.get());
+  if (meters_) recorders.push_back(meters_.get());
   return recorders;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/engine/expert_recorder.h"
+#include "runtime/engine/memory_tiers.h"
 #include "runtime/engine/step_driver.h"
 #include "runtime/engine/step_loop.h"
 #include "runtime/exec/deepseek_v4_gpu_step.h"
@@ -104,6 +105,9 @@ class Engine {
   }
   EngineHealth health() const { return loop().health(); }
   EngineStats stats() const { return loop().stats(); }
+  ExpertMap experts() const { return meters_->experts(); }
+  /// What it takes of each memory, and what of that is in use by `stats`.
+  std::vector<MemoryTier> memory_tiers(const EngineStats& stats) const;
 
   /// The steps as calls, where no loop was started.
   StepDriver& driver() {
@@ -136,6 +140,7 @@ class Engine {
   void know_costs();
   void settle_prefetch();
   void open_forecast();
+  void open_tiers(const sched::MemoryPlan& plan);
   std::vector<StepExecutor::Recorder*> recorders() const;
   StepLoop& loop() const {
     TC_CHECK(loop_ != nullptr, "Engine::start comes first");
@@ -152,6 +157,8 @@ class Engine {
   std::unique_ptr<KvStore> kv_;
   std::unique_ptr<ExpertRecorder> recorder_;
   std::unique_ptr<StepForecast> forecast_;
+  std::unique_ptr<StepMeters> meters_;  // once started
+  std::vector<MemoryTier> tiers_;
   std::unique_ptr<StepExecutor> step_;
   DeepseekV4GpuStep* gpu_step_ = nullptr;  // step_, where it is one
   bool interpreted_ = false;               // its devices: what cards do says nothing of them

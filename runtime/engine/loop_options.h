@@ -7,6 +7,7 @@
 
 #include "runtime/engine/queue_ticket.h"
 #include "runtime/engine/step_forecast.h"
+#include "runtime/engine/step_meters.h"
 #include "runtime/exec/step_report.h"
 #include "runtime/kv/prefix_cache.h"
 
@@ -36,12 +37,20 @@ struct EngineStats {
   int64_t kv_tokens_used = 0, kv_tokens_total = 0;  // now, in whole pages
   int64_t steps = 0, prompt_tokens = 0, answer_tokens = 0, preemptions = 0;
   int64_t finished = 0, cancelled = 0, failed = 0;  // choices
+  int64_t failed_steps = 0;
+  /// Of prompts, when they were first admitted: all tokens, those that the prefix cache had in memory, those that it
+  /// read from the disk for them.
+  int64_t admitted_tokens = 0, kept_tokens = 0, fetched_tokens = 0;
   PrefixCacheStats prefix_cache = {};
   HotRows hot_rows = {};       // of devices whose CSA rows lie in host memory
   ExpertTraffic experts = {};  // of devices
   ForecastStats forecast = {};
   double step_seconds = 0, last_step_seconds = 0;
   double longest_decode_step_seconds = 0;  // of steps that decoded for somebody
+  StepMeasures measures = {};
+  Buckets<kTokenGapSeconds.size()> token_gaps = {};  // between tokens of an answer
+  RateSpan recent = {};                              // what was counted of late
+  double step_running_seconds = 0;                   // of the step that runs now; 0: none does
 };
 
 }  // namespace thermocline

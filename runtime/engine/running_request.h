@@ -77,6 +77,7 @@ class RunningRequest {
   int preemptions = 0, fetches = 0;
   std::shared_ptr<const PrefixArrival> arrival;  // what it waits for
   int64_t cached_tokens = 0;                     // of the prompt, from the prefix cache when it was first admitted
+  int64_t kept_tokens = 0;                       // of those, what was there before anything came from the disk
   Clock::time_point admitted{}, first_token{}, last_token{}, blocked_since{}, awaits_since{};
 
  private:

@@ -28,6 +28,15 @@ sched::PlannerLimits limits_of(const StepExecutor& step, const KvStore& kv, cons
   return limits;
 }
 
+// "requests a, b and 3 more"
+std::string names_of(const std::vector<RunningRequest*>& requests) {
+  constexpr size_t kNamed = 8;
+  std::string names = requests.size() == 1 ? "request" : "requests";
+  for (size_t i = 0; i < std::min(kNamed, requests.size()); ++i)
+    names += (i == 0 ? " " : ", ") + requests[i]->request().id;
+  return requests.size() > kNamed ? fmt::format("{} and {} more", names, requests.size() - kNamed) : names;
+}
+
 }  // namespace
 
 /// A row of logits and whose it is: its next token, or the log-probability of its next prompt token.
@@ -78,6 +87,7 @@ Result<std::unique_ptr<StepLoop>> StepLoop::start(const Machine& machine, const 
   machine.step.set_recorders({});  // the first steps measure: nobody asked for their tokens
   TC_RETURN_IF_ERROR(loop->calibrate());
   machine.step.set_recorders(machine.recorders);
+  if (machine.meters) machine.meters->look_at_slots();
   loop->publish_stats();
   if (NvmeTier* const disk = machine.prefix_cache.disk) disk->set_wake([inbox = loop->inbox_] { inbox->wake(); });
   loop->thread_ = std::thread([self = loop.get()] { self->run(); });
@@ -203,16 +213,6 @@ void StepLoop::drain(Clock::time_point deadline) {
 EngineHealth StepLoop::health() const {
   const std::lock_guard lock(mutex_);
   return health_;
-}
-
-EngineStats StepLoop::stats() const {
-  const QueueCounters::Amount waiting = counters_->waiting();
-  const std::lock_guard lock(mutex_);
-  EngineStats stats = stats_;
-  stats.waiting = waiting.requests;
-  stats.waiting_tokens = waiting.tokens;
-  stats.waiting_bytes = waiting.bytes;
-  return stats;
 }
 
 // The step thread hangs: its requests end from here, so that clients hear of it.
@@ -475,7 +475,8 @@ void StepLoop::step(const sched::StepPlan& plan) {
   if (!report) {
     // A step that was stopped has no faults; whoever still wants it is in the next one.
     if (report.error().code == ErrorCode::cancelled) return;
-    log_error("a step failed: {}", report.error().message);
+    ++counted_.failed_steps;
+    log_error("a step failed: {}; {}", report.error().message, names_of(owners));
     for (RunningRequest* const r : owners) r->fail(report.error());
     const std::lock_guard lock(mutex_);
     if (report.error().code == ErrorCode::internal) health_ = {EngineHealth::State::failed, report.error().message};
@@ -533,7 +534,10 @@ void StepLoop::deliver(Row row) {
   if (row.prompt) return r.add_prompt_logprob(row.position, std::move(*row.token));
   if (r.answered() == 0) r.finish_prompt();
   if (r.ended()) return;
+  const Clock::time_point before = r.last_token;
   r.take(std::move(*row.token));
+  if (r.answered() > 1)
+    counted_.token_gaps.add(kTokenGapSeconds, std::chrono::duration<double>(r.last_token - before).count());
   r.handle().phase_ = RequestPhase::decode;
   ++counted_.answer_tokens;
 }
@@ -588,19 +592,6 @@ void StepLoop::wait(Clock::time_point now) {
   // Deadlines and blocked clients are looked at ten times a second; news wakes at once.
   const bool idle = running_.empty() && waiting_.empty();
   inbox_->wait_until(now + (idle ? std::chrono::milliseconds(1000) : std::chrono::milliseconds(100)));
-}
-
-void StepLoop::publish_stats() {
-  const sched::KvPages p = pages();
-  counted_.running = static_cast<int64_t>(running_.size());
-  counted_.kv_tokens_total = p.total * p.page_tokens;
-  counted_.kv_tokens_used = (p.total - p.free) * p.page_tokens;
-  counted_.prefix_cache = cache_.stats();
-  counted_.hot_rows = m_.step.hot_rows();
-  counted_.experts = m_.step.expert_traffic();
-  if (m_.forecast) counted_.forecast = m_.forecast->stats();
-  const std::lock_guard lock(mutex_);
-  stats_ = counted_;
 }
 
 }  // namespace thermocline

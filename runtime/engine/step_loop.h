@@ -37,6 +37,7 @@ class StepLoop {
     PrefixCache::Options prefix_cache = {};
     std::vector<StepExecutor::Recorder*> recorders = {};  // of the step, from its first request on
     const StepForecast* forecast = nullptr;               // of the step, where there is one
+    StepMeters* meters = nullptr;                         // the same; one of the recorders
   };
   /// Measures the cost of two steps, then starts the thread. Errors: those of a step.
   static Result<std::unique_ptr<StepLoop>> start(const Machine& machine, const LoopOptions& options);
@@ -122,6 +123,7 @@ class StepLoop {
   // Shared.
   mutable std::mutex mutex_;
   EngineStats stats_;  // published
+  RateWindow rates_;
   EngineHealth health_;
   bool stuck_ = false;                                // health is red for a step that may end yet
   std::vector<std::weak_ptr<RequestHandle>> active_;  // for the watchdog

@@ -42,7 +42,7 @@ bool StepLoop::await_prefix(RunningRequest& r) {
   } catch (const std::bad_alloc&) {
     log_warn("request {}: no memory for its prefix from the disk", r.request().id);
   }
-  if (r.arrival) ++r.fetches;
+  if (r.arrival && r.fetches++ == 0) r.kept_tokens = cache_.find(r.prefix_keys, resumable(r));
   return r.arrival != nullptr;
 }
 
@@ -73,6 +73,11 @@ Status StepLoop::admit(uint64_t id) {
   if (r.admitted == Clock::time_point()) {
     r.admitted = Clock::now();
     r.cached_tokens = r.stored();
+    if (r.fetches == 0) r.kept_tokens = r.cached_tokens;
+    r.kept_tokens = std::min(r.kept_tokens, r.cached_tokens);
+    counted_.admitted_tokens += r.prompt_tokens();
+    counted_.kept_tokens += r.kept_tokens;
+    counted_.fetched_tokens += r.cached_tokens - r.kept_tokens;
     if (--r.submitted().choices_waiting == 0) r.submitted().request.ticket.release();
   }
   r.handle().phase_ = RequestPhase::prefill;

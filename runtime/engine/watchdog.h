@@ -19,6 +19,11 @@ class Watchdog {
   /// Step thread: work begins, ends.
   void begin() { since_.store(now(), std::memory_order_release); }
   void end() { since_.store(0, std::memory_order_release); }
+  /// Any thread: how long the work that goes on has taken; 0 while idle.
+  std::chrono::nanoseconds running() const {
+    const int64_t since = since_.load(std::memory_order_acquire);
+    return std::chrono::steady_clock::duration(since == 0 ? 0 : now() - since);
+  }
 
  private:
   static int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }

@@ -40,6 +40,7 @@ DeepseekV4GpuStep::DeepseekV4GpuStep(const ModelGeometry& geometry, const deepse
   frequencies_[1] = ref::rope_frequencies(g_.rope_head_dim, g_.compress_rope_theta, g_.rope_factor, g_.original_seq_len,
                                           g_.beta_fast, g_.beta_slow);
   routed_ids_.resize(static_cast<size_t>(g_.n_layers));
+  layer_cpu_pairs_.resize(routed_ids_.size());
 }
 
 Result<std::unique_ptr<DeepseekV4GpuStep>> DeepseekV4GpuStep::create(
@@ -127,6 +128,13 @@ ExpertTraffic DeepseekV4GpuStep::expert_traffic() const {
   for (const std::unique_ptr<sched::SlotScheduler>& scheduler : schedulers_)
     if (scheduler->moves()) traffic.fill_budget += scheduler->fills_within(gpu_.idle_copies.idle(1));
   return traffic;
+}
+
+std::span<const int32_t> DeepseekV4GpuStep::expert_slots(int layer) const {
+  for (const std::unique_ptr<DevicePart>& part : parts_)
+    if (const PartOptions& o = part->options(); layer >= o.first_layer && layer < o.last_layer)
+      return part->slots().step_table(layer - o.first_layer);
+  return {};
 }
 
 std::string_view DeepseekV4GpuStep::prefetch_name() const {
@@ -235,6 +243,7 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
   const auto& [batch, sequences, next_ids, stop] = input;
   clock_.start();
   counted_ = {};
+  std::fill(layer_cpu_pairs_.begin(), layer_cpu_pairs_.end(), 0);
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
   if (stop && stop->stop_requested()) return Error{ErrorCode::cancelled, "nobody wants this step any more"};
   for (const std::unique_ptr<DevicePart>& part : parts_) TC_RETURN_IF_ERROR(part->stream().status());
@@ -300,7 +309,8 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
     counted_.experts += distinct_.count({ids, static_cast<size_t>(batch.size() * g_.n_activated_experts)});
   counted_.pairs = batch.size() * g_.n_activated_experts * g_.n_layers;
   return StepReport{batch.size(),           rows,     clock_.time(),
-                    traffic_.total_bytes(), counted_, {batch.size(), g_.n_activated_experts, 0, 0, routed_ids_}};
+                    traffic_.total_bytes(), counted_, {batch.size(), g_.n_activated_experts, 0, 0, routed_ids_},
+                    layer_cpu_pairs_};
 }
 
 std::optional<int32_t> DeepseekV4GpuStep::most_likely(int64_t row) const {
@@ -411,6 +421,7 @@ void DeepseekV4GpuStep::count_layer(int layer, int64_t tokens, int64_t pairs) {
   if (layer >= g_.n_layers) return;
   ++counted_.layers;
   counted_.cpu_pairs += pairs;
+  layer_cpu_pairs_[static_cast<size_t>(layer)] = pairs;
   if (pairs == 0) return;
   ++counted_.layers_with_miss;
   counted_.cpu_experts += distinct_.count({ids_.data(), static_cast<size_t>(tokens * g_.n_activated_experts)});

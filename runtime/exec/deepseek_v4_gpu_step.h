@@ -74,6 +74,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   std::optional<int32_t> most_likely(int64_t row) const override;
   HotRows hot_rows() const override { return hot_rows_; }
   ExpertTraffic expert_traffic() const override;
+  std::span<const int32_t> expert_slots(int layer) const override;
   const cpu::WeightTraffic& traffic() const override { return traffic_; }
 
   int parts() const { return static_cast<int>(parts_.size()); }
@@ -180,6 +181,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   PhaseClock clock_;
   DistinctCounter distinct_;
   StepExperts counted_;  // of the step that runs
+  std::vector<int64_t> layer_cpu_pairs_;
   HotRows hot_rows_;
   std::function<void(int)> meddler_;
 };

@@ -63,6 +63,12 @@ class StepExecutor {
     return std::nullopt;
   }
 
+  /// The device slot of each expert of a layer in the last step, negative: it has none; empty: there is no device.
+  virtual std::span<const int32_t> expert_slots(int layer) const {
+    (void)layer;
+    return {};
+  }
+
   /// Of all steps.
   virtual HotRows hot_rows() const { return {}; }
   virtual ExpertTraffic expert_traffic() const { return {}; }

@@ -54,6 +54,7 @@ struct StepReport {
   uint64_t weight_bytes = 0;  // that the CPU read
   StepExperts experts = {};
   RoutedExperts routed = {};
+  std::span<const int64_t> cpu_pairs = {};  // by layer, of its (token, expert) pairs; empty: all of them
 };
 
 /// Selected rows where CSA rows lie in host memory: those with a copy on the device, those that got one, and those that

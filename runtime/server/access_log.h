@@ -24,6 +24,8 @@ struct AccessEntry {
   int status = 0;
   bool complete = true;  // the client got all of it
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  int64_t max_tokens = -1;  // as it was asked for; -1: it was not
+  int choices = 0;          // answers it asked for, of all its prompts; 0: it was not read
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0, total_seconds = 0;
   double first_token_seconds = 0;  // from its arrival on; 0: there was none
   std::string finish;  // stop, length, tool_calls, cancelled; of several choices the first that ended otherwise

@@ -17,6 +17,12 @@ class Backend {
   virtual void flush_prefix_cache(std::function<void(const PrefixCacheFlush&)> done) = 0;
   virtual EngineHealth health() const = 0;
   virtual EngineStats stats() const = 0;
+  virtual ExpertMap experts() const { return {}; }
+  virtual std::vector<MemoryTier> memory_tiers(const EngineStats& stats) const {
+    return (void)stats, std::vector<MemoryTier>();
+  }
+  /// What the machine was measured to read from memory in a second; none where nobody measured it.
+  virtual std::optional<double> stream_bytes_per_second() const { return {}; }
 };
 
 /// A started engine, which outlives this.
@@ -30,6 +36,12 @@ class EngineBackend : public Backend {
   }
   EngineHealth health() const override { return engine_.health(); }
   EngineStats stats() const override { return engine_.stats(); }
+  ExpertMap experts() const override { return engine_.experts(); }
+  std::vector<MemoryTier> memory_tiers(const EngineStats& stats) const override { return engine_.memory_tiers(stats); }
+  std::optional<double> stream_bytes_per_second() const override {
+    const auto& machine = engine_.options().machine;
+    return machine ? std::optional(machine->cpu.read_bytes_per_second) : std::nullopt;
+  }
 
  private:
   Engine& engine_;

@@ -73,11 +73,17 @@ class FakeBackend : public Backend {
   }
   void flush_prefix_cache(std::function<void(const PrefixCacheFlush&)> done) override { done({4, 400, 3, 3000}); }
   EngineHealth health() const override { return now; }
-  EngineStats stats() const override { return {.running = running, .waiting = 2}; }
+  EngineStats stats() const override { return counted; }
+  ExpertMap experts() const override { return map; }
+  std::vector<MemoryTier> memory_tiers(const EngineStats&) const override { return tiers; }
+  std::optional<double> stream_bytes_per_second() const override { return stream; }
 
   std::shared_ptr<QueueCounters> counters = std::make_shared<QueueCounters>(QueueCaps{.requests = 8});
   EngineHealth now;
-  int64_t running = 3;
+  EngineStats counted{.running = 3, .waiting = 2};
+  ExpertMap map;
+  std::vector<MemoryTier> tiers;
+  std::optional<double> stream;
   std::function<void()> on_submit;
   std::optional<Error> refusal;
   std::function<void(const Request&, RequestHandle&)> script;

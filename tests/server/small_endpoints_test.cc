@@ -252,7 +252,7 @@ TEST_F(SmallEndpoints, SlotsShowWhatRunsAndNoText) {
 
 TEST_F(SmallEndpoints, SlotsSayWhenNoneIsFree) {
   EXPECT_EQ(get("/slots?fail_on_no_slot=1").status, 200);
-  backend.running = 4;
+  backend.counted.running = 4;
   EXPECT_EQ(get("/slots").status, 200);
   EXPECT_EQ(get("/slots?fail_on_no_slot=0").status, 200);
   EXPECT_EQ(get("/slots?fail_on_no_slot=1").status, 503);

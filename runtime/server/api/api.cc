@@ -6,11 +6,14 @@
 #include "runtime/server/api/cache.h"
 #include "runtime/server/api/chat_completions.h"
 #include "runtime/server/api/completions.h"
+#include "runtime/server/api/experts.h"
 #include "runtime/server/api/messages.h"
+#include "runtime/server/api/metrics_endpoint.h"
 #include "runtime/server/api/models.h"
 #include "runtime/server/api/render.h"
 #include "runtime/server/api/responses.h"
 #include "runtime/server/api/server_info.h"
+#include "runtime/server/api/stats.h"
 #include "runtime/server/api/tokenize.h"
 #include "runtime/server/api/unsupported.h"
 #include "runtime/server/page/page.h"
@@ -37,12 +40,16 @@ Reply unauthorized(bool missing) {
 
 }  // namespace
 
-Api::Api(const Options& options, AccessLog& log) : options_(options), book_(log), prep_(options.prep_threads) {
+Api::Api(const Options& options, AccessLog& log)
+    : options_(options),
+      metrics_(options.metrics),
+      book_(log, [this](const AccessEntry& entry) { observe(entry); }),
+      prep_(options.prep_threads) {
   endpoints_ = own_endpoints();
   for (auto more :
        {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints, responses_endpoints,
-        tokenize_endpoints, render_endpoints, server_info_endpoints, cache_endpoints, unsupported_endpoints,
-        page_endpoints})
+        tokenize_endpoints, render_endpoints, server_info_endpoints, stats_endpoints, experts_endpoints,
+        metrics_endpoints, cache_endpoints, unsupported_endpoints, page_endpoints})
     for (Endpoint& endpoint : more(services_)) endpoints_.push_back(std::move(endpoint));
 }
 
@@ -57,6 +64,20 @@ std::vector<Endpoint> Api::own_endpoints() {
           {.method = "GET", .path = "/version", .model = false, .answer = [](Call) -> Outcome {
              return Reply{200, dump_json(Json{{"version", TC_VERSION}})};
            }}};
+}
+
+ServerState Api::state() const {
+  return {model(), loaded_, draining_, std::chrono::duration<double>(RequestBook::Clock::now() - start_).count()};
+}
+
+// Counted under the endpoint's own path: a client's would make a series of every typing error.
+void Api::observe(const AccessEntry& entry) {
+  const std::string path = canonical_path(entry.path, endpoints_);
+  const auto endpoint =
+      std::find_if(endpoints_.begin(), endpoints_.end(), [&](const Endpoint& e) { return matches(e, path); });
+  metrics_.http_answered(endpoint == endpoints_.end() ? "other" : endpoint->path, entry.status);
+  if (endpoint != endpoints_.end() && endpoint->queued && entry.method == "POST")
+    metrics_.request_ended(ended_request(entry, draining_));
 }
 
 Status Api::ready() const {

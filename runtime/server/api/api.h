@@ -15,6 +15,7 @@ class Api : public Handler {
   struct Options {
     uint64_t max_body_bytes = 32 << 20;
     int prep_threads = 0;  // PrepPool
+    metrics::Metrics::Options metrics = {};
   };
   /// Before a model is there it answers probes and refuses the rest, each with how far loading is.
   Api(const Options& options, AccessLog& log);
@@ -48,17 +49,22 @@ class Api : public Handler {
   Reply logged(const HttpHead& head, Reply reply);
   Reply health() const;
   Status ready() const;
+  ServerState state() const;
+  void observe(const AccessEntry& entry);
   const ServedModel* model() const { return model_.load(std::memory_order_acquire); }
 
   const Options options_;
+  const RequestBook::Clock::time_point start_ = RequestBook::Clock::now();
+  metrics::Metrics metrics_;
   RequestBook book_;
   ApiKeys keys_;
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<double> loaded_{0};
   std::atomic<bool> draining_{false};
   PrepPool prep_;
-  Services services_{prep_, book_, keys_};
   std::vector<Endpoint> endpoints_;
+  Ticker ticker_{std::chrono::milliseconds(500)};
+  Services services_{prep_, book_, keys_, metrics_, ticker_, [this] { return state(); }};
 };
 
 }  // namespace thermocline::server

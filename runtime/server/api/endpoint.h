@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "runtime/io/json_document.h"
+#include "runtime/metrics/metrics.h"
 #include "runtime/server/api/served_model.h"
+#include "runtime/server/api/ticker.h"
 #include "runtime/server/http/handler.h"
 #include "runtime/server/keys.h"
 #include "runtime/server/prep_pool.h"
@@ -49,11 +51,22 @@ struct Endpoint {
   std::function<Outcome(Call)> answer = {};
 };
 
+/// Where the server stands.
+struct ServerState {
+  const ServedModel* model = nullptr;  // null while it loads
+  double loaded = 0;                   // share of its weights
+  bool draining = false;
+  double uptime_seconds = 0;
+};
+
 /// What endpoints share.
 struct Services {
   PrepPool& prep;
   RequestBook& book;
   ApiKeys& keys;
+  metrics::Metrics& metrics;
+  Ticker& ticker;
+  std::function<ServerState()> state;  // any thread
 };
 
 /// Without query, empty segments and a slash at the end; the /v1 of those that have one where it is missing, once where

@@ -81,8 +81,13 @@ void Generation::prepare() {
     *body = nullptr;
     if (!requests) return refuse(error_reply(requests.error()));
     if (Status status = wanted(); !status.ok()) return refuse(error_reply(status.error()));
-    int64_t prompt_tokens = 0;
-    for (const Request& request : *requests) prompt_tokens += static_cast<int64_t>(request.prompt.size());
+    int64_t prompt_tokens = 0, max_tokens = -1;
+    int choices = 0;
+    for (const Request& request : *requests) {
+      prompt_tokens += static_cast<int64_t>(request.prompt.size());
+      max_tokens = request.max_tokens;  // the same for all
+      choices += request.choices;
+    }
     Result<std::vector<std::shared_ptr<RequestHandle>>> handles = submit(std::move(*requests));
     if (!handles) return refuse(error_reply(handles.error()));
     for (const auto& handle : *handles)
@@ -93,6 +98,8 @@ void Generation::prepare() {
       const std::lock_guard lock(mutex_);
       handles_ = std::move(*handles);
       prompt_tokens_ = prompt_tokens;
+      max_tokens_ = max_tokens;
+      choices_ = choices;
     }
     if (cancelled_) cancel();
     ready();
@@ -195,6 +202,8 @@ Exchange::Output Generation::take() {
     refusal = std::exchange(refusal_, std::nullopt);
     handles = handles_;
     usage_.prompt = prompt_tokens_;
+    entry_.max_tokens = max_tokens_;
+    entry_.choices = choices_;
   }
   read_ = read_ || refusal || !handles.empty();
   if (refusal) return end_with(std::move(*refusal));

@@ -82,7 +82,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   const std::chrono::steady_clock::time_point arrived_ = std::chrono::steady_clock::now();
   bool include_usage_ = false, continuous_usage_ = false;
   std::atomic<bool> streams_{false};
-  Usage usage_;  // so far; network thread
+  Usage usage_;        // so far; network thread
   bool read_ = false;  // read() is over, and what it made is there; network thread
   std::string id_, model_name_;
   int64_t created_ = 0;
@@ -102,7 +102,8 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   mutable std::mutex mutex_;  // what prep hands to the network
   std::optional<Reply> refusal_;
   ServedModel::Headers name_headers_;
-  int64_t prompt_tokens_ = 0;
+  int64_t prompt_tokens_ = 0, max_tokens_ = -1;
+  int choices_ = 0;
   std::vector<std::shared_ptr<RequestHandle>> handles_;
   std::atomic<bool> cancelled_{false};
 

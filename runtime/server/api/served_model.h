@@ -27,6 +27,7 @@ struct ServedModel {
   int64_t created = 0;
   int max_sequences = 0;  // that run together
   ModelFacts facts = {};
+  std::string plan = {};  // JSON: what `thermocline plan` says of it on this box; empty: nothing
 
   /// The name, then the aliases.
   std::vector<std::string> names() const;

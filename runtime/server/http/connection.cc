@@ -49,15 +49,17 @@ std::string plain_address(int fd, const Fn& name) {
   return text;
 }
 
-// Calls into the APIs may throw; the connection still answers. `fallback` is the result then.
+// Calls into the APIs may throw; the connection still answers. `fallback` is the result then. `id`: whose request it
+// is.
 template <class Fn, class T>
-T guarded(const char* what, T fallback, const Fn& fn) {
+T guarded(const char* what, T fallback, const Fn& fn, std::string_view id = "") {
+  const char* const space = id.empty() ? "" : " ";
   try {
     return fn();
   } catch (const std::exception& e) {
-    log_error("{} failed: {}", what, e.what());
+    log_error("{}{}{} failed: {}", what, space, id, e.what());
   } catch (...) {
-    log_error("{} failed with an exception of an unknown kind", what);
+    log_error("{}{}{} failed with an exception of an unknown kind", what, space, id);
   }
   return fallback;
 }
@@ -66,11 +68,14 @@ Reply internal_reply() {
   return error_reply(Error{ErrorCode::internal, "internal error, please report: the log of the server says more"});
 }
 
-Exchange::Output pull(Exchange& exchange, bool abort) {
+Exchange::Output pull(Exchange& exchange, bool abort, const std::string& id) {
   const Exchange::Output broken{{}, internal_reply(), true};
-  return guarded("an answer", broken, [&] {
-    return abort ? exchange.abort(Error{ErrorCode::unavailable, "the server is shutting down"}) : exchange.take();
-  });
+  return guarded(
+      "the answer to request", broken,
+      [&] {
+        return abort ? exchange.abort(Error{ErrorCode::unavailable, "the server is shutting down"}) : exchange.take();
+      },
+      id);
 }
 
 std::string chunk(const std::string& bytes, bool last) {
@@ -401,7 +406,8 @@ asio::awaitable<bool> Connection::serve_request() {
   std::optional<Reply> refusal = co_await read_header();
   if (!refusal && !gone_) {
     const Admission broken{request_.facts, {}, 0, internal_reply()};
-    request_ = guarded("a request", broken, [&] { return admit(network_.gate, *parser_, local_, peer_); });
+    request_ = guarded(
+        "request", broken, [&] { return admit(network_.gate, *parser_, local_, peer_); }, request_.facts.id);
     refusal = std::move(request_.refusal);
   }
   if (!refusal && !gone_) {
@@ -478,7 +484,9 @@ std::variant<Reply, std::shared_ptr<Exchange>> Connection::hand_over() {
   HttpRequest request{std::move(request_.head), std::move(parser_->get().body())};
   retain(0);  // the APIs count it from here on
   std::variant<Reply, std::shared_ptr<Exchange>> broken = internal_reply();
-  return guarded("a request", std::move(broken), [&] { return network_.gate.handler.handle(std::move(request)); });
+  return guarded(
+      "request", std::move(broken), [&] { return network_.gate.handler.handle(std::move(request)); },
+      request_.facts.id);
 }
 
 asio::awaitable<bool> Connection::answer() {
@@ -518,7 +526,7 @@ asio::awaitable<bool> Connection::follow(std::shared_ptr<Exchange> exchange) {
   watch_for_reset();
   while (!gone_ && !(committed_ && request_.facts.head_only)) {
     const bool aborted = abort_;
-    Exchange::Output out = pull(*f.exchange, aborted);
+    Exchange::Output out = pull(*f.exchange, aborted, request_.facts.id);
     const bool last = out.finished || aborted;
     if (!committed_ && (out.reply || (last && out.bytes.empty()))) {
       Reply reply = out.reply ? std::move(*out.reply) : internal_reply();
