@@ -12,6 +12,7 @@
 #include "runtime/server/api/api.h"
 #include "runtime/server/http/guard.h"
 #include "runtime/server/http/listener.h"
+#include "runtime/server/systemd.h"
 #include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::cli {
@@ -54,6 +55,10 @@ class Service {
           "on {} anybody who reaches this machine could use the model: give clients keys (--api-key-file, or "
           "THERMOCLINE_API_KEY), listen on 127.0.0.1, or say --insecure-no-auth",
           o_.http.host));
+    if (const auto period = systemd_.alive_period())
+      listener_.every(*period, [this] {
+        if (alive()) systemd_.alive();
+      });
     std::thread network([this] {
       listener_.run(
           api_, [this](server::Clock::time_point deadline) { drain(deadline); }, [this] { reload(); });
@@ -79,7 +84,11 @@ class Service {
     options.kv_disk = {.folder = o_.kv_disk_dir, .space_bytes = o_.kv_disk_space};
     options.calibrated = true;
     options.cancel = &stopping_;
-    options.progress = [this](double share) { api_.loading(share); };
+    options.progress = [this](double share) {
+      api_.loading(share);
+      systemd_.loading(share);
+    };
+    systemd_.loading(0);
     TC_RETURN_IF_ERROR(o_.model.check_architecture());
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
     TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
@@ -105,13 +114,16 @@ class Service {
       started_ = engine_.get();
       if (deadline_) started_->drain(*deadline_);
     }
-    if (!stopping_) print_ready();
+    if (stopping_) return {};
+    systemd_.ready(fmt::format("serving {} on {}", model_->name, listener_.url()));
+    print_ready();
     return {};
   }
 
   void drain(server::Clock::time_point deadline) {
     stopping_ = true;
     api_.drain();
+    systemd_.stopping(o_.http.drain);
     const std::lock_guard lock(mutex_);
     deadline_ = deadline;
     if (started_) started_->drain(deadline);
@@ -123,6 +135,12 @@ class Service {
       log_error("the keys stay as they were: {}", status.error().message);
     else
       log_info("keys are read again");
+  }
+
+  // Whoever loads or drains is alive too.
+  bool alive() {
+    const std::lock_guard lock(mutex_);
+    return !started_ || started_->health().state != EngineHealth::State::failed;
   }
 
   void print_ready() const {
@@ -153,6 +171,7 @@ class Service {
 
   const ServeOptions& o_;
   server::Listener& listener_;
+  server::Systemd systemd_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<server::EngineBackend> backend_;
