@@ -14,6 +14,8 @@ int main(int argc, char** argv) {
   });
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "error, warn, info or debug")->capture_default_str();
+  app.set_config("--config", "", "A TOML file of options; those of serve under [serve]. Flags win");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   cli::Outcome outcome;
   app.parse_complete_callback([&] { init_log(log_level); });
   cli::add_run(app, outcome);

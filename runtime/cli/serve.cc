@@ -202,6 +202,7 @@ Status serve(ServeOptions& o) {
 void add_serve(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<ServeOptions>();
   CLI::App* command = app.add_subcommand("serve", "Serve the model over an OpenAI-compatible HTTP API");
+  command->fallthrough();  // to --config and --log-level
   o->model.add_to(*command);
   const auto add = [&](const char* name, auto& value, const char* text) {
     return command->add_option(name, value, text)->capture_default_str();
