@@ -80,14 +80,15 @@ def test_the_unit_is_one_that_systemd_takes(tree, tmp_path):
 
 
 def test_the_example_configuration_serves(start_server, tree, tmp_path):
-    """Every option of it is one of this program: with the demo model, another port and folder."""
+    """Every option of it is one of this program: with the demo model, another port and folder. A flag wins over it."""
     text = (tree / "etc/thermocline/thermocline.toml").read_text()
     text = re.sub(r"(?m)^model = .*", f'model = "{DEMO}"', text).replace("/var/lib/thermocline/kv", str(tmp_path / "kv")).replace("port = 8000", "port = 0")
     text = re.sub(r"(?m)^# ([a-z-]+ = )", r"\1", text).replace("131072", "4096").replace('"16GiB"', '"256MiB"')  # those that are only shown too
     (tmp_path / "all.toml").write_text(text)
-    process = subprocess.Popen([PROGRAM, "serve", "--config", tmp_path / "all.toml"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PROGRAM, "serve", "--config", tmp_path / "all.toml", "--max-model-len", "2048"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().startswith("serving deepseek-v4-flash on http://127.0.0.1:")
+        assert "context 2048 tokens, 16 sequences" in process.stdout.readline()
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0
