@@ -18,6 +18,8 @@ int main(int argc, char** argv) {
   app.add_option("--log-format", log_format, "text, or json: an object a line")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
+  app.set_config("--config", "", "A TOML file of options; those of serve under [serve]. Flags win");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   cli::Outcome outcome;
   app.parse_complete_callback([&] { init_log(log_level, log_format == "json" ? LogFormat::json : LogFormat::text); });
   cli::add_run(app, outcome);

@@ -13,6 +13,7 @@
 #include "runtime/server/api/api.h"
 #include "runtime/server/http/guard.h"
 #include "runtime/server/http/listener.h"
+#include "runtime/server/systemd.h"
 #include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::cli {
@@ -57,6 +58,10 @@ class Service {
           "on {} anybody who reaches this machine could use the model: give clients keys (--api-key-file, or "
           "THERMOCLINE_API_KEY), listen on 127.0.0.1, or say --insecure-no-auth",
           o_.http.host));
+    if (const auto period = systemd_.alive_period())
+      listener_.every(*period, [this] {
+        if (alive()) systemd_.alive();
+      });
     std::thread network([this] {
       listener_.run(
           api_, [this](server::Clock::time_point deadline) { drain(deadline); }, [this] { reload(); });
@@ -82,7 +87,11 @@ class Service {
     options.kv_disk = {.folder = o_.kv_disk_dir, .space_bytes = o_.kv_disk_space};
     options.calibrated = true;
     options.cancel = &stopping_;
-    options.progress = [this](double share) { api_.loading(share); };
+    options.progress = [this](double share) {
+      api_.loading(share);
+      systemd_.loading(share);
+    };
+    systemd_.loading(0);
     TC_RETURN_IF_ERROR(o_.model.check_architecture());
     TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
     TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
@@ -117,7 +126,9 @@ class Service {
       started_ = engine_.get();
       if (deadline_) started_->drain(*deadline_);
     }
-    if (!stopping_) print_ready();
+    if (stopping_) return {};
+    systemd_.ready(fmt::format("serving {} on {}", model_->name, listener_.url()));
+    print_ready();
     return {};
   }
 
@@ -137,6 +148,7 @@ class Service {
   void drain(server::Clock::time_point deadline) {
     stopping_ = true;
     api_.drain();
+    systemd_.stopping(o_.http.drain);
     const std::lock_guard lock(mutex_);
     deadline_ = deadline;
     if (started_) started_->drain(deadline);
@@ -157,6 +169,12 @@ class Service {
     if (plan) return dump_json(plan_json(*plan));
     log_debug("no plan: {}", plan.error().message);
     return "";
+  }
+
+  // Whoever loads or drains is alive too.
+  bool alive() {
+    const std::lock_guard lock(mutex_);
+    return !started_ || started_->health().state != EngineHealth::State::failed;
   }
 
   void print_ready() const {
@@ -187,6 +205,7 @@ class Service {
 
   const ServeOptions& o_;
   server::Listener& listener_;
+  server::Systemd systemd_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<server::EngineBackend> backend_;
@@ -217,6 +236,7 @@ Status serve(ServeOptions& o) {
 void add_serve(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<ServeOptions>();
   CLI::App* command = app.add_subcommand("serve", "Serve the model over an OpenAI-compatible HTTP API");
+  command->fallthrough();  // to --config and --log-level
   o->model.add_to(*command);
   const auto add = [&](const char* name, auto& value, const char* text) {
     return command->add_option(name, value, text)->capture_default_str();

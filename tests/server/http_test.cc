@@ -379,5 +379,22 @@ TEST(Http, PathsThatAreNoSocketAreRefused) {
   EXPECT_NE(refused.error().message.find("/nowhere/at/all.sock"), std::string::npos);
 }
 
+TEST(Http, ATaskRunsUntilTheListenerEnds) {
+  FakeHandler handler;
+  HttpOptions options;
+  options.port = 0;
+  options.signals = false;
+  const std::unique_ptr<Listener> listener = std::move(Listener::bind(options)).value();
+  std::atomic<int> runs = 0;
+  listener->every(milliseconds(5), [&] { ++runs; });
+  std::thread thread([&] { listener->run(handler, {}); });
+  EXPECT_TRUE(eventually([&] { return runs >= 4; }));
+  listener->stop();
+  thread.join();
+  const int last = runs;
+  std::this_thread::sleep_for(milliseconds(50));
+  EXPECT_EQ(runs, last);
+}
+
 }  // namespace
 }  // namespace thermocline::server

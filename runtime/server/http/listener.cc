@@ -171,6 +171,7 @@ class Listener::Impl {
     on_drain_ = std::move(on_drain);
     on_hangup_ = std::move(on_hangup);
     await_signal();
+    if (task_) run_task();
     asio::co_spawn(context_, accept_all(), [this](const std::exception_ptr& failure) {
       if (failure) log_failure("accepting connections", failure);
       if (failure) finish();
@@ -191,6 +192,11 @@ class Listener::Impl {
   }
   void stop() {
     asio::post(context_, [this] { finish(); });
+  }
+
+  void every(Clock::duration period, std::function<void()> task) {
+    task_period_ = period;
+    task_ = std::move(task);
   }
 
   uint16_t port() const { return port_; }
@@ -244,6 +250,14 @@ class Listener::Impl {
     asio::co_spawn(context_, run_connection(connection, turned_away), [connection](const std::exception_ptr& failure) {
       if (failure) log_failure("a connection", failure);
       connection->drop();
+    });
+  }
+
+  void run_task() {
+    task_();
+    task_timer_.expires_after(task_period_);
+    task_timer_.async_wait([this](error_code error) {
+      if (!error && !finished_) run_task();
     });
   }
 
@@ -301,6 +315,7 @@ class Listener::Impl {
     signals_.cancel(ignored);
     pause_.cancel();
     end_timer_.cancel();
+    task_timer_.cancel();
     for (Connection* connection : network_->open) connection->drop();
   }
 
@@ -312,11 +327,13 @@ class Listener::Impl {
   asio::io_context context_{1};
   Acceptor acceptor_{context_};
   asio::signal_set signals_{context_};
-  asio::steady_timer pause_{context_}, end_timer_{context_};
+  asio::steady_timer pause_{context_}, end_timer_{context_}, task_timer_{context_};
   uint16_t port_ = 0;
   Network* network_ = nullptr;  // while run() runs
   OnDrain on_drain_;
   OnHangup on_hangup_;
+  std::function<void()> task_;
+  Clock::duration task_period_{};
   bool bound_ = false, finished_ = false;
   Clock::time_point next_accept_log_ = Clock::time_point::min();
 };
@@ -340,6 +357,7 @@ void Listener::run(Handler& handler, OnDrain on_drain, OnHangup on_hangup) {
 }
 void Listener::drain() { impl_->drain(); }
 void Listener::stop() { impl_->stop(); }
+void Listener::every(Clock::duration period, std::function<void()> task) { impl_->every(period, std::move(task)); }
 HttpStats Listener::stats() const { return impl_->stats(); }
 
 }  // namespace thermocline::server

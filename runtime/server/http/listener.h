@@ -43,6 +43,10 @@ class Listener {
   /// What the second one does: ends run() at once.
   void stop();
 
+  /// Before run(): `task` runs on its thread at once and every `period` until it ends. Silence tells of a thread that
+  /// is stuck.
+  void every(Clock::duration period, std::function<void()> task);
+
   HttpStats stats() const;
 
  private:
