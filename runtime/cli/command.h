@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "runtime/cli/settings.h"
 #include "runtime/engine/engine.h"
 
 namespace thermocline::cli {
@@ -37,6 +38,7 @@ void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, 
 class ModelOptions {
  public:
   void add_to(CLI::App& command, bool weights = true);
+  Settings& settings() { return *settings_; }  // once it was added
   /// Errors: invalid_argument for a name that is none.
   Result<EngineOptions> engine_options() const;
   const std::string& model() const { return model_; }
@@ -44,6 +46,7 @@ class ModelOptions {
   Status check_architecture() const;
 
  private:
+  std::shared_ptr<Settings> settings_;
   std::string model_, numerics_ = "published", max_isa_ = "amx", topology_, activations_ = "exact", kv_dtype_ = "auto",
                       kv_offload_ = "auto";
   std::string device_ = "auto", experts_on_gpu_ = "auto", expert_policy_ = "static", prefill_ = "cpu",
@@ -55,7 +58,9 @@ class ModelOptions {
 };
 
 /// An option of bytes, such as 8GiB, 0 by default. A command line error: what is none, and negative ones.
-void as_size(CLI::Option* option);
+CLI::Option* as_size(CLI::Option* option);
+
+constexpr int kUsage = 2;
 
 /// Prints `error: ...` on stderr and gives the exit code: 0 for success, 130 when cancelled, 1 otherwise.
 int exit_code_of(const Status& status);

@@ -2,22 +2,27 @@
 #include <fmt/format.h>
 
 #include "runtime/base/log.h"
+#include "runtime/cli/aliases.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/help.h"
+#include "runtime/cli/settings.h"
 
 int main(int argc, char** argv) {
   using namespace thermocline;
-  CLI::App app{"Serves DeepSeek-V4-class mixture-of-experts models on one box."};
+  CLI::App app{"Serves DeepSeek-V4-class mixture-of-experts models on one box.", "thermocline"};
   app.set_version_flag("--version", TC_VERSION);
   app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("error: {}\nRun with --help for more information.\n", error.what());
-  });
+  app.failure_message(
+      [](const CLI::App* program, const CLI::Error& error) { return cli::usage_error(*program, error); });
   std::string log_level = "info";
-  app.add_option("--log-level", log_level, "error, warn, info or debug")->capture_default_str();
+  app.add_option("--log-level", log_level, "error, warn, info or debug")
+      ->capture_default_str()
+      ->envname("THERMOCLINE_LOG_LEVEL");
   std::string log_format = "text";
   app.add_option("--log-format", log_format, "text, or json: an object a line")
       ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
+      ->capture_default_str()
+      ->envname("THERMOCLINE_LOG_FORMAT");
   cli::Outcome outcome;
   app.parse_complete_callback([&] { init_log(log_level, log_format == "json" ? LogFormat::json : LogFormat::text); });
   cli::add_run(app, outcome);
@@ -33,10 +38,14 @@ int main(int argc, char** argv) {
   cli::add_calibrate(app, outcome);
   cli::add_doctor(app, outcome);
   cli::add_chat_tools(app, outcome);
+  cli::set_up_help(app);
+  for (const std::string& line : cli::stray_variables(app)) fmt::print(stderr, "warning: {}\n", line);
+  std::vector<std::string> args = cli::spell_out({argv + 1, argv + argc});
+  std::reverse(args.begin(), args.end());  // as CLI11 wants them
   try {
-    app.parse(argc, argv);
+    app.parse(std::move(args));
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return app.exit(error) == 0 ? 0 : cli::kUsage;
   } catch (const std::bad_alloc&) {
     return cli::exit_code_of(Error{ErrorCode::out_of_memory, "the memory this would need is not there"});
   } catch (const std::exception& error) {  // of a library: a file system, a lack of threads

@@ -6,6 +6,7 @@
 #include <iostream>
 #include <iterator>
 
+#include "runtime/cli/aliases.h"
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/prediction.h"
@@ -311,6 +312,7 @@ void add_run(CLI::App& app, Outcome& outcome) {
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", o->request.ignore_eos, "Go on after the end-of-sentence token");
   command->add_flag("--quiet,-q", o->quiet, "Print only the answer");
+  add_aliases(*command, o->model.settings());
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(run(*o)); });
 }
 

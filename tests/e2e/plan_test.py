@@ -63,7 +63,7 @@ def test_text_has_the_numbers_of_the_data():
 def test_the_serve_line_has_flags_that_exist(flags):
     line = plan(*flags, *BOX, "--batch", 4)["serve"].split()
     assert line[:2] == ["thermocline", "serve"]
-    known = run("serve", "--help")[0]
+    known = run("serve", "--help=all")[0]
     for word in line:
         assert not word.startswith("--") or re.search(rf"{word}\b", known), word
     # With a model and a device that are here it starts to load, so every value is understood.
