@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/model/deepseek_v4/config.h"
 
 namespace thermocline::cli {
@@ -20,6 +21,7 @@ CLI::Option* as_size(CLI::Option* option) {
 
 void ModelOptions::add_to(CLI::App& command, bool weights) {
   settings_ = Settings::add_to(command);
+  weights_ = weights;
   const auto add = [&](const char* group, const char* name, auto& value, const char* text) {
     return command.add_option(name, value, text)->capture_default_str()->group(group);
   };
@@ -61,13 +63,17 @@ void ModelOptions::add_to(CLI::App& command, bool weights) {
       ->group("logging");
 }
 
+Status ModelOptions::check_folder() const { return check_model_folder(model_, weights_); }
+
 Status ModelOptions::check_architecture() const {
-  Result<ModelGeometry> geometry = deepseek_v4::read_config(model_);
+  TC_RETURN_IF_ERROR(check_folder());
+  Result<ModelGeometry> geometry = of_model(deepseek_v4::read_config(model_));
   if (!geometry) return std::move(geometry).error();
   return {};
 }
 
 Result<EngineOptions> ModelOptions::engine_options() const {
+  TC_RETURN_IF_ERROR(check_folder());
   EngineOptions options;
   options.model = model_;
   TC_ASSIGN(options.numerics, parse_numerics(numerics_));
@@ -103,11 +109,28 @@ Result<EngineOptions> ModelOptions::engine_options() const {
   return options;
 }
 
+namespace {
+
+int code_of(const Error& error) {
+  if (error.code == ErrorCode::cancelled) return kInterrupted;
+  if (error.code == ErrorCode::out_of_memory) return kDoesNotFit;
+  if (error.code == ErrorCode::invalid_argument) return kUsage;
+  if (error.field == "--model") return kModel;
+  if (error.field == "--device") return kDevice;
+  if (error.field == "--port") return kPort;
+  return kOther;
+}
+
+}  // namespace
+
 int exit_code_of(const Status& status) {
   if (status.ok()) return 0;
-  if (status.error().code == ErrorCode::cancelled) return 130;
+  const int code = code_of(status.error());
+  if (code == kInterrupted) return code;
   fmt::print(stderr, "error: {}\n", status.error().message);
-  return 1;
+  if (code == kUsage && !taken_settings().empty())
+    fmt::print(stderr, "note: set outside the command line: {}\n", taken_settings());
+  return code;
 }
 
 }  // namespace thermocline::cli

@@ -9,6 +9,7 @@
 #include "runtime/cli/aliases.h"
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/engine.h"
 #include "runtime/hw/memory_bandwidth.h"
@@ -54,15 +55,15 @@ class Session {
   static Result<std::unique_ptr<Session>> open(const RunOptions& o) {
     auto session = std::make_unique<Session>();
     TC_RETURN_IF_ERROR(o.model.check_architecture());
-    TC_ASSIGN(session->tokenizer_, Tokenizer::load(o.model.model()));
+    TC_ASSIGN(session->tokenizer_, of_model(Tokenizer::load(o.model.model())));
     if (!o.raw) {
-      TC_ASSIGN(session->constants_, read_prose_constants(o.model.model()));
+      TC_ASSIGN(session->constants_, of_model(read_prose_constants(o.model.model())));
     }
     TC_ASSIGN(EngineOptions options, o.model.engine_options());
     options.quiet = o.quiet;
     options.cancel = &g_cancel;
     options.calibrated = true;
-    TC_ASSIGN(session->engine_, Engine::open(options));
+    TC_ASSIGN(session->engine_, of_model(Engine::open(options)));
     TC_RETURN_IF_ERROR(session->engine_->start(*session->tokenizer_));
     return session;
   }

@@ -9,6 +9,7 @@
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/help.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/cli/plan_text.h"
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
@@ -99,12 +100,12 @@ class Service {
     options.cancel = &stopping_;
     options.progress = [this](double share) { api_.loading(share); };
     TC_RETURN_IF_ERROR(o_.model.check_architecture());
-    TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
-    TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
+    TC_ASSIGN(tokenizer_, of_model(Tokenizer::load(o_.model.model())));
+    TC_ASSIGN(const SamplingParams defaults, of_model(server::read_sampling_defaults(o_.model.model())));
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());
     if (!constants) log_warn("chat completions are off: {}", constants.error().message);
     const std::string plan = plan_of(options);  // before the model has taken its memory
-    TC_ASSIGN(engine_, Engine::open(options));
+    TC_ASSIGN(engine_, of_model(Engine::open(options)));
     TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
     backend_ = std::make_unique<server::EngineBackend>(*engine_);
     const std::string name = o_.served_names.empty() ? default_name(o_.model.model()) : o_.served_names[0];

@@ -151,3 +151,21 @@ def test_a_wrong_word_is_told_the_right_one():
                        (["serve", DEMO, "--xyzzyxyzzy"], "there is no --xyzzyxyzzy"), (["serve", DEMO, "another"], "'another'"), (["run", DEMO, "--max-tokns=3"], "--max-tokens?")]:
         _, err = run(*args, code=2)
         assert word in err and err.count("error:") == 1, err
+
+
+def test_secrets_are_never_printed(environment, tmp_path):
+    file = tmp_path / "box.toml"
+    file.write_text('admin-key = "from-the-file-1234"\n')
+    environment.setenv("THERMOCLINE_API_KEY", "from-the-environment-1234")
+    for format in ("text", "json"):
+        out, err = run("serve", f"--print-config={format}", "--config", file)
+        assert "1234" not in out + err and out.count("(set)") == 2 and "env THERMOCLINE_API_KEY" in out and f"file {file}" in out, out
+    assert "1234" not in run("serve", DEMO, "--config", file, "--api-key", "given-1234", "--max-num-seqs", "0", code=2)[1]
+
+
+def test_a_key_of_the_environment_is_asked_for(environment, start_server):
+    environment.setenv("THERMOCLINE_API_KEY", "a-key-of-this-test")
+    server = start_server()
+    asked = lambda headers: server.request("GET", "/v1/models", headers=headers)[0]
+    assert asked({}) == 401 and asked({"authorization": "Bearer a-key-of-this-test"}) == 200
+    server.stop()
