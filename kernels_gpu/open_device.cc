@@ -45,13 +45,20 @@ Result<std::vector<std::unique_ptr<Device>>> open_devices(const DeviceChoice& ch
   if (choice.kind == DeviceChoice::Kind::automatic && found == 0) return devices;
   const int count = choice.count > 0 ? choice.count : found;
   if (count == 0 || count > found)
-    return unsupported(cuda_version().empty()
-                           ? "this build has no CUDA: configure with -DTC_CUDA=ON, or use --device none"
-                           : std::to_string(found) + " CUDA cards were found, " + std::to_string(std::max(count, 1)) +
-                                 " asked for: use --device none, or look at nvidia-smi");
+    return Error{ErrorCode::unsupported,
+                 cuda_version().empty()
+                     ? "this build has no CUDA: configure with -DTC_CUDA=ON, or use --device none"
+                     : std::to_string(found) + " CUDA cards were found, " + std::to_string(std::max(count, 1)) +
+                           " asked for: use --device none, or look at nvidia-smi",
+                 "--device"};
   for (int i = 0; i < count; ++i) {
-    TC_ASSIGN(std::unique_ptr<Device> device, open_cuda_device(i, memory_bytes));
-    devices.push_back(std::move(device));
+    Result<std::unique_ptr<Device>> device = open_cuda_device(i, memory_bytes);
+    if (!device) {
+      Error error = std::move(device).error();
+      error.field = "--device";
+      return error;
+    }
+    devices.push_back(std::move(*device));
   }
   return devices;
 }

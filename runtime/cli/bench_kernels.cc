@@ -10,6 +10,7 @@
 #include "runtime/cli/bench_load.h"
 #include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/engine/context_rigs.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/io/file.h"
@@ -176,7 +177,7 @@ Status bench_model(Bench& bench, const KernelsOptions& o) {
   TC_ASSIGN(options.max_isa, parse_isa(o.max_isa));
   options.threads = o.threads;
   options.max_context = 2048;
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));
   const ModelGeometry& g = engine->geometry();
   const double head = static_cast<double>(g.vocab_size * g.dim),
                macs = static_cast<double>(engine->weights().macs_per_token(g)) - head;

@@ -7,6 +7,7 @@
 
 #include "runtime/cli/bench_peaks.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
 #include "runtime/engine/model_costs.h"
@@ -358,7 +359,7 @@ Status bench_step(const BenchOptions& o) {
   if (!options.calibrated) {
     TC_ASSIGN(options.machine, read_profile(o.profile_path));
   }
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));
   TC_ASSIGN(std::vector<StepRow> rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
   Peaks peaks;

@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/io/json_document.h"
 #include "runtime/text/chat_encoding.h"
 #include "runtime/text/completion_parser.h"
@@ -30,7 +31,7 @@ Status each_line(const LineFunction& function) {
       continue;
     }
     std::cout << one_line(Json{{"error", out.error().message}}) << '\n';
-    status = Status(std::move(out).error().with("line " + std::to_string(number)));
+    status = corrupt("line " + std::to_string(number) + ": " + out.error().message);
   }
   std::cout.flush();
   if (!std::cout) return Error{ErrorCode::io, "writing to standard output failed"};
@@ -50,7 +51,7 @@ Result<bool> is_thinking(const Json& line) {
 }
 
 Status tokenize(const std::string& model) {
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(model));
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(model)));
   return each_line([&](const Json& line) -> Result<Json> {
     TC_ASSIGN(const std::string text, get_string(line, "text"));
     TC_ASSIGN(const std::vector<int32_t> ids, tokenizer->encode(text));
@@ -59,7 +60,7 @@ Status tokenize(const std::string& model) {
 }
 
 Status detokenize_lines(const std::string& model) {
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(model));
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(model)));
   return each_line([&](const Json& line) -> Result<Json> {
     if (!line.is_object() || !line.contains("ids") || !line["ids"].is_array())
       return invalid("field 'ids' is missing or no list");
@@ -81,7 +82,7 @@ Result<bool> bool_field(const Json& line, const char* name, bool fallback) {
 }
 
 Status render(const std::string& model, bool for_generation) {
-  TC_ASSIGN(const ProseConstants constants, read_prose_constants(model));
+  TC_ASSIGN(const ProseConstants constants, of_model(read_prose_constants(model)));
   return each_line([&](const Json& line) -> Result<Json> {
     if (!line.is_object() || !line.contains("messages")) return invalid("field 'messages' is missing");
     ChatOptions options;
@@ -129,7 +130,7 @@ ParsedCompletion parse_leniently(const ProseConstants& constants, const std::str
 }
 
 Status parse(const std::string& model, bool lenient) {
-  TC_ASSIGN(const ProseConstants constants, read_prose_constants(model));
+  TC_ASSIGN(const ProseConstants constants, of_model(read_prose_constants(model)));
   return each_line([&](const Json& line) -> Result<Json> {
     TC_ASSIGN(const std::string text, get_string(line, "text"));
     TC_ASSIGN(const bool thinking, is_thinking(line));
@@ -154,8 +155,10 @@ CLI::App* add(CLI::App& app, Outcome& outcome, const char* name, const char* hel
   CLI::App* command = app.add_subcommand(name, help);
   options->model.add_to(*command, false);
   command->add_flag("--jsonl", options->jsonl, "One JSON object a line on stdin and stdout (the only format)");
-  command->callback(
-      [options, run = std::move(run), &outcome] { outcome.exit_code = exit_code_of(run(options->model.model())); });
+  command->callback([options, run = std::move(run), &outcome] {
+    const Status folder = options->model.check_folder();
+    outcome.exit_code = exit_code_of(folder.ok() ? run(options->model.model()) : folder);
+  });
   return command;
 }
 

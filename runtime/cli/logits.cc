@@ -2,6 +2,7 @@
 #include <charconv>
 
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/io/safetensors.h"
 
 namespace thermocline::cli {
@@ -27,11 +28,11 @@ Result<std::vector<int32_t>> read_ids(const std::string& path) {
     const auto [end, error] = std::from_chars(text.data() + i, text.data() + text.size(), id);
     const size_t next = static_cast<size_t>(end - text.data());
     if (error != std::errc() || (next < text.size() && !std::isspace(static_cast<unsigned char>(text[next]))))
-      return invalid(path + ": no token id at byte " + std::to_string(i));
+      return corrupt(path + ": no token id at byte " + std::to_string(i));
     ids.push_back(id);
     i = next;
   }
-  if (ids.empty()) return invalid(path + " holds no token ids");
+  if (ids.empty()) return corrupt(path + " holds no token ids");
   return ids;
 }
 
@@ -58,9 +59,9 @@ Status write_logits(const LogitsOptions& o) {
   options.max_chunk = options.max_logit_rows = std::min(o.chunk, tokens);
   options.mtp = o.mtp;
   if (options.max_context == 0) options.max_context = tokens;
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));
   if (o.mtp && engine->weights().mtp.empty())
-    return Error{ErrorCode::not_found, o.model.model() + " has no MTP block (mtp.0.e_proj is missing)"};
+    return Error{ErrorCode::not_found, o.model.model() + " has no MTP block (mtp.0.e_proj is missing)", "--model"};
   const int64_t vocab = engine->geometry().vocab_size;
 
   std::vector<TensorInfo> outputs = {declare("logits", tokens, vocab)};

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/io/json_document.h"
 #include "runtime/io/safetensors.h"
 #include "runtime/text/tokenizer.h"
@@ -101,14 +102,14 @@ Status perplexity(const PerplexityOptions& o) {
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
   options.max_chunk = options.max_logit_rows = kChunk;
   options.quiet = o.json;
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(o.model.model()));
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(o.model.model())));
   TC_ASSIGN(const std::string text, read_text_file(o.text_path));
   TC_ASSIGN(std::vector<int32_t> ids, tokenizer->encode(text));
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));
   const int32_t bos = engine->geometry().bos_token_id;
   if (ids.empty() || ids[0] != bos) ids.insert(ids.begin(), bos);
   const int64_t vocab = engine->geometry().vocab_size, total = static_cast<int64_t>(ids.size());
-  if (total < 2) return invalid(o.text_path + " holds no text to predict");
+  if (total < 2) return corrupt(o.text_path + " holds no text to predict");
   if (engine->max_context() < 2)
     return invalid("a context of one token predicts nothing: --max-model-len should be at least 2");
   for (const int32_t id : ids)
@@ -119,7 +120,7 @@ Status perplexity(const PerplexityOptions& o) {
   if (!o.reference_path.empty()) {
     TC_ASSIGN(reference, Reference::open(o, vocab));
     if (reference->rows() > total)
-      return invalid(o.reference_path + " has logits of " + std::to_string(reference->rows()) +
+      return corrupt(o.reference_path + " has logits of " + std::to_string(reference->rows()) +
                      " tokens, the text only " + std::to_string(total) + " with its BOS");
     if (total > engine->max_context())
       return invalid("the text has " + std::to_string(total) + " tokens, more than the context of " +

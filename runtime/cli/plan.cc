@@ -6,6 +6,7 @@
 
 #include "runtime/cli/command.h"
 #include "runtime/cli/hardware_flags.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/cli/plan_text.h"
 #include "runtime/engine/plan_inputs.h"
 #include "runtime/engine/planned_model.h"
@@ -56,7 +57,7 @@ Status plan(const PlanOptions& o) {
 Result<PlanReport> make_plan(const PlanRequest& request) {
   if (request.batch < 1 || request.batch > 4096)
     return invalid(fmt::format("--batch is {}, outside 1..4096", request.batch));
-  TC_ASSIGN(PlannedModel model, planned_model(request.model));
+  TC_ASSIGN(PlannedModel model, of_model(planned_model(request.model)));
   const int64_t most = model.costs.max_context,
                 context = request.context > 0 ? request.context : std::min(EngineOptions::kDefaultContext, most);
   if (context > most) return invalid(fmt::format("--context is {} tokens, and the model's limit {}", context, most));

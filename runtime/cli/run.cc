@@ -6,8 +6,10 @@
 #include <iostream>
 #include <iterator>
 
+#include "runtime/cli/aliases.h"
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/engine.h"
 #include "runtime/hw/memory_bandwidth.h"
@@ -53,15 +55,15 @@ class Session {
   static Result<std::unique_ptr<Session>> open(const RunOptions& o) {
     auto session = std::make_unique<Session>();
     TC_RETURN_IF_ERROR(o.model.check_architecture());
-    TC_ASSIGN(session->tokenizer_, Tokenizer::load(o.model.model()));
+    TC_ASSIGN(session->tokenizer_, of_model(Tokenizer::load(o.model.model())));
     if (!o.raw) {
-      TC_ASSIGN(session->constants_, read_prose_constants(o.model.model()));
+      TC_ASSIGN(session->constants_, of_model(read_prose_constants(o.model.model())));
     }
     TC_ASSIGN(EngineOptions options, o.model.engine_options());
     options.quiet = o.quiet;
     options.cancel = &g_cancel;
     options.calibrated = true;
-    TC_ASSIGN(session->engine_, Engine::open(options));
+    TC_ASSIGN(session->engine_, of_model(Engine::open(options)));
     TC_RETURN_IF_ERROR(session->engine_->start(*session->tokenizer_));
     return session;
   }
@@ -311,6 +313,7 @@ void add_run(CLI::App& app, Outcome& outcome) {
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", o->request.ignore_eos, "Go on after the end-of-sentence token");
   command->add_flag("--quiet,-q", o->quiet, "Print only the answer");
+  add_aliases(*command, o->model.settings());
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(run(*o)); });
 }
 

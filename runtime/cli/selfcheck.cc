@@ -9,6 +9,7 @@
 #include <random>
 
 #include "runtime/cli/command.h"
+#include "runtime/cli/model_folder.h"
 
 namespace thermocline::cli {
 namespace {
@@ -371,7 +372,7 @@ Status selfcheck(const SelfcheckOptions& o) {
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
   options.max_sequences = Selfcheck::kSequences;
   if (options.max_context == 0) options.max_context = 1024;
-  TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
+  TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));
   if (engine->max_context() < 400)
     return invalid("selfcheck needs a context of 400 tokens, not " + std::to_string(engine->max_context()));
   // In a folder of its own beside what a server keeps there.

@@ -5,8 +5,11 @@
 #include <thread>
 
 #include "runtime/base/log.h"
+#include "runtime/cli/aliases.h"
 #include "runtime/cli/box.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/help.h"
+#include "runtime/cli/model_folder.h"
 #include "runtime/cli/plan_text.h"
 #include "runtime/cli/prediction.h"
 #include "runtime/engine/machine_info.h"
@@ -41,6 +44,19 @@ struct ServeOptions {
 std::string default_name(const std::filesystem::path& model) {
   const std::filesystem::path folder = std::filesystem::weakly_canonical(model);
   return folder.filename().string();
+}
+
+// What requests get that do not say: of the model, behind every other source.
+std::vector<SettingRow> sampling_rows(const std::string& model) {
+  const Result<SamplingParams> sampling = server::read_sampling_defaults(model);
+  if (model.empty() || !sampling) return {};
+  const SamplingParams plain;
+  const auto row = [](const char* name, auto value, auto otherwise) {
+    return SettingRow{name, fmt::format("{}", value),
+                      value == otherwise ? "default" : "the model's generation_config.json"};
+  };
+  return {row("temperature", sampling->temperature, plain.temperature), row("top-p", sampling->top_p, plain.top_p),
+          row("top-k", sampling->top_k, plain.top_k)};
 }
 
 /// The server while it loads, serves and ends. The network thread answers from the first moment; a signal ends a load,
@@ -93,12 +109,12 @@ class Service {
     };
     systemd_.loading(0);
     TC_RETURN_IF_ERROR(o_.model.check_architecture());
-    TC_ASSIGN(tokenizer_, Tokenizer::load(o_.model.model()));
-    TC_ASSIGN(const SamplingParams defaults, server::read_sampling_defaults(o_.model.model()));
+    TC_ASSIGN(tokenizer_, of_model(Tokenizer::load(o_.model.model())));
+    TC_ASSIGN(const SamplingParams defaults, of_model(server::read_sampling_defaults(o_.model.model())));
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());
     if (!constants) log_warn("chat completions are off: {}", constants.error().message);
     const std::string plan = plan_of(options);  // before the model has taken its memory
-    TC_ASSIGN(engine_, Engine::open(options));
+    TC_ASSIGN(engine_, of_model(Engine::open(options)));
     TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
     backend_ = std::make_unique<server::EngineBackend>(*engine_);
     const std::string name = o_.served_names.empty() ? default_name(o_.model.model()) : o_.served_names[0];
@@ -238,79 +254,106 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   CLI::App* command = app.add_subcommand("serve", "Serve the model over an OpenAI-compatible HTTP API");
   command->fallthrough();  // to --config and --log-level
   o->model.add_to(*command);
-  const auto add = [&](const char* name, auto& value, const char* text) {
-    return command->add_option(name, value, text)->capture_default_str();
+  const auto add = [&](const char* group, const char* name, auto& value, const char* text) {
+    return command->add_option(name, value, text)->capture_default_str()->group(group);
   };
-  add("--host", o->http.host, "Address to listen on: an IP address, localhost, or unix:/path of a socket");
-  add("--port", o->http.port, "Port to listen on; 0: any free one");
-  command
-      ->add_option("--allowed-host", o->http.allowed_hosts,
-                   "A name under which this server is reached besides its address; '*' allows all")
+  add("model", "--served-model-name", o->served_names,
+      "Name in /v1/models; the folder's by default. Given again: further names of the same model")
       ->allow_extra_args(false);
   command
-      ->add_option("--cors-origin", o->http.cors_origins,
-                   "A web page's origin, such as https://ui.example, that may use this server from a browser; '*' all")
+      ->add_flag("--strict-model-name", o->strict_model_name,
+                 "A request for another model is a 404, not served with a warning")
+      ->group("model");
+  command->add_flag("--strict-fields", o->strict_fields, "A request with an unknown field is a 400")->group("network");
+  command->add_flag("--think", o->think, "Chats think unless the request says otherwise")->group("model");
+  add("network", "--host", o->http.host, "Address to listen on: an IP address, localhost, or unix:/path of a socket");
+  add("network", "--port", o->http.port, "Port to listen on; 0: any free one");
+  add("network", "--allowed-host", o->http.allowed_hosts,
+      "A name under which this server is reached besides its address; '*' allows all; may be given again")
       ->allow_extra_args(false);
-  command
-      ->add_option(
-          "--api-key-file", o->keys.file,
-          "A file of keys (mode 600), a line 'name:key' each, behind it 'admin', 'max-requests=N', 'salt=TEXT'")
-      ->envname("THERMOCLINE_API_KEY_FILE");
-  command->add_option("--api-key", o->keys.keys, "A key; better in THERMOCLINE_API_KEY, as everybody sees arguments")
-      ->envname("THERMOCLINE_API_KEY")
+  add("network", "--cors-origin", o->http.cors_origins,
+      "A web page's origin, such as https://ui.example, that may use this server from a browser; '*' all; may be given "
+      "again")
       ->allow_extra_args(false);
-  command->add_option("--admin-key", o->keys.admin_keys, "A key of an admin; better in THERMOCLINE_ADMIN_KEY")
-      ->envname("THERMOCLINE_ADMIN_KEY")
-      ->allow_extra_args(false);
-  add("--max-requests-per-key", o->keys.max_requests, "Requests at a time of each key, where there are several");
-  command->add_flag("--insecure-no-auth", o->insecure_no_auth, "Serve a public address without keys");
-  add("--max-connections", o->http.max_connections, "Open connections at most");
-  add("--max-body", o->http.max_body_bytes, "Largest request body in bytes");
-  add("--max-num-seqs,--parallel", o->max_num_seqs, "Sequences that run together");
-  add("--max-num-batched-tokens", o->max_num_batched_tokens, "Tokens of one step");
-  as_size(command->add_option(
-      "--kv-host-memory", o->kv_host_memory,
-      "Host memory for the KV cache, checkpoints of prompts included, such as 8GiB; 0: what is free"));
-  as_size(command->add_option(
-      "--kv-gpu-memory", o->kv_gpu_memory,
-      "Memory of all devices together for the KV cache; 0: half of what is free, the rest is for experts"));
-  as_size(
-      command->add_option("--prefix-cache-memory", o->prefix_cache_memory,
-                          "Of it, checkpoints of prompts, from which later ones that begin alike go on, such as 2GiB; "
-                          "0: by the size of the KV cache, an eighth at most"));
-  command->add_flag("--no-prefix-cache,--no-enable-prefix-caching", o->no_prefix_cache,
-                    "Every prompt is computed whole");
-  command->add_option("--kv-disk-dir", o->kv_disk_dir,
-                      "A private folder where the KV cache of conversations outlives restarts and what memory holds "
-                      "(docs/kv.md); made where it is missing");
-  command->add_option("--kv-disk-space", o->kv_disk_space, "Bytes of that folder at most, such as 64GiB")
-      ->transform(CLI::AsSizeValue(false))
-      ->default_str("16GiB");
-  add("--step-budget-ms", o->step_budget_ms, "Longest step while somebody's answer grows, in milliseconds");
-  add("--max-queue", o->loop.queue.requests, "Requests that wait at most; more get 429");
-  add("--max-queue-tokens", o->loop.queue.tokens, "Prompt tokens that wait at most");
-  add("--max-queue-bytes", o->loop.queue.bytes, "Bytes of waiting requests at most");
-  add("--default-max-tokens", o->loop.default_max_tokens,
-      "Length of answers that ask for none; -1: what the context holds");
-  add("--max-answer-tokens", o->loop.max_answer_tokens, "No answer is longer; -1: what the context holds");
-  add("--watchdog-seconds", o->watchdog_seconds, "A step without an end for this long fails its requests");
-  add("--drain-seconds", o->drain_seconds, "Time for running answers after SIGTERM");
-  add("--prep-threads", o->api.prep_threads, "Threads that read and tokenise requests; 0: a quarter of the cores");
+  add("network", "--api-key-file", o->keys.file,
+      "A file of keys (mode 600), a line 'name:key' each, behind it 'admin', 'max-requests=N', 'salt=TEXT'");
+  add("network", "--api-key", o->keys.keys, "A key; better in THERMOCLINE_API_KEY, as everybody sees arguments")
+      ->allow_extra_args(false)
+      ->type_name(Settings::kSecret);
+  add("network", "--admin-key", o->keys.admin_keys, "A key of an admin; better in THERMOCLINE_ADMIN_KEY")
+      ->allow_extra_args(false)
+      ->type_name(Settings::kSecret);
+  add("network", "--max-requests-per-key", o->keys.max_requests,
+      "Requests at a time of each key, where there are several");
+  command->add_flag("--insecure-no-auth", o->insecure_no_auth, "Serve a public address without keys")->group("network");
+  add("network", "--max-connections", o->http.max_connections, "Open connections at most");
+  add("network", "--max-body", o->http.max_body_bytes, "Largest request body in bytes");
+  add("network", "--drain-seconds", o->drain_seconds, "Seconds that running answers have after SIGTERM");
+  add("batching", "--max-num-seqs", o->max_num_seqs, "Sequences that run together");
+  add("batching", "--max-num-batched-tokens", o->max_num_batched_tokens, "Tokens of one step");
+  add("batching", "--step-budget-ms", o->step_budget_ms, "Longest step while somebody's answer grows, in milliseconds");
+  add("batching", "--watchdog-seconds", o->watchdog_seconds,
+      "Seconds after which a step without an end fails its requests");
+  add("batching", "--prep-threads", o->api.prep_threads,
+      "Threads that read and tokenise requests; 0: a quarter of the cores");
+  as_size(command->add_option("--kv-host-memory", o->kv_host_memory,
+                              "Bytes of host memory for the KV cache, checkpoints of prompts included, such as 8GiB; "
+                              "0: what is free"))
+      ->group("memory");
+  as_size(command->add_option("--kv-gpu-memory", o->kv_gpu_memory,
+                              "Bytes of all devices together for the KV cache; 0: half of what is free, the rest is "
+                              "for experts"))
+      ->group("memory");
+  as_size(command->add_option("--prefix-cache-memory", o->prefix_cache_memory,
+                              "Of the host's bytes, those for checkpoints of prompts, from which later ones that begin "
+                              "alike go on, such as 2GiB; 0: by the size of the KV cache, an eighth at most"))
+      ->group("memory");
+  command->add_flag("--no-prefix-cache", o->no_prefix_cache, "Every prompt is computed whole")->group("memory");
+  add("memory", "--kv-disk-dir", o->kv_disk_dir,
+      "A private folder where the KV cache of conversations outlives restarts and what memory holds (docs/kv.md); made "
+      "where it is missing");
+  as_size(command->add_option("--kv-disk-space", o->kv_disk_space, "Bytes of that folder at most, such as 64GiB"))
+      ->default_str("16GiB")
+      ->group("memory");
+  add("queue", "--max-queue", o->loop.queue.requests, "Requests that wait at most; more get 429");
+  add("queue", "--max-queue-tokens", o->loop.queue.tokens, "Prompt tokens that wait at most");
+  add("queue", "--max-queue-bytes", o->loop.queue.bytes, "Bytes of waiting requests at most");
+  add("queue", "--default-max-tokens", o->loop.default_max_tokens,
+      "Tokens of answers that ask for no number; -1: what the context holds");
+  add("queue", "--max-answer-tokens", o->loop.max_answer_tokens,
+      "No answer has more tokens; -1: what the context holds");
   command
       ->add_option_function<std::string>(
           "--metrics-compat", [o](const std::string&) { o->api.metrics.vllm_names = true; },
           "vllm: /metrics has vLLM's names beside our own, for its dashboards")
-      ->check(CLI::IsMember({"vllm"}));
-  command->add_option("--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
-  command
-      ->add_option("--served-model-name", o->served_names,
-                   "Name in /v1/models; the folder's by default. Given again: further names of the same model")
-      ->allow_extra_args(false);
-  command->add_flag("--strict-model-name", o->strict_model_name,
-                    "A request for another model is a 404, not served with a warning");
-  command->add_flag("--strict-fields", o->strict_fields, "A request with an unknown field is a 400");
-  command->add_flag("--think", o->think, "Chats think unless the request says otherwise");
-  command->add_flag("--quiet,-q", o->quiet, "No progress while loading");
+      ->check(CLI::IsMember({"vllm"}))
+      ->group("logging");
+  add("logging", "--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
+  command->add_flag("--quiet,-q", o->quiet, "No progress while loading")->group("logging");
+  add_aliases(*command, o->model.settings());
+  o->model.settings().also_print([o] { return sampling_rows(o->model.model()); });
+  set_common(*command, {"help",
+                        "config",
+                        "print-config",
+                        "model",
+                        "max-model-len",
+                        "served-model-name",
+                        "host",
+                        "port",
+                        "allowed-host",
+                        "max-num-seqs",
+                        "max-num-batched-tokens",
+                        "kv-host-memory",
+                        "kv-gpu-memory",
+                        "kv-disk-dir",
+                        "kv-disk-space",
+                        "max-queue",
+                        "threads",
+                        "device",
+                        "gpu-memory",
+                        "experts-on-gpu",
+                        "access-log",
+                        "quiet"});
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(serve(*o)); });
 }
 

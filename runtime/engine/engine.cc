@@ -18,6 +18,12 @@
 namespace thermocline {
 namespace {
 
+// A file that a flag names is no part of the model.
+Error of_flag(const char* flag, Error error) {
+  error.field = flag;
+  return error;
+}
+
 Status settle_context(const ModelGeometry& geometry, EngineOptions& options) {
   const int64_t limit = geometry.max_position_embeddings;
   if (options.max_context == 0) options.max_context = std::min(limit, EngineOptions::kDefaultContext);
@@ -169,10 +175,13 @@ Status Engine::open_recorder(bool on_cpu) {
   if (!o.expert_profile.empty()) {
     const ExpertProfile model{header.model_hash, header.layers, header.experts, {}};
     Result<ExpertProfile> profile = read_expert_profile(o.expert_profile, model);
-    if (!profile && profile.error().code != ErrorCode::not_found) return std::move(profile).error();
+    if (!profile && profile.error().code != ErrorCode::not_found)
+      return of_flag("--expert-profile", std::move(profile).error());
     if (profile) o.gpu.profile.assign(profile->uses.begin(), profile->uses.end());
   }
-  TC_ASSIGN(recorder_, ExpertRecorder::open({o.record_trace, o.expert_profile}, header));
+  auto recorder = ExpertRecorder::open({o.record_trace, o.expert_profile}, header);
+  if (!recorder) return of_flag("--record-trace", std::move(recorder).error());
+  recorder_ = std::move(*recorder);
   return {};
 }
 

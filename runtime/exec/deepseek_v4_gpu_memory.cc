@@ -14,7 +14,7 @@ using sched::PrefillExperts;
 Status DeepseekV4GpuStep::supported(const ModelGeometry& g, const deepseek_v4::Weights& w, Numerics numerics,
                                     const ExecOptions& options) {
   const auto refuse = [](const std::string& what) {
-    return unsupported("on a device " + what + "; use --device none");
+    return Error{ErrorCode::unsupported, "on a device " + what + "; use --device none", "--device"};
   };
   if (numerics == Numerics::fp32) return refuse("the fp32 numerics do not run: its tensor cores take bf16");
   if (options.int8_activations) return refuse("INT8 activations do not run");

@@ -55,19 +55,20 @@ def test_run_on_the_interpreted_device(logits):
 
 
 def test_device_flags_say_what_is_wrong():
-    for flags, words in [
+    for flags, words, *code in [
         (("--device", "tpu"), "use auto, cuda, simt or none"),
         (("--device", "simt:0"), "should be 1 to 16"),
-        (("--device", "simt", "--gpu-memory", "1MiB"), "give --gpu-memory more"),
+        (("--device", "simt", "--gpu-memory", "1MiB"), "give --gpu-memory more", 4),
+        (("--device", "cuda:16"), "use --device none", 5),
         (("--device", "simt", "--experts-on-gpu", "many"), "should be auto, all or a number"),
         (("--device", "simt", "--expert-policy", "best"), "use one of static, lru"),
         (("--device", "simt", "--prefill-experts", "fast"), "use cpu, stream or hybrid"),
-        (("--device", "simt", "--numerics", "fp32"), "fp32 numerics do not run"),
-        (("--device", "simt", "--activations", "int8"), "INT8 activations do not run"),
+        (("--device", "simt", "--numerics", "fp32"), "fp32 numerics do not run", 5),
+        (("--device", "simt", "--activations", "int8"), "INT8 activations do not run", 5),
         (("--device", "simt", "--kv-cache-dtype", "bf16"), "devices keep the KV cache in FP8"),
         (("--device", "none", "--kv-cache-dtype", "fp8", "--numerics", "fp32"), "keep the KV cache in f32"),
     ]:
-        _, err = run("run", "--model", DEMO, "--prompt", "x", *flags, code=1)
+        _, err = run("run", "--model", DEMO, "--prompt", "x", *flags, code=code[0] if code else 2)
         assert words in err, (flags, err)
 
 
@@ -142,7 +143,7 @@ def test_selfcheck_finds_no_difference(tmp_path):
     assert all(row[-1] == "none" for row in rows), out
     assert "by way of the disk" in out and not list(tmp_path.iterdir()), "it leaves nothing"
     assert "41 tokens from the prefix cache" in out or "301 tokens from the prefix cache" in out
-    run("selfcheck", "--model", DEMO, "--device", "none", "--max-model-len", 64, code=1)
+    run("selfcheck", "--model", DEMO, "--device", "none", "--max-model-len", 64, code=2)
 
 
 def test_bench_decodes_from_a_synthetic_context():
@@ -154,9 +155,9 @@ def test_bench_decodes_from_a_synthetic_context():
     assert all(r["tokens_per_second"] > 0 for r in rows.values())
     out, _ = run(*flags[:6], "-p", 64, "-n", 0, "-r", 1, "--fill-kv", "32,2000", "--json", "-")
     assert [(r["kind"], r["context"]) for r in json.loads(out)["results"]] == [("prefill", 0), ("prefill", 2000)]
-    _, err = run(*flags, "--fill-kv", 5, code=1)
+    _, err = run(*flags, "--fill-kv", 5, code=2)
     assert "--fill-kv 5" in err
-    _, err = run(*flags, "--fill-kv", 5000, code=1)
+    _, err = run(*flags, "--fill-kv", 5000, code=2)
     assert "5000" in err and "4096" in err
 
 
@@ -195,7 +196,7 @@ def test_bench_kernels_judges_every_row():
     assert len(lines) == 2 + 4 and sum("skip" in line for line in lines) == 3, out
     process = subprocess.run([PROGRAM, "bench", "kernels", "--only", "index,step", "--model", DEMO, "-r", "1", "--check"], capture_output=True, text=True)
     assert process.returncode == (1 if "FAIL" in process.stdout else 0), process.stdout
-    _, err = run("bench", "kernels", "--max-isa", "mmx", code=1)
+    _, err = run("bench", "kernels", "--max-isa", "mmx", code=2)
     assert "amx-emulated" in err, err
 
 
@@ -205,7 +206,7 @@ def test_int8_activations_change_the_logits_a_little(logits, tmp_path):
     rounded = logits(DEMO, ids, "--activations", "int8")["logits"]
     correlation = np.corrcoef(exact.ravel(), rounded.ravel())[0, 1]
     assert 0.99 < correlation and (exact != rounded).any(), correlation
-    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", "--activations", "int4", code=1)
+    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", "--activations", "int4", code=2)
     assert "exact or int8" in err, err
 
 
@@ -215,7 +216,7 @@ def test_synth_writes_a_model_that_runs(logits, tmp_path):
     assert config["num_hidden_layers"] == 4 and config["compress_ratios"] == [0, 0, 4, 128]
     out = logits(tmp_path / "synth", list(range(1, 200)))
     assert np.isfinite(out["logits"]).all() and 0.5 < out["logits"].std() < 10
-    _, err = run("synth", "--like", "demo", "--out", tmp_path / "synth", "--quiet", code=1)
+    _, err = run("synth", "--like", "demo", "--out", tmp_path / "synth", "--quiet", code=2)
     assert "already holds" in err, err
 
 
@@ -235,13 +236,13 @@ def test_text_tools_answer_line_by_line():
 
 @pytest.fixture
 def broken(temporary_model, tmp_path):
-    """broken(change, *command): a model with one thing wrong gives exit code 1 and an error that says what, where; never a crash."""
+    """broken(change, *command): a model with one thing wrong gives exit code 3 and an error that says what, where; never a crash."""
     def check(change, *command, source=DEMO, expect=()):
         folder = temporary_model(source)
         change(folder)
         (tmp_path / "ids").write_text("1 2 3")
         command = command or ("logits", "--ids", tmp_path / "ids", "--out", tmp_path / "never.safetensors")
-        _, err = run(command[0], "--model", folder, *command[1:], code=1)
+        _, err = run(command[0], "--model", folder, *command[1:], code=3)
         assert err.count("error:") == 1 and "broken promise" not in err, err
         for part in expect:
             assert part in err, (part, err)
@@ -332,14 +333,14 @@ def test_bad_requests_name_what_is_wrong(tmp_path):
     _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", code=1)
     assert "byte 4" in err, err
     (tmp_path / "ids").write_text("1 99999")
-    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", code=1)
+    _, err = run("logits", "--model", DEMO, "--ids", tmp_path / "ids", "--out", tmp_path / "o", code=2)
     assert "99999" in err and not (tmp_path / "o").exists(), err
     for flags, part in ((("--numerics", "fp8"), "fp8"), (("--max-isa", "mmx"), "mmx"), (("--topology", "nonsense"), "nonsense"), (("--max-model-len", 10**9), "limit"), (("--temperature", -1), "temperature"), (("--top-p", 0), "top_p")):
-        _, err = run("run", "--model", DEMO, "--prompt", "hi", *flags, code=1)
+        _, err = run("run", "--model", DEMO, "--prompt", "hi", *flags, code=2)
         assert part in err, (flags, err)
     run("run", "--model", DEMO, "--no-such-flag", code=2)
     run("run", code=2)
-    _, err = run("run", "--model", "/no/such/model", "--prompt", "hi", code=1)
+    _, err = run("run", "--model", "/no/such/model", "--prompt", "hi", code=3)
     assert "/no/such/model" in err, err
     _, err = run("run", "--model", DEMO, "--max-model-len", 16, "--prompt", "word " * 50, code=1)
     assert "tokens" in err, err

@@ -18,7 +18,7 @@ def plan(*flags, model="v4-flash"):
     return json.loads(run("plan", "--model", model, "--json", *flags)[0])
 
 
-def refused(*flags, code=1):
+def refused(*flags, code=2):
     done = subprocess.run([PROGRAM, "plan", *map(str, flags)], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stdout == "", (flags, done.stdout, done.stderr)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -63,14 +63,14 @@ def test_text_has_the_numbers_of_the_data():
 def test_the_serve_line_has_flags_that_exist(flags):
     line = plan(*flags, *BOX, "--batch", 4)["serve"].split()
     assert line[:2] == ["thermocline", "serve"]
-    known = run("serve", "--help")[0]
+    known = run("serve", "--help=all")[0]
     for word in line:
         assert not word.startswith("--") or re.search(rf"{word}\b", known), word
     # With a model and a device that are here it starts to load, so every value is understood.
     swaps = {"--model": str(DEMO), "--max-model-len": "4096", "--device": "none", "--max-num-batched-tokens": "512"}
     call = [swaps.get(line[i - 1], word) for i, word in enumerate(line)][1:]
     done = subprocess.run([PROGRAM, *call, "--quiet", "--host", "no host"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "no host" in done.stderr, done.stderr
+    assert done.returncode == 2 and "no host" in done.stderr, done.stderr
 
 
 def test_this_box_is_measured():
@@ -85,8 +85,8 @@ def test_a_folder_needs_its_config_alone(tmp_path):
     found, demo = plan(*BOX, model=tmp_path), plan(*BOX, model=DEMO)
     assert found["decode"] == demo["decode"] and f"--model {tmp_path}" in found["serve"]
     (tmp_path / "config.json").write_text("{")
-    assert "config.json" in refused("--model", tmp_path, *BOX)
-    assert "config.json" in refused("--model", tmp_path / "absent", *BOX)
+    assert "config.json" in refused("--model", tmp_path, *BOX, code=3)
+    assert "config.json" in refused("--model", tmp_path / "absent", *BOX, code=3)
 
 
 def test_what_does_not_fit_says_what_would():
@@ -112,13 +112,13 @@ def test_models_that_are_planned_and_not_computed(name, config, words, tmp_path)
     assert {**plan(*box, model=tmp_path), "model": name} == found
     for command in (["run", "--prompt", "Hi"], ["serve"]):
         done = subprocess.run([PROGRAM, *command, "--model", tmp_path, "--device", "none", "--quiet"], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 1 and config in done.stderr and "thermocline plan" in done.stderr and done.stdout == "", done
+        assert done.returncode == 3 and config in done.stderr and "thermocline plan" in done.stderr and done.stdout == "", done
     rows = json.loads(run("sim", "--model", name, "--gpu", "h100", "--ram", "24x6000", "--tokens", 20, "--policy", "static", "--resident", "0.1", "--json", "-")[0])
     assert rows[0]["tokens_per_second"] > 0, rows
 
 
 def test_what_is_no_model_is_refused():
-    refused("--model", "v5", *BOX)
+    refused("--model", "v5", *BOX, code=3)
 
 
 def test_the_table_of_ngrams_has_its_place():

@@ -24,7 +24,7 @@ def test_an_engine_records_what_its_routers_choose(tmp_path):
     run("run", "--model", DEMO, "--prompt", "And another one", "--max-tokens", 3, "--expert-profile", profile)
     assert sum(map(sum, json.loads(profile.read_text())["uses"])) > sum(map(sum, kept["uses"])) / 2
     profile.write_text(json.dumps(kept | {"experts": 31, "uses": [row[:31] for row in kept["uses"]]}))
-    _, err = run("run", "--model", DEMO, "--prompt", "x", "--expert-profile", profile, code=1)
+    _, err = run("run", "--model", DEMO, "--prompt", "x", "--expert-profile", profile, code=2)
     assert "another model" in err, err
     _, err = run("run", "--model", DEMO, "--prompt", "x", "--record-trace", "/proc/none", code=1)
     assert "--record-trace" in err, err
@@ -43,14 +43,14 @@ def test_routers_are_asked_ahead(tmp_path):
     assert staged["staged_experts"] > 0 and staged["staged_right_share"] > 0.4, staged
     ahead = json.loads(run(*sim, "--staging", "router", "--read-ahead", "2", "--ram-experts", "0.5", "--nvme", "7GB/s")[0])[0]
     assert ahead["read_ahead_right_share"] > 0.3, ahead
-    _, err = run(*sim[:-2], "--read-ahead", "2", code=1)
+    _, err = run(*sim[:-2], "--read-ahead", "2", code=2)
     assert "--staging" in err, err
-    _, err = run("sim", "--model", DEMO, "--trace", DATA / "demo.trace", "--gpu", "5090", "--ram", "2x4800", "--staging", "router", code=1)
+    _, err = run("sim", "--model", DEMO, "--trace", DATA / "demo.trace", "--gpu", "5090", "--ram", "2x4800", "--staging", "router", code=2)
     assert "nobody asked the routers" in err, err
     assert "router" not in run("trace", "predict", DATA / "demo.trace")[0]
-    _, err = run("sim", "--model", DEMO, "--gpu", "5090", "--ram", "2x4800", "--serve", "--staging", "router", code=1)
+    _, err = run("sim", "--model", DEMO, "--gpu", "5090", "--ram", "2x4800", "--serve", "--staging", "router", code=2)
     assert "simulated server" in err, err
-    _, err = run(*sim[:-2], "--staging", "router", "--read-ahead", "2", code=1)
+    _, err = run(*sim[:-2], "--staging", "router", "--read-ahead", "2", code=2)
     assert "all experts are in memory" in err, err
 
 
@@ -86,7 +86,7 @@ def test_traces_go_through_files(tmp_path):
     csv.write_text("request,position,layer,rank,expert,weight\n0,0,0,0,1\n")
     _, err = run("trace", "info", csv, code=1)
     assert "line 2" in err, err
-    _, err = run("trace", "synth", "--out", back, "--top-k", 0, code=1)
+    _, err = run("trace", "synth", "--out", back, "--top-k", 0, code=2)
     assert "--top-k" in err, err
 
 
@@ -104,7 +104,7 @@ def test_a_box_that_is_not_there(tmp_path):
     served = json.loads(run(*box, "--serve", "--policy", "value", "--resident", "0.12", "--serve-requests", 3, "--prompt-tokens", 40, "--answer-tokens", 6, "--json", "-")[0])
     assert served[0]["ttft_ms"]["p50"] > 0 and served[0]["answer_tokens_per_second"] > 0
     for flags, word in ((("--policy", "clock"), "clock"), (("--resident", "2"), "0..1"), (("--fault", "cpu"), "--fault"), (("--noise", "-1"), "--noise"), (("--trace", DATA / "demo.trace"), "6 layers")):
-        assert word in run(*box, *flags, code=1)[1], flags
+        assert word in run(*box, *flags, code=2)[1], flags
 
 
 @pytest.mark.skipif(SLOW, reason="the same numbers in every build")

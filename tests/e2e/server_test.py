@@ -492,7 +492,7 @@ def test_without_prose_completions_work_and_chats_say_why_not(start_server, temp
 
 def test_a_port_in_use_is_an_error(server):
     done = subprocess.run([PROGRAM, "serve", "--model", str(DEMO), "--port", str(server.port), "--quiet"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and str(server.port) in done.stderr, done.stderr
+    assert done.returncode == 6 and str(server.port) in done.stderr, done.stderr
 
 
 @pytest.mark.skipif(SLOW, reason="the interpreter under a sanitizer takes minutes; exec_test has its steps")

@@ -1,10 +1,32 @@
 #include <sys/stat.h>
 // The transport: many connections, the address, and how a listener ends.
+#include "runtime/server/http/port_holder.h"
 #include "tests/server/http_fixture.h"
 #include "tests/support/fixtures.h"
 
 namespace thermocline::server {
 namespace {
+
+// ---- The port.
+
+TEST(Http, APortInUseSaysWhoHasIt) {
+  Server server;
+  HttpOptions options;
+  options.signals = false;
+  options.port = server.listener->port();
+  const auto second = Listener::bind(options);
+  ASSERT_FALSE(second.ok());
+  EXPECT_EQ(second.error().field, "--port");
+  EXPECT_NE(second.error().message.find("(pid " + std::to_string(getpid()) + ")"), std::string::npos)
+      << second.error().message;
+}
+
+TEST(Http, WhoHoldsAPortIsUnknownWhereProcDoesNotTell) {
+  const Server server;
+  EXPECT_NE(port_holder(server.listener->port()), "");
+  EXPECT_EQ(port_holder(server.listener->port(), "/no/such/proc"), "");
+  EXPECT_EQ(port_holder(1), "");
+}
 
 // ---- Many connections.
 

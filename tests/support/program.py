@@ -10,7 +10,8 @@ import subprocess
 import openai
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROGRAM = os.environ.get("THERMOCLINE_PROGRAM", str(ROOT / "build" / "release" / "thermocline"))
+# Taken out of the environment, as the program warns of a THERMOCLINE_ variable that is none of its options'.
+PROGRAM = os.environ.pop("THERMOCLINE_PROGRAM", str(ROOT / "build" / "release" / "thermocline"))
 DEMO = ROOT / "models" / "demo"
 GOLDEN = ROOT / "tests" / "golden"
 TEXT = ROOT / "tests" / "data" / "text"

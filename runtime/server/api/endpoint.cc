@@ -3,30 +3,14 @@
 #include <algorithm>
 #include <cctype>
 #include <mutex>
-#include <numeric>
 #include <optional>
 
+#include "runtime/base/edit_distance.h"
 #include "runtime/base/log.h"
 #include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::server {
 namespace {
-
-// Letters to change, add or leave out to get from one path to the other; a letter's case costs nothing.
-size_t edits(std::string_view a, std::string_view b) {
-  const auto lower = [](char c) { return std::tolower(static_cast<unsigned char>(c)); };
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t changed = diagonal + (lower(a[i]) != lower(b[j]));
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({changed, diagonal + 1, row[j] + 1});
-    }
-  }
-  return row.back();
-}
 
 // Anthropic's names of kinds of errors, by status.
 const char* anthropic_type(int status) {

@@ -23,6 +23,7 @@
 
 #include "runtime/base/log.h"
 #include "runtime/server/http/connection.h"
+#include "runtime/server/http/port_holder.h"
 
 namespace thermocline::server {
 namespace {
@@ -94,6 +95,15 @@ uint16_t port_of(const Acceptor& acceptor) {
   return 0;
 }
 
+std::string what_to_do(const error_code& error, bool local, uint16_t port) {
+  if (local && error == asio::error::address_in_use) return "another server listens there";
+  if (local) return "is its folder there, and yours to write?";
+  if (error == asio::error::access_denied) return "ports below 1024 are the system's: another --port";
+  if (error != asio::error::address_in_use) return "is it an address of this machine? --host 127.0.0.1 always is";
+  const std::string holder = port_holder(port);
+  return "another --port, or stop " + (holder.empty() ? "what listens there" : holder + ", which listens there");
+}
+
 Status listen_on(Acceptor& acceptor, const std::string& address, uint16_t port) {
   error_code error;
   const bool local = address.starts_with("unix:");
@@ -113,13 +123,10 @@ Status listen_on(Acceptor& acceptor, const std::string& address, uint16_t port) 
   umask(mask);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (!error) return {};
-  std::string hint = local ? "is its folder there, and yours to write?"
-                           : "is it an address of this machine? --host 127.0.0.1 always is";
-  if (error == asio::error::access_denied && !local) hint = "ports below 1024 are the system's: another --port";
-  if (error == asio::error::address_in_use)
-    hint = local ? "another server listens there" : "another --port, or stop what listens there";
   const std::string where = local ? address : url_of(address, port).substr(7);
-  return Error{ErrorCode::io, "cannot listen on " + where + ": " + error.message() + " (" + hint + ")"};
+  return Error{ErrorCode::io,
+               "cannot listen on " + where + ": " + error.message() + " (" + what_to_do(error, local, port) + ")",
+               "--port"};
 }
 
 void log_failure(const char* where, const std::exception_ptr& failure) {

@@ -1,0 +1,282 @@
+#include "runtime/cli/settings.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <set>
+
+#include "runtime/base/edit_distance.h"
+#include "runtime/io/json_document.h"
+
+namespace thermocline::cli {
+namespace {
+
+constexpr std::string_view kPrefix = "THERMOCLINE_";
+
+std::string g_taken;
+
+bool is_setting(const CLI::Option& option) {
+  static const std::vector<std::string> not_ours = {"help", "config", "print-config"};
+  return !option.get_lnames().empty() && !option.get_group().empty() &&
+         std::find(not_ours.begin(), not_ours.end(), option.get_lnames()[0]) == not_ours.end();
+}
+
+bool is_flag(const CLI::Option& option) { return option.get_expected_max() == 0; }
+bool is_list(const CLI::Option& option) { return option.get_items_expected_max() > 1; }
+const std::string& key_of(const CLI::Option& option) { return option.get_lnames()[0]; }
+
+std::vector<CLI::Option*> settings_of(CLI::App& command) {
+  return command.get_options([](CLI::Option* option) { return is_setting(*option); });
+}
+
+// Depth first, the program itself first.
+void for_each_command(const CLI::App& app, const std::function<void(const CLI::App&)>& visit) {
+  visit(app);
+  for (const CLI::App* command : app.get_subcommands({})) for_each_command(*command, visit);
+}
+
+// {"bench", "step"}: as sections of the file name it.
+std::vector<std::string> path_of_command(const CLI::App& command) {
+  std::vector<std::string> path;
+  for (const CLI::App* app = &command; app->get_parent(); app = app->get_parent())
+    path.insert(path.begin(), app->get_name());
+  return path;
+}
+
+const CLI::App& program_of(const CLI::App& command) {
+  const CLI::App* app = &command;
+  while (app->get_parent()) app = app->get_parent();
+  return *app;
+}
+
+std::vector<std::string> keys_of(const CLI::App& command) {
+  std::vector<std::string> keys;
+  for (const CLI::Option* option : command.get_options())
+    if (is_setting(*option)) keys.push_back(key_of(*option));
+  return keys;
+}
+
+std::string did_you_mean(std::string_view word, const std::vector<std::string>& known) {
+  const std::string near = nearest(word, known);
+  return near.empty() ? "" : "; did you mean " + near + "?";
+}
+
+// CLI11's reader takes a # for a comment inside quotes too, and a list without its end for one that has it.
+void check_lines(const std::string& file, std::istream& in) {
+  std::string line;
+  int number = 0, list_from = 0;
+  while (std::getline(in, line)) {
+    ++number;
+    char quote = 0;
+    for (const char c : line) {
+      if (!quote && c == '#') break;
+      if (quote && c == '#')
+        throw CLI::ConfigError(fmt::format("{}:{}: a # inside a string is not understood here", file, number));
+      if (quote ? c == quote : c == '"' || c == '\'') quote = quote ? 0 : c;
+      if (!quote && c == '[') list_from = number;
+      if (!quote && c == ']') list_from = 0;
+    }
+    if (quote) throw CLI::ConfigError(fmt::format("{}:{}: a string without its end", file, number));
+  }
+  if (list_from > 0) throw CLI::ConfigError(fmt::format("{}:{}: a list without its end", file, list_from));
+}
+
+std::vector<CLI::ConfigItem> read_items(const std::string& file) {
+  std::ifstream in(file);
+  std::stringstream text;
+  if (!in || !(text << in.rdbuf()))
+    throw CLI::ConfigError("the configuration file " + file + " cannot be read, or is empty");
+  check_lines(file, text);
+  text.clear();
+  text.seekg(0);
+  return CLI::ConfigTOML().from_config(text);
+}
+
+std::string value_of(const CLI::Option& option) {
+  if (option.empty()) return is_flag(option) ? "false" : is_list(option) ? "[]" : option.get_default_str();
+  if (option.get_type_name().starts_with(Settings::kSecret)) return "(set)";
+  if (is_flag(option)) return CLI::detail::to_flag_value(option.results().back()) > 0 ? "true" : "false";
+  return is_list(option) ? "[" + CLI::detail::join(option.results(), ",") + "]" : option.results().back();
+}
+
+}  // namespace
+
+std::shared_ptr<Settings> Settings::add_to(CLI::App& command) {
+  std::shared_ptr<Settings> settings(new Settings(command));
+  command
+      .add_option_function<std::string>(
+          "--config", [settings](const std::string& file) { settings->settle(file); },
+          "A TOML file of settings (docs/configuration.md)")
+      ->type_name("FILE")
+      ->force_callback();
+  const std::string print = "Print every setting and where it comes from, and end; =json: as JSON";
+  settings->print_ = command.add_flag("--print-config{text}", print);
+  settings->print_->check(CLI::IsMember({"text", "json"}))->option_text("[=json]");
+  return settings;
+}
+
+// A hidden option for each name, so that a hint can say which one was given.
+void Settings::add_spelling(const std::string& names, bool flag, Spelling spelling) {
+  for (const std::string& name : CLI::detail::split(names, ',')) {
+    spelling.given = flag ? command_.add_flag(name) : command_.add_option(name);
+    spelling.given->group("")->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    spelling.name = name;
+    spellings_.push_back(spelling);
+  }
+}
+
+void Settings::add_alias(const std::string& names, CLI::Option& ours) {
+  add_spelling(names, is_flag(ours), {.ours = &ours});
+}
+
+void Settings::add_foreign(const std::string& names, bool flag, Foreign kind, const std::string& text) {
+  add_spelling(names, flag, {.kind = kind, .text = text});
+}
+
+void Settings::settle(const std::string& file) {
+  if (!command_.parsed()) return;  // CLI11 converts the options of every command
+  take_foreign_spellings();
+  take_environment();
+  if (!file.empty()) take_file(file);
+  if (!print_->empty() && command_.remaining().empty()) {
+    print();
+    throw CLI::Success();
+  }
+}
+
+void Settings::take_foreign_spellings() {
+  for (const Spelling& spelling : spellings_) {
+    if (spelling.given->empty()) continue;
+    const std::string& name = spelling.name;
+    if (spelling.ours) {
+      for (const std::string& value : spelling.given->results()) spelling.ours->add_result(value);
+      fmt::print(stderr, "hint: {} is called {} here\n", name, spelling.ours->get_name());
+    } else if (spelling.kind == Foreign::refused) {
+      throw CLI::ConfigError(name + " does not exist here: " + spelling.text);
+    } else {
+      fmt::print(stderr, "hint: {} changes nothing here: {}\n", name, spelling.text);
+    }
+  }
+}
+
+void Settings::take_environment() {
+  for (CLI::Option* option : settings_of(command_)) {
+    const std::string name = env_name(command_, *option);
+    const char* const text = std::getenv(name.c_str());
+    if (!text || !*text || !option->empty()) continue;  // set to nothing is not set
+    take(*option, is_list(*option) ? CLI::detail::split(text, ',') : std::vector<std::string>{text}, "env " + name);
+  }
+}
+
+void Settings::take_file(const std::string& file) {
+  std::vector<CLI::ConfigItem> items = read_items(file);
+  std::erase_if(items, [](const auto& item) { return item.name == "++" || item.name == "--"; });  // a section's ends
+  std::set<std::string> seen;
+  for (const CLI::ConfigItem& item : items)
+    if (!seen.insert(item.fullname()).second) throw CLI::ConfigError(file + ": " + item.fullname() + " is set twice");
+  std::stable_partition(items.begin(), items.end(), [](const auto& item) { return !item.parents.empty(); });
+  for (const CLI::ConfigItem& item : items) take_item(file, item);
+}
+
+// Keys before any section are for every command that has such an option; a section is one command's alone, and wins.
+void Settings::take_item(const std::string& file, const CLI::ConfigItem& item) {
+  std::string key = item.name;
+  std::replace(key.begin(), key.end(), '_', '-');
+  const std::vector<std::string> ours = path_of_command(command_);
+  bool known_section = item.parents.empty();
+  std::vector<std::string> known;
+  const auto add_keys_of = [&](const CLI::App& other) {
+    if (!has_settings(other) || (!item.parents.empty() && path_of_command(other) != item.parents)) return;
+    known_section = true;
+    for (std::string& name : keys_of(other)) known.push_back(std::move(name));
+  };
+  add_keys_of(command_);  // first, as of two names that are as near the first is suggested
+  for_each_command(program_of(command_), add_keys_of);
+  if (!known_section)
+    throw CLI::ConfigError(file + ": there is no command [" + CLI::detail::join(item.parents, ".") + "]");
+  if (std::find(known.begin(), known.end(), key) == known.end())
+    throw CLI::ConfigError(file + ": there is no setting " + item.fullname() + did_you_mean(key, known));
+  if (!item.parents.empty() && item.parents != ours) return;
+  CLI::Option* const option = command_.get_option_no_throw("--" + key);
+  if (!option) return;  // another command's
+  if (option->empty()) take(*option, item.inputs, "file " + file);
+}
+
+void Settings::take(CLI::Option& option, const std::vector<std::string>& values, const std::string& source) {
+  const std::string name = option.get_name();
+  const std::string what = source.starts_with("file ") ? source.substr(5) + ": " + key_of(option) : source.substr(4);
+  try {
+    if (is_flag(option) && values.size() != 1) throw CLI::ConversionError(name, values);
+    if (is_flag(option)) CLI::detail::to_flag_value(values[0]);
+    option.add_result(values);
+    taken_[&option] = {value_of(option), source};  // as it was written: 1GiB, not its bytes
+    option.run_callback();
+  } catch (const CLI::ParseError& error) {
+    throw CLI::ConfigError(what + ": " + error.what());
+  } catch (const std::logic_error&) {  // of to_flag_value
+    throw CLI::ConfigError(fmt::format("{}: {} is on or off: true or false, not '{}'", what, name, values[0]));
+  }
+  g_taken += fmt::format("{}{} ({})", g_taken.empty() ? "" : ", ", name, source);
+}
+
+std::vector<SettingRow> Settings::rows() const {
+  std::vector<SettingRow> rows;
+  for (CLI::Option* option : settings_of(command_)) {
+    const auto taken = taken_.find(option);
+    const std::string value = taken == taken_.end() ? value_of(*option) : taken->second.value;
+    if (!option->empty()) option->run_callback();  // refuses what is no value
+    rows.push_back({key_of(*option), value,
+                    taken != taken_.end() ? taken->second.source
+                    : option->empty()     ? "default"
+                                          : "flag"});
+  }
+  if (!more_rows_) return rows;
+  for (SettingRow& row : more_rows_()) rows.push_back(std::move(row));
+  return rows;
+}
+
+void Settings::print() const {
+  print_->run_callback();
+  Json json = Json::object();
+  size_t width = 0, value_width = 0;
+  const std::vector<SettingRow> all = rows();
+  for (const SettingRow& row : all) {
+    json[row.name] = {{"value", row.value}, {"source", row.source}};
+    width = std::max(width, row.name.size());
+    value_width = std::max(value_width, std::min<size_t>(row.value.size(), 40));
+  }
+  if (print_->results().back() == "json") return fmt::print("{}\n", dump_json(json, 2));
+  for (const SettingRow& row : all)
+    fmt::print("{:<{}}  {:<{}}  {}\n", row.name, width, row.value.empty() ? "-" : row.value, value_width, row.source);
+}
+
+bool has_settings(const CLI::App& command) { return command.get_option_no_throw("--config") != nullptr; }
+
+std::string env_name(const CLI::App& command, const CLI::Option& option) {
+  if (!option.get_envname().empty()) return option.get_envname();
+  if (!has_settings(command) || !is_setting(option)) return "";
+  std::string name(kPrefix);
+  for (const char c : key_of(option)) name += c == '-' ? '_' : static_cast<char>(std::toupper(c));
+  return name;
+}
+
+std::vector<std::string> stray_variables(const CLI::App& program) {
+  std::vector<std::string> known, lines;
+  for_each_command(program, [&](const CLI::App& command) {
+    for (const CLI::Option* option : command.get_options())
+      if (std::string name = env_name(command, *option); !name.empty()) known.push_back(std::move(name));
+  });
+  for (char** variable = environ; *variable; ++variable) {
+    const std::string_view text = *variable;
+    const std::string name(text.substr(0, text.find('=')));
+    if (!name.starts_with(kPrefix) || std::find(known.begin(), known.end(), name) != known.end()) continue;
+    lines.push_back(name + " is set, and no option has this name" + did_you_mean(name, known));
+  }
+  return lines;
+}
+
+const std::string& taken_settings() { return g_taken; }
+
+}  // namespace thermocline::cli
