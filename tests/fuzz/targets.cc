@@ -147,7 +147,9 @@ void request(std::string_view data) {
   static server::PrepPool prep(1);
   static server::RequestBook book(*log);
   static server::ApiKeys keys;
-  static server::Services services{prep, book, keys};
+  static metrics::Metrics counts({});
+  static server::Ticker ticker(std::chrono::milliseconds(500));
+  static server::Services services{prep, book, keys, counts, ticker, [] { return server::ServerState(); }};
   const Result<Json> json = parse_bounded_json(data, {.values = 10'000, .keys = 100});
   if (!json || !json->is_object()) return;
   const auto read = [&](const auto& generation) {

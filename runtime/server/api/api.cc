@@ -46,10 +46,9 @@ Api::Api(const Options& options, AccessLog& log)
       book_(log, [this](const AccessEntry& entry) { observe(entry); }),
       prep_(options.prep_threads) {
   endpoints_ = own_endpoints();
-  for (auto more :
-       {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints, responses_endpoints,
-        tokenize_endpoints, render_endpoints, server_info_endpoints, stats_endpoints, experts_endpoints,
-        metrics_endpoints, cache_endpoints, unsupported_endpoints, page_endpoints})
+  for (auto more : {chat_completions_endpoints, completions_endpoints, messages_endpoints, models_endpoints,
+                    responses_endpoints, tokenize_endpoints, render_endpoints, server_info_endpoints, stats_endpoints,
+                    experts_endpoints, metrics_endpoints, cache_endpoints, unsupported_endpoints, page_endpoints})
     for (Endpoint& endpoint : more(services_)) endpoints_.push_back(std::move(endpoint));
 }
 
@@ -130,13 +129,13 @@ Reply Api::logged(const HttpHead& head, Reply reply) {
   if (const std::optional<ApiClient> client = keys_.identify(head)) entry.key = client->name;
   entry.answered(reply);
   book_.ended(entry);
-  return shaped(head, std::move(reply));
+  return shaped(head, reply);
 }
 
-Reply Api::shaped(const HttpHead& head, Reply reply) const {
+Reply Api::shaped(const HttpHead& head, const Reply& reply) const {
   const std::string path = canonical_path(head.target, endpoints_);
   for (const Endpoint& endpoint : endpoints_)
-    if (matches(endpoint, path)) return in_dialect(std::move(reply), endpoint.dialect, head.request_id);
+    if (matches(endpoint, path)) return in_dialect(reply, endpoint.dialect, head.request_id);
   return reply;
 }
 

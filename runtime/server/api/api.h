@@ -35,7 +35,7 @@ class Api : public Handler {
   std::optional<Reply> check(const HttpHead& head) override;
   uint64_t body_limit(const HttpHead& head) const override;
   std::variant<Reply, std::shared_ptr<Exchange>> handle(HttpRequest request) override;
-  Reply shaped(const HttpHead& head, Reply reply) const override;
+  Reply shaped(const HttpHead& head, const Reply& reply) const override;
 
  private:
   struct Route {

@@ -412,7 +412,7 @@ asio::awaitable<bool> Connection::serve_request() {
   }
   if (!refusal && !gone_) {
     refusal = co_await read_body();
-    if (refusal) refusal = network_.gate.handler.shaped(request_.head, std::move(*refusal));
+    if (refusal) refusal = network_.gate.handler.shaped(request_.head, *refusal);
   }
   if (gone_) co_return false;
   if (!refusal) co_return co_await answer();

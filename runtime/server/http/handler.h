@@ -104,7 +104,7 @@ class Handler {
   /// The whole request is there.
   virtual std::variant<Reply, std::shared_ptr<Exchange>> handle(HttpRequest request) = 0;
   /// A refusal of the transport (408, 413) as this target's API words it.
-  virtual Reply shaped(const HttpHead& head, Reply reply) const { return (void)head, reply; }
+  virtual Reply shaped(const HttpHead& head, const Reply& reply) const { return (void)head, reply; }
 };
 
 /// {"error": {message, type, param, code, ...counts}} and the status of the error's code: the one table from our codes
