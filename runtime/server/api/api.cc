@@ -53,14 +53,14 @@ Api::Api(const Options& options, AccessLog& log)
 }
 
 std::vector<Endpoint> Api::own_endpoints() {
-  const auto health = [this](Call) -> Outcome { return this->health(); };
-  const auto alive = [](Call) -> Outcome { return Reply{200, dump_json(Json{{"status", "ok"}})}; };
+  const auto health = [this](const Call&) -> Outcome { return this->health(); };
+  const auto alive = [](const Call&) -> Outcome { return Reply{200, dump_json(Json{{"status", "ok"}})}; };
   using enum Endpoint::Access;
   return {{.method = "GET", .path = "/health", .access = open, .model = false, .answer = health},
           {.method = "GET", .path = "/readyz", .access = open, .model = false, .answer = health},
           {.method = "GET", .path = "/ping", .access = open, .model = false, .answer = health},
           {.method = "GET", .path = "/livez", .access = open, .model = false, .answer = alive},
-          {.method = "GET", .path = "/version", .model = false, .answer = [](Call) -> Outcome {
+          {.method = "GET", .path = "/version", .model = false, .answer = [](const Call&) -> Outcome {
              return Reply{200, dump_json(Json{{"version", TC_VERSION}})};
            }}};
 }

@@ -44,7 +44,7 @@ std::vector<Endpoint> cache_endpoints(Services& services) {
       {.method = "GET",
        .path = "/v1/cache/stats",
        .access = admin,
-       .answer = [](Call call) -> Outcome { return cache_stats(*call.model); }},
+       .answer = [](const Call& call) -> Outcome { return cache_stats(*call.model); }},
       {.method = "POST", .path = "/v1/cache/flush", .access = admin, .json = false, .answer = [&services](Call call) {
          return flush(services, std::move(call));
        }}};

@@ -90,8 +90,8 @@ Reply one(const Call& call) {
 }  // namespace
 
 std::vector<Endpoint> models_endpoints(Services&) {
-  return {{.method = "GET", .path = "/v1/models", .answer = [](Call call) -> Outcome { return list(call); }},
-          {.method = "GET", .path = "/v1/models/*", .answer = [](Call call) -> Outcome { return one(call); }}};
+  return {{.method = "GET", .path = "/v1/models", .answer = [](const Call& call) -> Outcome { return list(call); }},
+          {.method = "GET", .path = "/v1/models/*", .answer = [](const Call& call) -> Outcome { return one(call); }}};
 }
 
 }  // namespace thermocline::server

@@ -72,7 +72,7 @@ Result<std::vector<Request>> ResponsesGeneration::read(const Json& body) {
 }
 
 void ResponsesGeneration::echo_fields(const Json& body, const Request& request) {
-  const auto given = [&](const char* name, Json otherwise) {
+  const auto given = [&](const char* name, const Json& otherwise) {
     const Json* const value = Fields(body).find(name);
     return value && dump_json(*value).size() <= kLongestEcho ? *value : otherwise;
   };
@@ -108,7 +108,7 @@ Json ResponsesGeneration::response(const char* status) const {
 
 // --- network thread ---
 
-std::string ResponsesGeneration::event(const std::string& type, Json members) {
+std::string ResponsesGeneration::event(const std::string& type, const Json& members) {
   Json json = {{"type", "response." + type}, {"sequence_number", sequence_++}};
   json.update(members);
   return "event: response." + type + "\ndata: " + dump_json(json) + "\n\n";
@@ -183,7 +183,7 @@ void ResponsesGeneration::open_part(const char* type, std::string& out) {
   items_.back()["content"].push_back(part);
   Json members = place();
   members.update({{"content_index", 0}, {"part", std::move(part)}});
-  if (streams_) out += event("content_part.added", std::move(members));
+  if (streams_) out += event("content_part.added", members);
 }
 
 void ResponsesGeneration::grow(const char* type, const std::string& piece, std::string& text, std::string& out) {
@@ -192,7 +192,7 @@ void ResponsesGeneration::grow(const char* type, const std::string& piece, std::
   Json members = place();
   members.update({{"content_index", 0}, {"delta", piece}});
   if (type == std::string_view("output_text.delta")) members["logprobs"] = Json::array();
-  out += event(type, std::move(members));
+  out += event(type, members);
 }
 
 void ResponsesGeneration::close_item(const char* status, std::string& out) {
@@ -208,9 +208,9 @@ void ResponsesGeneration::close_item(const char* status, std::string& out) {
     done["text"] = part["text"];
     const bool text = part["type"] == "output_text";
     if (text) done["logprobs"] = Json::array();
-    out += event(text ? "output_text.done" : "reasoning_text.done", std::move(done));
+    out += event(text ? "output_text.done" : "reasoning_text.done", done);
     members["part"] = part;
-    out += event("content_part.done", std::move(members));
+    out += event("content_part.done", members);
   }
   out += event("output_item.done", {{"output_index", items_.size() - 1}, {"item", item}});
 }
@@ -238,8 +238,8 @@ void ResponsesGeneration::add_call(const CompletionStream::Event& piece, std::st
     delta["delta"] = value;
     done.update({{member, value}});
     if (!custom) done["name"] = call_name_;
-    out += event(type + ".delta", std::move(delta));
-    out += event(type + ".done", std::move(done));
+    out += event(type + ".delta", delta);
+    out += event(type + ".done", done);
   }
   close_item("completed", out);
 }
@@ -285,7 +285,7 @@ void ResponsesGeneration::keep(const char* status) {
 // Codex counts events alone as life.
 std::string ResponsesGeneration::sign_of_life() {
   std::string out;
-  if (!read_) return Exchange::keep_alive();
+  if (!read_) return Generation::sign_of_life();
   if (!began_) {
     begin(out);
     return out;
@@ -335,7 +335,7 @@ Reply cancel_reply(ResponseStore& store, const Call& call) {
   response["status"] = "cancelled";
   kept->response = dump_json(response);
   kept->running.reset();
-  const Reply reply{200, kept->response};
+  Reply reply{200, kept->response};
   store.put(call.client.name, call.rest, std::move(*kept));
   return reply;
 }

@@ -29,7 +29,7 @@ class ResponsesGeneration : public Generation {
 
  private:
   void echo_fields(const Json& body, const Request& request);
-  std::string event(const std::string& type, Json members);
+  std::string event(const std::string& type, const Json& members);
   void begin(std::string& out);
   void tell(const CompletionStream::Event& piece, std::string& out);
   void open_item(Json item, std::string& out);

@@ -22,10 +22,13 @@ std::vector<Endpoint> unsupported_endpoints(Services&) {
   };
   std::vector<Endpoint> endpoints;
   for (const auto& [path, text] : kPaths)
-    endpoints.push_back(
-        {.method = "POST", .path = path, .model = false, .json = false, .answer = [text = text](Call) -> Outcome {
-           return error_reply(501, "not_supported", "not_supported", text);
-         }});
+    endpoints.push_back({.method = "POST",
+                         .path = path,
+                         .model = false,
+                         .json = false,
+                         .answer = [text = text](const Call&) -> Outcome {
+                           return error_reply(501, "not_supported", "not_supported", text);
+                         }});
   return endpoints;
 }
 
