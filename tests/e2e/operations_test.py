@@ -1,4 +1,5 @@
 """What scripts and people around the program rely on: exit codes, the manual, completions, launched clients."""
+import gzip
 import http.server
 import json
 import os
@@ -246,6 +247,6 @@ def test_an_installed_tree_has_the_documents(tmp_path):
     if not (build / "cmake_install.cmake").exists() or not shutil.which("cmake"):
         pytest.skip("the program is not in its build folder")
     subprocess.run(["cmake", "--install", build, "--prefix", tmp_path], check=True, capture_output=True)
-    for file in ("bin/thermocline", "share/man/man1/thermocline.1", "share/bash-completion/completions/thermocline", "share/zsh/site-functions/_thermocline", "share/fish/vendor_completions.d/thermocline.fish"):
+    for file in ("bin/thermocline", "share/man/man1/thermocline.1.gz", "share/bash-completion/completions/thermocline", "share/zsh/site-functions/_thermocline", "share/fish/vendor_completions.d/thermocline.fish"):
         assert (tmp_path / file).stat().st_size > 1000, file
-    assert (tmp_path / "share/man/man1/thermocline.1").read_text() == run("docs", "man")[0]
+    assert gzip.decompress((tmp_path / "share/man/man1/thermocline.1.gz").read_bytes()).decode() == run("docs", "man")[0]
