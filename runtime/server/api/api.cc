@@ -124,7 +124,7 @@ std::variant<ApiClient, Reply> Api::client_of(const HttpHead& head, const Endpoi
 }
 
 // Its line in the access log; that of an exchange is written when it is closed.
-Reply Api::logged(const HttpHead& head, Reply reply) {
+Reply Api::logged(const HttpHead& head, const Reply& reply) {
   AccessEntry entry(head);
   if (const std::optional<ApiClient> client = keys_.identify(head)) entry.key = client->name;
   entry.answered(reply);
@@ -141,9 +141,9 @@ Reply Api::shaped(const HttpHead& head, const Reply& reply) const {
 
 std::optional<Reply> Api::check(const HttpHead& head) {
   std::variant<Route, Reply> found = route(head);
-  if (Reply* const reply = std::get_if<Reply>(&found)) return logged(head, std::move(*reply));
+  if (Reply* const reply = std::get_if<Reply>(&found)) return logged(head, *reply);
   std::optional<Reply> reply = refusal(head, *std::get<Route>(found).endpoint);
-  if (reply) reply = logged(head, std::move(*reply));
+  if (reply) reply = logged(head, *reply);
   return reply;
 }
 
@@ -175,10 +175,10 @@ uint64_t Api::body_limit(const HttpHead& head) const {
 std::variant<Reply, std::shared_ptr<Exchange>> Api::handle(HttpRequest request) {
   const HttpHead head = request.head;
   std::variant<Route, Reply> found = route(head);
-  if (Reply* const reply = std::get_if<Reply>(&found)) return logged(head, std::move(*reply));
+  if (Reply* const reply = std::get_if<Reply>(&found)) return logged(head, *reply);
   Route& route = std::get<Route>(found);
   std::variant<ApiClient, Reply> client = client_of(head, *route.endpoint);
-  if (Reply* const reply = std::get_if<Reply>(&client)) return logged(head, std::move(*reply));
+  if (Reply* const reply = std::get_if<Reply>(&client)) return logged(head, *reply);
   if (route.endpoint->model)
     if (Status status = ready(); !status.ok()) return logged(head, error_reply(status.error()));
   Call call{std::move(request),
@@ -189,7 +189,7 @@ std::variant<Reply, std::shared_ptr<Exchange>> Api::handle(HttpRequest request) 
             route.endpoint->dialect,
             model()};
   Outcome outcome = route.endpoint->answer(std::move(call));
-  if (Reply* const reply = std::get_if<Reply>(&outcome)) return logged(head, std::move(*reply));
+  if (Reply* const reply = std::get_if<Reply>(&outcome)) return logged(head, *reply);
   return outcome;
 }
 

@@ -46,7 +46,7 @@ class Api : public Handler {
   std::variant<Route, Reply> route(const HttpHead& head) const;
   std::variant<ApiClient, Reply> client_of(const HttpHead& head, const Endpoint& endpoint) const;
   std::optional<Reply> refusal(const HttpHead& head, const Endpoint& endpoint) const;
-  Reply logged(const HttpHead& head, Reply reply);
+  Reply logged(const HttpHead& head, const Reply& reply);
   Reply health() const;
   Status ready() const;
   ServerState state() const;
