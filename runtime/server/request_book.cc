@@ -40,9 +40,10 @@ std::vector<RequestBook::Active> RequestBook::active() const {
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [id, e] : active_)
-      if (auto request = e.request.lock())
-        found.push_back(
-            {{id, e.key, e.path, std::chrono::duration<double>(Clock::now() - e.at).count()}, std::move(request)});
+      if (auto request = e.request.lock()) {
+        const double seconds = std::chrono::duration<double>(Clock::now() - e.at).count();
+        found.emplace_back(Active{id, e.key, e.path, seconds}, std::move(request));
+      }
   }
   std::vector<Active> active;  // looked at without the lock: the last owner may end in here
   for (auto& [entry, request] : found) {

@@ -78,12 +78,13 @@ Reply plan(const Call& call) {
 }  // namespace
 
 std::vector<Endpoint> experts_endpoints(Services&) {
-  return {
-      {.method = "GET",
-       .path = "/v1/experts",
-       .model = false,
-       .answer = [](Call call) -> Outcome { return experts(call); }},
-      {.method = "GET", .path = "/v1/plan", .model = false, .answer = [](Call call) -> Outcome { return plan(call); }}};
+  return {{.method = "GET",
+           .path = "/v1/experts",
+           .model = false,
+           .answer = [](const Call& call) -> Outcome { return experts(call); }},
+          {.method = "GET", .path = "/v1/plan", .model = false, .answer = [](const Call& call) -> Outcome {
+             return plan(call);
+           }}};
 }
 
 }  // namespace thermocline::server

@@ -113,7 +113,7 @@ void MessagesGeneration::tell(const CompletionStream::Event& piece, std::string&
 }
 
 /// The open block, if it is of this type, else a new one.
-Json& MessagesGeneration::block(const std::string& type, Json fresh, std::string& out) {
+Json& MessagesGeneration::block(const std::string& type, const Json& fresh, std::string& out) {
   if (open_ && blocks_.back()["type"] == type) return blocks_.back();
   close_block(out);
   Json start = {{"type", type}};

@@ -26,7 +26,7 @@ class MessagesGeneration : public Generation {
 
  private:
   void tell(const CompletionStream::Event& event, std::string& out);
-  Json& block(const std::string& type, Json fresh, std::string& out);
+  Json& block(const std::string& type, const Json& fresh, std::string& out);
   void delta(Json delta, std::string& out) const;
   void close_block(std::string& out);
   Json message() const;

@@ -48,7 +48,7 @@ metrics::EndedRequest ended_request(const AccessEntry& e, bool draining) {
 }
 
 std::vector<Endpoint> metrics_endpoints(Services& services) {
-  return {{.method = "GET", .path = "/metrics", .model = false, .answer = [&services](Call) -> Outcome {
+  return {{.method = "GET", .path = "/metrics", .model = false, .answer = [&services](const Call&) -> Outcome {
              return Reply{200, text(services), {{"Content-Type", "text/plain; version=0.0.4; charset=utf-8"}}};
            }}};
 }

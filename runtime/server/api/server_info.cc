@@ -73,12 +73,14 @@ Reply get_load(const ServedModel& model) {
 }  // namespace
 
 std::vector<Endpoint> server_info_endpoints(Services& services) {
-  return {{.method = "GET", .path = "/props", .answer = [](Call call) -> Outcome { return props(*call.model); }},
+  return {{.method = "GET", .path = "/props", .answer = [](const Call& call) -> Outcome { return props(*call.model); }},
           {.method = "GET",
            .path = "/slots",
-           .answer = [&services](Call call) -> Outcome { return slots(services, call); }},
-          {.method = "GET", .path = "/load", .answer = [](Call call) -> Outcome { return load(*call.model); }},
-          {.method = "GET", .path = "/get_load", .answer = [](Call call) -> Outcome { return get_load(*call.model); }}};
+           .answer = [&services](const Call& call) -> Outcome { return slots(services, call); }},
+          {.method = "GET", .path = "/load", .answer = [](const Call& call) -> Outcome { return load(*call.model); }},
+          {.method = "GET", .path = "/get_load", .answer = [](const Call& call) -> Outcome {
+             return get_load(*call.model);
+           }}};
 }
 
 }  // namespace thermocline::server

@@ -119,7 +119,7 @@ std::vector<Endpoint> tokenize_endpoints(Services& services) {
   const auto detokenizes = [&services](Call asked) { return prepared(services, std::move(asked), detokenize); };
   return {{.method = "POST", .path = "/tokenize", .answer = tokenizes},
           {.method = "POST", .path = "/detokenize", .answer = detokenizes},
-          {.method = "GET", .path = "/tokenizer_info", .answer = [](Call call) -> Outcome {
+          {.method = "GET", .path = "/tokenizer_info", .answer = [](const Call& call) -> Outcome {
              return tokenizer_info(*call.model);
            }}};
 }

@@ -139,13 +139,6 @@ void log_failure(const char* where, const std::exception_ptr& failure) {
   }
 }
 
-asio::awaitable<void> run_connection(std::shared_ptr<Connection> connection, bool turned_away) {
-  if (turned_away)
-    co_await connection->turn_away();
-  else
-    co_await connection->serve();
-}
-
 }  // namespace
 
 class Listener::Impl {
@@ -254,7 +247,8 @@ class Listener::Impl {
     if (turned_away) ++turned_away_;
     if (turned_away && network_->open.size() >= options_.max_connections + kTurnedAway) return;  // closed unheard
     const auto connection = std::make_shared<Connection>(std::move(socket), *network_);
-    asio::co_spawn(context_, run_connection(connection, turned_away), [connection](const std::exception_ptr& failure) {
+    const auto run = [connection, turned_away] { return turned_away ? connection->turn_away() : connection->serve(); };
+    asio::co_spawn(context_, run, [connection](const std::exception_ptr& failure) {
       if (failure) log_failure("a connection", failure);
       connection->drop();
     });
