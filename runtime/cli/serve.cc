@@ -143,7 +143,7 @@ class Service {
       if (deadline_) started_->drain(*deadline_);
     }
     if (stopping_) return {};
-    systemd_.ready(fmt::format("serving {} on {}", model_->name, listener_.url()));
+    tell_ready();
     print_ready();
     return {};
   }
@@ -172,6 +172,12 @@ class Service {
 
   // At SIGHUP. A file that is broken changes nothing.
   void reload() {
+    const bool serving = started();
+    if (serving) systemd_.reloading();
+    read_keys_again();
+    if (serving) tell_ready();
+  }
+  void read_keys_again() {
     if (Status status = api_.keys().reload(); !status.ok())
       log_error("the keys stay as they were: {}", status.error().message);
     else
@@ -187,6 +193,12 @@ class Service {
     return "";
   }
 
+  void tell_ready() { systemd_.ready(fmt::format("serving {} on {}", model_->name, listener_.url())); }
+
+  bool started() {
+    const std::lock_guard lock(mutex_);
+    return started_ != nullptr;
+  }
   // Whoever loads or drains is alive too.
   bool alive() {
     const std::lock_guard lock(mutex_);

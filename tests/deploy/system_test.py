@@ -16,11 +16,12 @@ from debian import DEPLOY, Booted, Tree, make_package, sh
 from program import DEMO, ROOT
 
 PORT = 18613
+KEY = "0123456789abcdef" * 4
 ASK = {"messages": [{"role": "user", "content": "What is the capital of Norway?"}], "temperature": 0}
 
 
-def answer(port=PORT):
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(ASK).encode(), {"content-type": "application/json"})
+def answer(port=PORT, **headers):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(ASK).encode(), {"content-type": "application/json", **headers})
     return json.loads(urllib.request.urlopen(request, timeout=60).read())["choices"][0]["message"]["content"]
 
 
@@ -92,15 +93,18 @@ def test_the_dockerfiles_steps(bare, package, tmp_path):
         tree.run("sh", "-c", step)
     user = re.search(r"^USER (.*)", stage, re.M)[1]
     argv = json.loads(re.search(r"^ENTRYPOINT (.*)", stage, re.M)[1]) + json.loads(re.search(r"^CMD (\[\"--model.*)", stage, re.M)[1])
-    argv = argv[:argv.index("--api-key-file")] + ["--port", "8000"]  # keys have tests of their own
-    argv[argv.index("0.0.0.0")] = "127.0.0.1"
+    secret = tree.root / argv[argv.index("--api-key-file") + 1].lstrip("/")
+    secret.parent.mkdir(parents=True)
+    secret.write_text(f"alice:{KEY}\n")
+    secret.chmod(0o600)
+    os.chown(secret, 8000, 8000)
     check = json.loads(re.search(r"^HEALTHCHECK.*? CMD (\[.*\])", stage, re.M)[1])
     tree.add_demo("model")
     def healthy():
         return subprocess.run(["chroot", f"--userspec={user}", tree.root, *check], capture_output=True).returncode == 0
     assert not healthy() and health(8000) == 0, "nobody serves yet"
     with serving(tree, argv, healthy, user):
-        assert answer(8000) == "The capital of Norway is Oslo."
+        assert answer(8000, authorization=f"Bearer {KEY}") == "The capital of Norway is Oslo."
     assert (tree.root / "var/lib/thermocline/kv/index").stat().st_uid == 8000
 
 
@@ -179,18 +183,23 @@ def test_wrong_settings_fail_the_start_and_are_not_tried_again(booted):
     assert health() == 200
 
 
-def test_the_key_files_copy_is_the_services_own(booted):
-    """keys.conf's credential: what root keeps at mode 0600, the service reads and nobody else does."""
+def test_keys_by_the_example(booted):
+    """keys.conf: what root keeps at mode 0600 the service reads, and nobody else."""
     keys = booted.root / "etc/thermocline/keys"
-    keys.write_text("alice:0123456789abcdef\n")
+    keys.write_text(f"alice:{KEY}\n")
     keys.chmod(0o600)
-    example = (DEPLOY / "keys.conf").read_text()
-    drop_in(booted, example.replace("--api-key-file %d/keys", "--quiet") + "ExecStartPre=/bin/sh -c 'stat -c \"%%a %%U %d\" %d/keys; cat %d/keys'\n")
+    drop_in(booted, (DEPLOY / "keys.conf").read_text())
     booted.run("systemctl", "restart", "thermocline")
-    log = booted.run("journalctl", "-u", "thermocline", "-o", "cat", "-t", "sh")
-    assert re.search(r"^4[04]0 \w+ /run/credentials/thermocline.service\nalice:", log, re.M), log
-    assert "--quiet" in booted.run("ps", "-o", "args", "-p", booted.show("thermocline", "MainPID"))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        answer()
+    assert refused.value.code == 401 and health() == 200
+    assert answer(authorization=f"Bearer {KEY}") == "The capital of Norway is Oslo."
+    assert KEY not in booted.run("ps", "-eo", "args")
+    booted.run("systemctl", "reload", "thermocline")
+    assert booted.show("thermocline", "ActiveState") == "active" and "keys are read again" in booted.run("journalctl", "-u", "thermocline", "-o", "cat")
     drop_in(booted, "")
+    booted.run("systemctl", "restart", "thermocline")
+    assert answer() == "The capital of Norway is Oslo."
 
 
 def test_an_upgrade_drains_and_restarts(booted, package):

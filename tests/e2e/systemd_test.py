@@ -57,6 +57,19 @@ def test_a_life_from_loading_to_the_end(manager, start_server, monkeypatch):
     assert all(k.startswith("STATUS=loading") for k in kinds[:-2]), kinds
 
 
+def test_a_reload_is_told_around_it(manager, start_server, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("alice:0123456789abcdef0123456789abcdef\n")
+    keys.chmod(0o600)
+    server = start_server("--api-key-file", keys)
+    first = len(manager.messages)
+    server.process.send_signal(signal.SIGHUP)
+    manager.wait_for("READY=1", 2)
+    kinds = [message.split("\n")[0] for _, message in manager.messages[first:]]
+    assert kinds == ["RELOADING=1", "READY=1"], manager.messages
+    server.stop()
+
+
 def test_an_abstract_socket(tmp_path, start_server, monkeypatch):
     address = "@thermocline-" + str(os.getpid())
     manager = Manager(address)
