@@ -6,6 +6,7 @@ install(TARGETS thermocline)
 install(FILES README.md deploy/debian/copyright DESTINATION share/doc/thermocline)
 install(DIRECTORY docs/ DESTINATION share/doc/thermocline FILES_MATCHING PATTERN "*.md" PATTERN "*.svg" PATTERN README.md EXCLUDE)
 install(FILES deploy/nginx.conf deploy/Caddyfile deploy/keys.conf deploy/compose.yaml deploy/Dockerfile
+        deploy/prometheus.yml deploy/grafana/thermocline.json
         DESTINATION share/doc/thermocline/examples)
 install(FILES deploy/thermocline.service DESTINATION lib/systemd/system)
 # Settings belong in /etc beside a prefix of /usr, in etc of any other. Those that are there already stay.

@@ -30,7 +30,7 @@ def test_every_file_is_where_debian_wants_it(package, tree):
     assert all(owner == "root/root" for _, owner in files.values())
     assert files["./usr/bin/thermocline"][0] == "-rwxr-xr-x"
     doc = "./usr/share/doc/thermocline/"
-    for name in ("./etc/thermocline/thermocline.toml", "./usr/lib/systemd/system/thermocline.service", doc + "copyright", doc + "changelog.gz", doc + "deploy.md", doc + "examples/nginx.conf"):
+    for name in ("./etc/thermocline/thermocline.toml", "./usr/lib/systemd/system/thermocline.service", doc + "copyright", doc + "changelog.gz", doc + "deploy.md", doc + "examples/nginx.conf", doc + "examples/thermocline.json"):
         assert files[name][0] == "-rw-r--r--", name
     others = [name for name in files if not re.match(r"\./(etc/thermocline/|usr/(bin/thermocline$|lib/systemd/system/|share/(doc/thermocline/|man/|bash-completion/|zsh/|fish/)))", name)]
     assert others == [], "nothing else: no tests, headers, libraries"

@@ -174,10 +174,11 @@ def test_a_server_that_hangs_is_restarted(booted):
 def test_wrong_settings_fail_the_start_and_are_not_tried_again(booted):
     settings = booted.root / "etc/thermocline/thermocline.toml"
     good = settings.read_text()
-    settings.write_text(good.replace("port =", "prot ="))
-    assert subprocess.run(["nsenter", "-t", booted.leader, "-a", "systemctl", "restart", "thermocline"]).returncode != 0
-    time.sleep(1)
-    assert booted.show("thermocline", "ActiveState") == "failed" and booted.show("thermocline", "ExecMainStatus") == "2"
+    for wrong, status in ((good.replace("port =", "prot ="), "2"), (good.replace("models/demo", "models/none"), "3")):
+        settings.write_text(wrong)
+        assert subprocess.run(["nsenter", "-t", booted.leader, "-a", "systemctl", "restart", "thermocline"]).returncode != 0
+        time.sleep(1)
+        assert booted.show("thermocline", "ActiveState") == "failed" and booted.show("thermocline", "ExecMainStatus") == status
     settings.write_text(good)
     booted.run("systemctl", "restart", "thermocline")
     assert health() == 200
