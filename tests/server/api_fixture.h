@@ -113,6 +113,20 @@ inline void put_end(RequestHandle& handle, int choice, FinishReason reason, Erro
   handle.stream().finish(std::move(event));
 }
 
+/// One answer of two tokens behind `cached` tokens that were there already, as the engine tells it.
+inline auto saying_behind_cached(int64_t cached) {
+  return [=](const Request&, RequestHandle& handle) {
+    for (const char* text : {"so", " it is"}) {
+      TokenEvent event;
+      event.id = 100;
+      event.text = text;
+      event.stats.cached_tokens = cached;
+      handle.stream().push(std::move(event));
+    }
+    put_end(handle, 0, FinishReason::stop, {}, {.cached_tokens = cached});
+  };
+}
+
 /// Every choice says the same pieces, one token each, the choices in turn.
 inline auto saying(std::vector<std::string> pieces, FinishReason reason = FinishReason::stop) {
   return [=](const Request& request, RequestHandle& handle) {

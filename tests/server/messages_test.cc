@@ -59,6 +59,19 @@ TEST_F(MessagesTest, AnAnswerIsAMessageWithUsage) {
   EXPECT_EQ(last().max_tokens, 100);
 }
 
+TEST_F(MessagesTest, CachedTokensCountOnceAndFromTheStart) {
+  backend.script = saying_behind_cached(3);
+  Json body = ask("Hello");
+  const Json usage = post(kMessages, body).json().at("usage");
+  const int64_t prompt = static_cast<int64_t>(last().prompt.size());
+  EXPECT_EQ(usage.at("cache_read_input_tokens"), 3);
+  EXPECT_EQ(usage.at("input_tokens"), prompt - 3);
+  body["stream"] = true;
+  const auto events = named_events(post(kMessages, body).stream);
+  EXPECT_EQ(events.front().second.at("message").at("usage").at("cache_read_input_tokens"), 3);
+  EXPECT_EQ(events.at(events.size() - 2).second.at("usage").at("cache_read_input_tokens"), 3);
+}
+
 TEST_F(MessagesTest, AStreamHasTheOrderThatClientsCountOn) {
   const std::string dsml = test::demo_prose().dsml_token;
   backend.script = saying(characters_of("because</think>I look.\n\n<" + dsml + "tool_calls>\n<" + dsml +

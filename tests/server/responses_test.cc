@@ -66,6 +66,12 @@ TEST_F(ResponsesTest, AnAnswerIsAListOfItems) {
   EXPECT_EQ(body.at("metadata").at("a"), "b");
 }
 
+TEST_F(ResponsesTest, CachedTokensCountOnce) {
+  backend.script = saying_behind_cached(3);
+  const Json body = reply({{"input", "Hello"}});
+  EXPECT_EQ(body.at("usage").at("input_tokens_details").at("cached_tokens"), 3);
+}
+
 TEST_F(ResponsesTest, AStreamHasTheOrderThatClientsCountOn) {
   backend.script = saying(characters_of("why</think>I do." + dsml_call("find", "q", "x")));
   Json body = {{"input", "Do it"}, {"stream", true}, {"store", false}, {"reasoning", {{"effort", "high"}}}};

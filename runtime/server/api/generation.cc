@@ -211,7 +211,7 @@ Exchange::Output Generation::take() {
   for (size_t i = 0; i < handles.size(); ++i) {
     TokenStream& stream = handles[i]->stream();
     for (const TokenEvent& event : stream.take()) {
-      count(event);
+      count(i, event);
       if (event.kind == TokenEvent::Kind::finish) {
         if (event.reason == FinishReason::error) return fail(event.error, out.bytes);
         if (event.reason == FinishReason::cancelled)
@@ -232,14 +232,17 @@ Exchange::Output Generation::take() {
   return out;
 }
 
-void Generation::count(const TokenEvent& event) {
+void Generation::count(size_t prompt, const TokenEvent& event) {
   if (event.kind == TokenEvent::Kind::token) {
     if (usage_.completion++ == 0) entry_.first_token_seconds = seconds_since(arrived_);
     answered_ = usage_.completion;
   }
+  if (event.choice == 0) {  // from its first token on, and again with each: a stream may begin with it
+    cached_of_.resize(std::max(cached_of_.size(), prompt + 1));
+    usage_.cached += event.stats.cached_tokens - std::exchange(cached_of_[prompt], event.stats.cached_tokens);
+    cached_ = usage_.cached;
+  }
   if (event.kind != TokenEvent::Kind::finish) return;
-  if (event.choice == 0) usage_.cached += event.stats.cached_tokens;
-  cached_ = usage_.cached;
   entry_.queue_seconds = std::max(entry_.queue_seconds, event.stats.queue_seconds);
   entry_.prefill_seconds = std::max(entry_.prefill_seconds, event.stats.prefill_seconds);
   entry_.decode_seconds = std::max(entry_.decode_seconds, event.stats.decode_seconds);

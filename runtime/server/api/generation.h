@@ -91,7 +91,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
  private:
   Result<std::vector<std::shared_ptr<RequestHandle>>> submit(std::vector<Request> requests);
   void refuse(Reply reply);
-  void count(const TokenEvent& event);
+  void count(size_t prompt, const TokenEvent& event);
   Reply shaped(Reply reply) const;
   Output fail(const Error& error, const std::string& before);
   Output end_with(Reply reply);
@@ -110,6 +110,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   // Network thread.
   bool bytes_sent_ = false;
   bool over_ = false;
+  std::vector<int64_t> cached_of_;                // each prompt's share of usage_.cached
   std::atomic<int64_t> answered_{0}, cached_{0};  // for look()
 };
 

@@ -71,7 +71,6 @@ Json MessagesGeneration::message() const {
 }
 
 void MessagesGeneration::on_event(size_t, const TokenEvent& token, std::string& out) {
-  if (token.kind == TokenEvent::Kind::token) usage_.cached = token.stats.cached_tokens;
   if (streams_ && !std::exchange(began_, true))
     out += event("message_start", {{"type", "message_start"}, {"message", message()}});
   const bool reasoned = stream_->in_reasoning();

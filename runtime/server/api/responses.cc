@@ -121,7 +121,6 @@ void ResponsesGeneration::begin(std::string& out) {
 }
 
 void ResponsesGeneration::on_event(size_t, const TokenEvent& token, std::string& out) {
-  if (token.kind == TokenEvent::Kind::token) usage_.cached = token.stats.cached_tokens;
   begin(out);
   const bool reasoned = stream_->in_reasoning();
   for (const auto& piece : stream_->push(token.text)) tell(piece, out);
