@@ -26,17 +26,18 @@ install_packages() {
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
-# make_venv: .venv with the Python packages of the tests, made once and again when the list changes.
+# make_venv FOLDER LIST: the Python packages of a list of tests/, made once and again when the list changes.
 make_venv() {
-  local stamp=.venv/requirements.txt
-  if cmp -s tests/requirements.txt "$stamp"; then
-    say "python: .venv is up to date"
+  local folder=$1 list=$2
+  if cmp -s "$list" "$folder/requirements.txt"; then
+    say "python: $folder is up to date"
     return
   fi
-  say "python: installing the packages of tests/requirements.txt into .venv"
-  python3 -m venv .venv
-  .venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
-  cp tests/requirements.txt "$stamp"
+  say "python: installing the packages of $list into $folder"
+  python3 -m venv "$folder"
+  # What is imported is compiled then; of the clients that is a small part.
+  "$folder/bin/pip" install -q --disable-pip-version-check --no-compile -r "$list"
+  cp "$list" "$folder/requirements.txt"
 }
 
 # build PRESET TARGET... with cmake options in CMAKE_OPTIONS. A unity build: all of it is built a third faster, one changed

@@ -41,7 +41,8 @@ test_preset() {
 }
 
 stage packages install_packages $BUILD_PACKAGES $TEST_PACKAGES ${all:+$STYLE_PACKAGES}
-stage python make_venv
+stage python make_venv .venv tests/requirements.txt
+stage "python clients" make_venv .venv-clients tests/requirements-clients.txt
 if [ -n "$all" ]; then export TC_SOAK_SECONDS=60; fi
 test_preset release
 if [ -n "$all" ]; then

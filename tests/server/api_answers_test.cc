@@ -195,6 +195,16 @@ TEST_F(ApiTest, StreamsSayWhatRepliesSay) {
     }
 }
 
+TEST_F(ApiTest, StrictIsNoPartOfATool) {
+  backend.script = saying({"x"});
+  EXPECT_EQ(chat({{"tools", kTools}}).status, 200);
+  const std::string prompt = text_of(last());
+  Json strict = kTools;
+  strict[0]["function"]["strict"] = true;
+  EXPECT_EQ(chat({{"tools", strict}}).status, 200);
+  EXPECT_EQ(text_of(last()), prompt);
+}
+
 TEST_F(ApiTest, CallsAndReasoning) {
   backend.script = saying(characters_of("Why.</think>Look:" + kCalls));
   const Json choice =

@@ -25,6 +25,9 @@ Status read_tools(const Json& body, Json& messages, ToolProperties& properties, 
   added = !messages[0].is_object() || !messages[0].contains("role") || messages[0]["role"] != "system";
   if (added) messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
   messages[0]["tools"] = *tools;
+  // A wish to whoever serves it, no part of the tool: some clients always send it, and the model would read it.
+  for (Json& tool : messages[0]["tools"])
+    if (tool.is_object() && tool.contains("function") && tool["function"].is_object()) tool["function"].erase("strict");
   properties = tool_properties(*tools);
   return {};
 }
