@@ -344,7 +344,8 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("logging", "--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
   command->add_flag("--quiet,-q", o->quiet, "No progress while loading")->group("logging");
   add_aliases(*command, o->model.settings());
-  o->model.settings().also_print([o] { return sampling_rows(o->model.model()); });
+  o->model.settings().also_print(
+      [options = o.get()] { return sampling_rows(options->model.model()); });  // which owns it
   set_common(*command, {"help",
                         "config",
                         "print-config",
