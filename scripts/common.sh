@@ -6,7 +6,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 BUILD_PACKAGES="g++ cmake libbenchmark-dev ninja-build pkg-config libboost1.81-dev libboost-context1.81-dev libcli11-dev libfmt-dev libhwloc-dev libjs-marked libmimalloc-dev
                 libpcre2-dev libsodium-dev libspdlog-dev libtbb-dev liburing-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev prometheus-cpp-dev"
-TEST_PACKAGES="chromium chromium-driver dpkg-dev file fonts-dejavu-core libgtest-dev python3 python3-venv"
+TEST_PACKAGES="chromium chromium-driver dpkg-dev file fonts-dejavu-core libgtest-dev mold python3 python3-venv"
 STYLE_PACKAGES="clang-format-14 clang-tidy-14"
 
 # install_packages NAME...: apt-get for those that are not there; nothing at all when all are.
