@@ -48,6 +48,8 @@ void init_log(const std::string& level, LogFormat format) {
   spdlog::set_default_logger(std::move(logger));
 }
 
+void set_log_level(const std::string& level) { spdlog::default_logger()->set_level(spdlog::level::from_str(level)); }
+
 void log_formatted(LogLevel level, fmt::string_view format, fmt::format_args args) {
   constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info, spdlog::level::warn,
                                                    spdlog::level::err};

@@ -4,12 +4,16 @@
 #include <fmt/core.h>
 
 #include <string>
+#include <vector>
 
 namespace thermocline {
 
 enum class LogFormat { text, json };  // a line for people, or a JSON object a line
-/// Sets the level ("error", "warn", "info", "debug") and the shape of lines (log_lines.h). Called once by main.
+inline const std::vector<std::string> kLogLevels = {"error", "warn", "info", "debug"};
+/// Sets the level and the shape of lines (log_lines.h). Called once by main.
 void init_log(const std::string& level, LogFormat format = LogFormat::text);
+/// Any thread.
+void set_log_level(const std::string& level);
 
 enum class LogLevel { debug, info, warn, error };
 /// One line at that level; behind the four below, which check formats when they are compiled.

@@ -42,7 +42,7 @@ void add_chat_tools(CLI::App& app, Outcome& outcome);  // tokenize, detokenize, 
 class ModelOptions {
  public:
   void add_to(CLI::App& command, bool weights = true);
-  Settings& settings() { return *settings_; }  // once it was added
+  Settings& settings() const { return *settings_; }  // once it was added
   /// Errors: invalid_argument for a name that is none; those of check_folder.
   Result<EngineOptions> engine_options() const;
   const std::string& model() const { return model_; }

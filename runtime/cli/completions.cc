@@ -37,7 +37,7 @@ std::string all_paths(const CLI::App& program) {
 
 std::string joined_names(const CLI::App& command, bool with_values_only) {
   std::string out;
-  for (const CLI::Option* option : shown_options(command))
+  for (const CLI::Option* option : options_behind(command))
     if (!with_values_only || takes_value(*option))
       for (const std::string& name : names_of(*option)) out += (out.empty() ? "" : " ") + name;
   return out;
@@ -80,7 +80,7 @@ std::string zsh_completion(const CLI::App& program) {
       if (!inner->get_group().empty())
         cases += fmt::format("      commands+=({})\n",
                              in_quotes(inner->get_name() + ":" + short_text(inner->get_description())));
-    for (const CLI::Option* option : shown_options(*path.command))
+    for (const CLI::Option* option : options_behind(*path.command))
       for (const std::string& name : names_of(*option))
         cases += fmt::format("      options+=({})\n", in_quotes(name + ":" + short_text(option->get_description())));
     cases += fmt::format("      valued=({}) ;;\n", joined_names(*path.command, true));
@@ -126,7 +126,7 @@ std::string fish_completion(const CLI::App& program) {
       if (!inner->get_group().empty())
         out += fmt::format("complete -c thermocline -f -n {} -a {} -d {}\n", in_quotes(none_yet), inner->get_name(),
                            in_quotes(short_text(inner->get_description()), "\\"));
-    for (const CLI::Option* option : shown_options(*path.command)) {
+    for (const CLI::Option* option : options_behind(*path.command)) {
       out += "complete -c thermocline";
       if (!inner_names.empty())
         out += " -n " + in_quotes(none_yet);

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "runtime/cli/command.h"
+#include "runtime/cli/settings.h"
 
 namespace thermocline::cli {
 namespace {
@@ -50,6 +51,13 @@ std::vector<CommandPath> shown_commands(const CLI::App& program) {
 
 std::vector<const CLI::Option*> shown_options(const CLI::App& command) {
   return command.get_options([](const CLI::Option* o) { return o->nonpositional() && !o->get_group().empty(); });
+}
+
+std::vector<const CLI::Option*> options_behind(const CLI::App& command) {
+  std::vector<const CLI::Option*> options = shown_options(command);
+  if (has_settings(command))
+    for (const CLI::Option* const option : program_settings(command)) options.push_back(option);
+  return options;
 }
 
 bool takes_value(const CLI::Option& option) { return option.get_expected_max() > 0; }

@@ -17,6 +17,8 @@ struct CommandPath {
 std::vector<CommandPath> shown_commands(const CLI::App& program);
 /// Those that help shows and that have a name behind dashes.
 std::vector<const CLI::Option*> shown_options(const CLI::App& command);
+/// ... and the program's own where the command takes them too: what may stand behind its name.
+std::vector<const CLI::Option*> options_behind(const CLI::App& command);
 bool takes_value(const CLI::Option& option);
 /// Names with their dashes, the long ones first.
 std::vector<std::string> names_of(const CLI::Option& option);

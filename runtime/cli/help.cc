@@ -10,11 +10,15 @@ namespace {
 
 bool visible(const CLI::Option& option) { return option.nonpositional() && !option.get_group().empty(); }
 
+constexpr const char* kLogging = "logging";  // the settings of the program itself are shown with it
+
 std::vector<std::string> groups_of(const CLI::App& command) {
   std::vector<std::string> groups;
   for (const std::string& group : command.get_groups())
     if (!group.empty() && !command.get_options([&](const CLI::Option* o) { return o->get_group() == group; }).empty())
       groups.push_back(group);
+  if (has_settings(command) && std::find(groups.begin(), groups.end(), kLogging) == groups.end())
+    groups.emplace_back(kLogging);
   return groups;
 }
 
@@ -57,9 +61,11 @@ class HelpFormatter : public CLI::Formatter {
     const bool few = given == "true" && !common_.empty(), all = given == "true" || given == "all";
     std::string out;
     for (const std::string& group : groups_of(app)) {
-      const auto shown = app.get_options([&](const CLI::Option* option) {
+      auto shown = app.get_options([&](const CLI::Option* option) {
         return option->get_group() == group && visible(*option) && (!few || is_common(*option));
       });
+      if (group == kLogging && has_settings(app) && !few)
+        for (const CLI::Option* const option : program_settings(app)) shown.push_back(option);
       if ((all || given == group) && !shown.empty()) out += make_group(group, false, shown);
     }
     if (few) out += "\nMore: --help=all, or of a group: " + named(groups_of(app)) + "\n";
@@ -104,9 +110,12 @@ const CLI::App& last_parsed(const CLI::App& program) {
 std::string unknown_flag(const CLI::App& command, const std::string& word) {
   const std::string flag = word.substr(0, word.find('='));
   std::vector<std::string> known;
+  const auto know = [&](const CLI::Option* option) {
+    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+  };
   for (const CLI::Option* option : command.get_options())
-    if (visible(*option))
-      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    if (visible(*option)) know(option);
+  for (const CLI::Option* option : program_settings(command)) know(option);
   const std::string near = flag.starts_with("--") ? nearest(flag, known) : "";
   return near.empty() ? fmt::format("there is no {}", flag)
                       : fmt::format("there is no {}: did you mean {}?", flag, near);

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
       [](const CLI::App* program, const CLI::Error& error) { return cli::usage_error(*program, error); });
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "error, warn, info or debug")
+      ->check(CLI::IsMember(kLogLevels))
       ->capture_default_str()
       ->envname("THERMOCLINE_LOG_LEVEL");
   std::string log_format = "text";

@@ -175,6 +175,7 @@ class Service {
     const bool serving = started();
     if (serving) systemd_.reloading();
     read_keys_again();
+    read_log_level_again();
     if (serving) tell_ready();
   }
   void read_keys_again() {
@@ -182,6 +183,13 @@ class Service {
       log_error("the keys stay as they were: {}", status.error().message);
     else
       log_info("keys are read again");
+  }
+
+  void read_log_level_again() {
+    const Result<std::string> level = o_.model.settings().read_log_level();
+    if (!level) return log_error("the log level stays as it was: {}", level.error().message);
+    set_log_level(*level);
+    log_info("log level {}", *level);
   }
 
   // What the planner says of this model on this box; nothing where it cannot.
@@ -265,7 +273,6 @@ Status serve(ServeOptions& o) {
 void add_serve(CLI::App& app, Outcome& outcome) {
   auto o = std::make_shared<ServeOptions>();
   CLI::App* command = app.add_subcommand("serve", "Serve the model over an OpenAI-compatible HTTP API");
-  command->fallthrough();  // to --config and --log-level
   o->model.add_to(*command);
   const auto add = [&](const char* group, const char* name, auto& value, const char* text) {
     return command->add_option(name, value, text)->capture_default_str()->group(group);

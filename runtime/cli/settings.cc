@@ -8,6 +8,7 @@
 #include <set>
 
 #include "runtime/base/edit_distance.h"
+#include "runtime/base/log.h"
 #include "runtime/io/json_document.h"
 
 namespace thermocline::cli {
@@ -27,9 +28,8 @@ bool is_flag(const CLI::Option& option) { return option.get_expected_max() == 0;
 bool is_list(const CLI::Option& option) { return option.get_items_expected_max() > 1; }
 const std::string& key_of(const CLI::Option& option) { return option.get_lnames()[0]; }
 
-std::vector<CLI::Option*> settings_of(CLI::App& command) {
-  return command.get_options([](CLI::Option* option) { return is_setting(*option); });
-}
+// Those of the program itself, such as the log level: settings of every command. Their variables are CLI11's to read.
+bool is_of_program(const CLI::Option& option) { return !option.get_envname().empty(); }
 
 // Depth first, the program itself first.
 void for_each_command(const CLI::App& app, const std::function<void(const CLI::App&)>& visit) {
@@ -45,10 +45,17 @@ std::vector<std::string> path_of_command(const CLI::App& command) {
   return path;
 }
 
-const CLI::App& program_of(const CLI::App& command) {
-  const CLI::App* app = &command;
+CLI::App& program_of(CLI::App& command) {
+  CLI::App* app = &command;
   while (app->get_parent()) app = app->get_parent();
   return *app;
+}
+
+std::vector<CLI::Option*> settings_of(CLI::App& command) {
+  std::vector<CLI::Option*> options = command.get_options([](CLI::Option* option) { return is_setting(*option); });
+  for (CLI::Option* const option : program_of(command).get_options())
+    if (is_of_program(*option)) options.push_back(option);
+  return options;
 }
 
 std::vector<std::string> keys_of(const CLI::App& command) {
@@ -94,6 +101,12 @@ std::vector<CLI::ConfigItem> read_items(const std::string& file) {
   return CLI::ConfigTOML().from_config(text);
 }
 
+// CLI11 does not tell a variable of the program's from a flag.
+std::string of_command_line(const CLI::Option& option) {
+  const char* const text = is_of_program(option) ? std::getenv(option.get_envname().c_str()) : nullptr;
+  return text && text == option.results().back() ? "env " + option.get_envname() : "flag";
+}
+
 std::string value_of(const CLI::Option& option) {
   if (option.empty()) return is_flag(option) ? "false" : is_list(option) ? "[]" : option.get_default_str();
   if (option.get_type_name().starts_with(Settings::kSecret)) return "(set)";
@@ -105,6 +118,7 @@ std::string value_of(const CLI::Option& option) {
 
 std::shared_ptr<Settings> Settings::add_to(CLI::App& command) {
   std::shared_ptr<Settings> settings(new Settings(command));
+  for (CLI::App* app = &command; app->get_parent(); app = app->get_parent()) app->fallthrough();  // to --log-level
   command
       .add_option_function<std::string>(
           "--config", [settings](const std::string& file) { settings->settle(file); },
@@ -139,7 +153,11 @@ void Settings::settle(const std::string& file) {
   if (!command_.parsed()) return;  // CLI11 converts the options of every command
   take_foreign_spellings();
   take_environment();
-  if (!file.empty()) take_file(file);
+  file_ = file;
+  if (!file.empty())
+    for (const CLI::ConfigItem& item : read_file())
+      if (CLI::Option* const option = option_of(item); option && option->empty())
+        take(*option, item.inputs, "file " + file);
   if (!print_->empty() && command_.remaining().empty()) {
     print();
     throw CLI::Success();
@@ -165,26 +183,27 @@ void Settings::take_environment() {
   for (CLI::Option* option : settings_of(command_)) {
     const std::string name = env_name(command_, *option);
     const char* const text = std::getenv(name.c_str());
-    if (!text || !*text || !option->empty()) continue;  // set to nothing is not set
+    if (is_of_program(*option) || !text || !*text || !option->empty()) continue;  // set to nothing is not set
     take(*option, is_list(*option) ? CLI::detail::split(text, ',') : std::vector<std::string>{text}, "env " + name);
   }
 }
 
-void Settings::take_file(const std::string& file) {
-  std::vector<CLI::ConfigItem> items = read_items(file);
+// Its lines, those of sections first.
+std::vector<CLI::ConfigItem> Settings::read_file() const {
+  std::vector<CLI::ConfigItem> items = read_items(file_);
   std::erase_if(items, [](const auto& item) { return item.name == "++" || item.name == "--"; });  // a section's ends
   std::set<std::string> seen;
   for (const CLI::ConfigItem& item : items)
-    if (!seen.insert(item.fullname()).second) throw CLI::ConfigError(file + ": " + item.fullname() + " is set twice");
+    if (!seen.insert(item.fullname()).second) throw CLI::ConfigError(file_ + ": " + item.fullname() + " is set twice");
   std::stable_partition(items.begin(), items.end(), [](const auto& item) { return !item.parents.empty(); });
-  for (const CLI::ConfigItem& item : items) take_item(file, item);
+  return items;
 }
 
 // Keys before any section are for every command that has such an option; a section is one command's alone, and wins.
-void Settings::take_item(const std::string& file, const CLI::ConfigItem& item) {
+// Null: another command's.
+CLI::Option* Settings::option_of(const CLI::ConfigItem& item) const {
   std::string key = item.name;
   std::replace(key.begin(), key.end(), '_', '-');
-  const std::vector<std::string> ours = path_of_command(command_);
   bool known_section = item.parents.empty();
   std::vector<std::string> known;
   const auto add_keys_of = [&](const CLI::App& other) {
@@ -194,14 +213,32 @@ void Settings::take_item(const std::string& file, const CLI::ConfigItem& item) {
   };
   add_keys_of(command_);  // first, as of two names that are as near the first is suggested
   for_each_command(program_of(command_), add_keys_of);
+  for (const CLI::Option* option : program_settings(command_)) known.push_back(key_of(*option));
   if (!known_section)
-    throw CLI::ConfigError(file + ": there is no command [" + CLI::detail::join(item.parents, ".") + "]");
+    throw CLI::ConfigError(file_ + ": there is no command [" + CLI::detail::join(item.parents, ".") + "]");
   if (std::find(known.begin(), known.end(), key) == known.end())
-    throw CLI::ConfigError(file + ": there is no setting " + item.fullname() + did_you_mean(key, known));
-  if (!item.parents.empty() && item.parents != ours) return;
-  CLI::Option* const option = command_.get_option_no_throw("--" + key);
-  if (!option) return;  // another command's
-  if (option->empty()) take(*option, item.inputs, "file " + file);
+    throw CLI::ConfigError(file_ + ": there is no setting " + item.fullname() + did_you_mean(key, known));
+  if (!item.parents.empty() && item.parents != path_of_command(command_)) return nullptr;
+  for (CLI::Option* const option : settings_of(command_))
+    if (key_of(*option) == key) return option;
+  return nullptr;
+}
+
+Result<std::string> Settings::read_log_level() const {
+  const CLI::Option& option = *program_of(command_).get_option("--log-level");
+  const std::string now = option.empty() ? option.get_default_str() : option.results().back();
+  if (file_.empty() || (!option.empty() && !taken_.contains(&option))) return now;
+  try {
+    for (const CLI::ConfigItem& item : read_file()) {
+      if (option_of(item) != &option) continue;
+      if (item.inputs.size() == 1 && std::ranges::find(kLogLevels, item.inputs[0]) != kLogLevels.end())
+        return item.inputs[0];
+      return invalid(file_ + ": log-level should be one of " + CLI::detail::join(kLogLevels, ", "));
+    }
+  } catch (const CLI::ParseError& error) {
+    return invalid(error.what());
+  }
+  return option.get_default_str();
 }
 
 void Settings::take(CLI::Option& option, const std::vector<std::string>& values, const std::string& source) {
@@ -230,7 +267,7 @@ std::vector<SettingRow> Settings::rows() const {
     rows.push_back({key_of(*option), value,
                     taken != taken_.end() ? taken->second.source
                     : option->empty()     ? "default"
-                                          : "flag"});
+                                          : of_command_line(*option)});
   }
   if (!more_rows_) return rows;
   for (SettingRow& row : more_rows_()) rows.push_back(std::move(row));
@@ -253,6 +290,12 @@ void Settings::print() const {
 }
 
 bool has_settings(const CLI::App& command) { return command.get_option_no_throw("--config") != nullptr; }
+
+std::vector<const CLI::Option*> program_settings(const CLI::App& command) {
+  const CLI::App* app = &command;
+  while (app->get_parent()) app = app->get_parent();
+  return app->get_options([](const CLI::Option* option) { return is_of_program(*option); });
+}
 
 std::string env_name(const CLI::App& command, const CLI::Option& option) {
   if (!option.get_envname().empty()) return option.get_envname();

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/result.h"
+
 namespace thermocline::cli {
 
 /// A line of --print-config.
@@ -31,6 +33,9 @@ class Settings {
   /// Another program's flag that changes nothing here, or that is refused; `text` says why.
   enum class Foreign { noted, refused };
   void add_foreign(const std::string& names, bool flag, Foreign kind, const std::string& text);
+  /// The log level that the file says now, for whoever was started without a flag or a variable for it; the default
+  /// where the file no longer says one. Errors: invalid_argument, naming the file.
+  Result<std::string> read_log_level() const;
   /// Rows of --print-config that are no option of the command: what the model says.
   void also_print(std::function<std::vector<SettingRow>()> rows) { more_rows_ = std::move(rows); }
 
@@ -48,13 +53,14 @@ class Settings {
   void settle(const std::string& file);
   void take_foreign_spellings();
   void take_environment();
-  void take_file(const std::string& file);
-  void take_item(const std::string& file, const CLI::ConfigItem& item);
+  std::vector<CLI::ConfigItem> read_file() const;
+  CLI::Option* option_of(const CLI::ConfigItem& item) const;
   void take(CLI::Option& option, const std::vector<std::string>& values, const std::string& source);
   void print() const;
   std::vector<SettingRow> rows() const;
 
   CLI::App& command_;
+  std::string file_;
   CLI::Option* print_ = nullptr;
   std::vector<Spelling> spellings_;
   struct Taken {
@@ -66,6 +72,8 @@ class Settings {
 
 /// Whether the command reads settings from elsewhere.
 bool has_settings(const CLI::App& command);
+/// Options of the program itself that are settings of every command: the log's.
+std::vector<const CLI::Option*> program_settings(const CLI::App& command);
 /// The variable of an option of such a command; empty for what is no setting.
 std::string env_name(const CLI::App& command, const CLI::Option& option);
 /// One line for every THERMOCLINE_ variable that is set and is no option's of any command.

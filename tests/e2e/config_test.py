@@ -3,16 +3,19 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
+import time
 
 import pytest
 
 from program import DEMO, PROGRAM, run
 
 # A setting of each kind with two good values: a number, a flag, a list, a size, a text.
-SETTINGS = {"port": ("9001", "9002"), "think": ("true", "false"), "allowed-host": ("[a.example,b.example:80]", "[c.example]"), "kv-host-memory": ("1GiB", "2GiB"), "kv-disk-dir": ("/ours", "/theirs")}
+SETTINGS = {"port": ("9001", "9002"), "think": ("true", "false"), "allowed-host": ("[a.example,b.example:80]", "[c.example]"), "kv-host-memory": ("1GiB", "2GiB"), "kv-disk-dir": ("/ours", "/theirs"),
+            "log-level": ("warn", "error")}
 SOURCES = ["flag", "env", "file", "default"]  # the first one there wins
-DEFAULTS = {"port": "8000", "think": "false", "allowed-host": "[]", "kv-host-memory": "0", "kv-disk-dir": ""}
+DEFAULTS = {"port": "8000", "think": "false", "allowed-host": "[]", "kv-host-memory": "0", "kv-disk-dir": "", "log-level": "info"}
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def test_help_is_short_and_whole_and_of_a_group(environment):
 
 
 def test_a_wrong_word_is_told_the_right_one():
-    for args, word in [(["serve", DEMO, "--prot", 1], "did you mean --port?"), (["srve"], "did you mean serve?"), (["bench", "stpe"], "did you mean step?"), (["serve", "--modle", DEMO], "did you mean --model?"),
+    for args, word in [(["serve", DEMO, "--prot", 1], "did you mean --port?"), (["srve"], "did you mean serve?"), (["bench", "stpe"], "did you mean step?"), (["serve", "--modle", DEMO], "did you mean --model?"), (["run", "--log-levle", "info"], "did you mean --log-level?"),
                        (["serve", DEMO, "--xyzzyxyzzy"], "there is no --xyzzyxyzzy"), (["serve", DEMO, "another"], "'another'"), (["run", DEMO, "--max-tokns=3"], "--max-tokens?")]:
         _, err = run(*args, code=2)
         assert word in err and err.count("error:") == 1, err
@@ -169,3 +172,30 @@ def test_a_key_of_the_environment_is_asked_for(environment, start_server):
     asked = lambda headers: server.request("GET", "/v1/models", headers=headers)[0]
     assert asked({}) == 401 and asked({"authorization": "Bearer a-key-of-this-test"}) == 200
     server.stop()
+
+
+def test_a_hangup_reads_the_log_level_again(environment, tmp_path, start_server, capfd):
+    def says(text):
+        end = time.monotonic() + 30
+        got = ""
+        while text not in got and time.monotonic() < end:
+            time.sleep(0.02)
+            got += capfd.readouterr().err
+        assert text in got
+        return got
+
+    file = tmp_path / "box.toml"
+    file.write_text("log-level = 'warn'\n")
+    server = start_server("--config", file)
+    assert "info" not in capfd.readouterr().err
+    for text, answer in (("log-level = 'info'\n", "info log level info"), ("[serve]\nlog-level = 'debug'\n", "info log level debug"),
+                         ("log-level = 'loud'\n", "error the log level stays as it was: " + str(file)), ("prot = 1\n", "error the log level stays"), ("", "error the log level stays"),
+                         ("threads = 2\n", "info log level info")):
+        file.write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+        says(answer)
+    server.stop()
+    server = start_server("--config", file, "--log-level", "info")
+    file.write_text("log-level = 'error'\n")
+    server.process.send_signal(signal.SIGHUP)
+    says("info log level info")  # a flag is stronger

@@ -98,10 +98,12 @@ def test_the_manual_has_every_option_and_no_warning(docs):
     sections = {part.split('"', 1)[0].replace("\\-", "-"): part for part in page.split('.SS "')[1:]}
     found = commands()
     assert "EXIT STATUS" in page and len(found) > 20 and "bench step" in found, found.keys()
+    shared = sections["Options of every command"]
+    assert "--log\\-level" in shared.replace("\\-\\-", "--"), shared
     for words, text in found.items():
         section = sections[words or "Options of every command"]
         for name in flags_in(text) - {"--help"}:
-            assert "\\fB" + name.replace("-", "\\-") + "\\fR" in section, (words, name)
+            assert "\\fB" + name.replace("-", "\\-") + "\\fR" in section + shared, (words, name)
     assert "THERMOCLINE_MAX_NUM_SEQS" in sections["serve"] and "ctx" not in page
 
 
