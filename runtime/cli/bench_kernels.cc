@@ -335,6 +335,7 @@ void add_bench(CLI::App& app, Outcome& outcome) {
   add_bench_kernels(*bench, outcome);
   add_bench_kv(*bench, outcome);
   add_bench_sched(*bench, outcome);
+  add_bench_server(*bench, outcome);
   add_bench_gpu(*bench, outcome);
 }
 

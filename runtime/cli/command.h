@@ -17,12 +17,13 @@ struct Outcome {
 
 void add_run(CLI::App& app, Outcome& outcome);
 void add_serve(CLI::App& app, Outcome& outcome);
-void add_bench(CLI::App& app, Outcome& outcome);  // step, kernels, gpu, kv, sched
+void add_bench(CLI::App& app, Outcome& outcome);  // step, kernels, gpu, kv, sched, server
 void add_bench_step(CLI::App& bench, Outcome& outcome);
 void add_bench_kernels(CLI::App& bench, Outcome& outcome);
 void add_bench_gpu(CLI::App& bench, Outcome& outcome);
 void add_bench_kv(CLI::App& bench, Outcome& outcome);
 void add_bench_sched(CLI::App& bench, Outcome& outcome);
+void add_bench_server(CLI::App& bench, Outcome& outcome);
 void add_sim(CLI::App& app, Outcome& outcome);
 void add_trace(CLI::App& app, Outcome& outcome);  // info, replay, predict, fit, convert, synth
 void add_trace_replay(CLI::App& trace, Outcome& outcome);

@@ -200,6 +200,16 @@ def test_bench_kernels_judges_every_row():
     assert "amx-emulated" in err, err
 
 
+def test_bench_server_measures_streams_that_talk_and_streams_that_wait(tmp_path):
+    out, _ = run("bench", "server", "--model", DEMO, "--device", "none", "--streams", 3, "-n", 4, "-r", 1, "--idle", 20, "--json", tmp_path / "server.json")
+    got = json.loads((tmp_path / "server.json").read_text())
+    assert all(got[name] > 0 for name in ("step_seconds", "between_seconds", "network_cpu_seconds")), got
+    assert got["overhead"] == pytest.approx((got["between_seconds"] + got["network_cpu_seconds"]) / got["step_seconds"])
+    assert "memory of 20 streams that wait" in out and 0 <= got["idle_bytes"] < 100e6, out
+    _, err = run("bench", "server", "--model", DEMO, "--streams", 0, code=2)
+    assert "--streams should be from 1" in err
+
+
 def test_int8_activations_change_the_logits_a_little(logits, tmp_path):
     ids = list(range(5, 60))
     exact = logits(DEMO, ids)["logits"]
