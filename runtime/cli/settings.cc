@@ -289,6 +289,15 @@ void Settings::print() const {
     fmt::print("{:<{}}  {:<{}}  {}\n", row.name, width, row.value.empty() ? "-" : row.value, value_width, row.source);
 }
 
+void refuse_empty_numbers(CLI::App& program) {
+  for (CLI::Option* const option : program.get_options())
+    for (const char* type : {"INT", "UINT", "FLOAT"})
+      if (option->get_type_name().starts_with(type))
+        option->check(CLI::Validator(
+            [](const std::string& text) { return text.empty() ? "a number is missing" : std::string(); }, ""));
+  for (CLI::App* const command : program.get_subcommands({})) refuse_empty_numbers(*command);
+}
+
 bool has_settings(const CLI::App& command) { return command.get_option_no_throw("--config") != nullptr; }
 
 std::vector<const CLI::Option*> program_settings(const CLI::App& command) {

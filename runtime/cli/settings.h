@@ -70,6 +70,9 @@ class Settings {
   std::function<std::vector<SettingRow>()> more_rows_;
 };
 
+/// No option of the program or its commands takes an empty word for a number: CLI11 would read 0, which often means
+/// something else.
+void refuse_empty_numbers(CLI::App& program);
 /// Whether the command reads settings from elsewhere.
 bool has_settings(const CLI::App& command);
 /// Options of the program itself that are settings of every command: the log's.

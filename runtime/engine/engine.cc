@@ -81,6 +81,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (engine->table_.calibrate_switch_over)
     log_debug("AMX tiles from {} tokens an expert", engine->table_.calibrate_switch_over());
   log_debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
+  if (const int best = engine->topology_.default_threads(); o.threads > 2 * best && !engine->topology_.synthetic)
+    log_warn("{} threads where {} would be best wait for each other: leave out --threads", o.threads, best);
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
   const cpu::CpuContext cpu{*engine->pool_, engine->table_};
   if (!o.machine && o.calibrated) o.machine = calibrated_profile(machine_of(*engine));

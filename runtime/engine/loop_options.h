@@ -47,6 +47,8 @@ struct EngineStats {
   ForecastStats forecast = {};
   double step_seconds = 0, last_step_seconds = 0;
   double longest_decode_step_seconds = 0;  // of steps that decoded for somebody
+  /// From the end of a step to the next one: with nobody to run, and for the loop itself.
+  double idle_seconds = 0, between_steps_seconds = 0;
   StepMeasures measures = {};
   Buckets<kTokenGapSeconds.size()> token_gaps = {};  // between tokens of an answer
   RateSpan recent = {};                              // what was counted of late

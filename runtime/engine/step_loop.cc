@@ -463,6 +463,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
   }
   if (batch.size() == 0) return make_room_for(crowded_out);
   const Clock::time_point start = Clock::now();
+  count_gap(start);
   watchdog_.begin();
   const Result<StepReport> report = [&] {
     const WorkerPool::StepScope scope(m_.pool);  // the workers stay awake from the step to its samples
@@ -471,6 +472,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
     return ran;
   }();
   watchdog_.end();
+  gap_ = {Clock::now(), 0};
   unstick();
   if (!report) {
     // A step that was stopped has no faults; whoever still wants it is in the next one.
@@ -591,7 +593,15 @@ void StepLoop::wait(Clock::time_point now) {
   }
   // Deadlines and blocked clients are looked at ten times a second; news wakes at once.
   const bool idle = running_.empty() && waiting_.empty();
+  const Clock::time_point start = Clock::now();
   inbox_->wait_until(now + (idle ? std::chrono::milliseconds(1000) : std::chrono::milliseconds(100)));
+  gap_.idle += std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void StepLoop::count_gap(Clock::time_point start) {
+  if (!gap_.since) return;  // the first step
+  counted_.idle_seconds += gap_.idle;
+  counted_.between_steps_seconds += std::chrono::duration<double>(start - *gap_.since).count() - gap_.idle;
 }
 
 }  // namespace thermocline

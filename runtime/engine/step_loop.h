@@ -96,6 +96,7 @@ class StepLoop {
   void unstick();
   void fail_all(const Error& error);
   void wait(Clock::time_point now);
+  void count_gap(Clock::time_point start);
   void bark();
   void end_active(const Error& error);
   void publish_stats();
@@ -119,6 +120,11 @@ class StepLoop {
   std::vector<Running> ended_;                     // they have given back everything; their clients do not know yet
   uint64_t next_id_ = 1;
   EngineStats counted_;
+  /// Since the end of the last step, and how much of it the loop slept.
+  struct Gap {
+    std::optional<Clock::time_point> since;
+    double idle = 0;
+  } gap_;
 
   // Shared.
   mutable std::mutex mutex_;

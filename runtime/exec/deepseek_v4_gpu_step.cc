@@ -245,7 +245,7 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
   counted_ = {};
   std::fill(layer_cpu_pairs_.begin(), layer_cpu_pairs_.end(), 0);
   TC_RETURN_IF_ERROR(check(g_, options_, batch, sequences));
-  if (stop && stop->stop_requested()) return Error{ErrorCode::cancelled, "nobody wants this step any more"};
+  if (stop && stop->stop_requested()) return nobody_wants_it();
   for (const std::unique_ptr<DevicePart>& part : parts_) TC_RETURN_IF_ERROR(part->stream().status());
   if (batch.size() == 0) {
     logit_rows_ = mtp_rows_ = 0;
@@ -286,7 +286,7 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
     fill_tables(*part, shape, batch, sequences, next_ids, mtp_rows);
   }
   const bool host_split = !decode && gpu_.prefill != PrefillExperts::cpu;
-  const Status ran = graph ? run_graph(shape) : run_layers(shape, batch.size(), host_split, with_mtp);
+  const Status ran = graph ? run_graph(shape) : run_layers(shape, batch.size(), host_split, with_mtp, stop);
   Status status = ran;
   for (const std::unique_ptr<DevicePart>& part : parts_) {
     const Status synced = part->stream().synchronize();
@@ -295,6 +295,8 @@ Result<StepReport> DeepseekV4GpuStep::compute(const StepInput& input) {
     const HotRows counts = part->take_hot_row_counts();
     hot_rows_ = {hot_rows_.found + counts.found, hot_rows_.copied + counts.copied, hot_rows_.left + counts.left};
   }
+  if (!status.ok())  // its layers have written over the rings
+    for (const Segment& segment : batch.segments) sequences[segment.sequence]->abandon();
   TC_RETURN_IF_ERROR(std::move(status));
   logit_rows_ = rows;
   logits_fetched_ = false;
@@ -344,7 +346,8 @@ Status DeepseekV4GpuStep::run_graph(const StepShape& shape) {
   return {};
 }
 
-Status DeepseekV4GpuStep::run_layers(const StepShape& shape, int64_t tokens, bool host_split, bool with_mtp) {
+Status DeepseekV4GpuStep::run_layers(const StepShape& shape, int64_t tokens, bool host_split, bool with_mtp,
+                                     const StopToken* stop) {
   for (const std::unique_ptr<DevicePart>& part : parts_) part->begin(shape);
   int answered = 0;  // layers
   const auto answer_up_to = [&](int layer) -> Status {
@@ -354,6 +357,10 @@ Status DeepseekV4GpuStep::run_layers(const StepShape& shape, int64_t tokens, boo
   const auto run_layer = [&](DevicePart& part, int layer) -> Status {
     // A driver's queue is finite, and a full one blocks: the layers it waits for must not wait for this thread.
     TC_RETURN_IF_ERROR(answer_up_to(layer - kLayersAhead));
+    if (stop && stop->stop_requested()) {
+      TC_RETURN_IF_ERROR(answer_up_to(layer));  // those that are queued wait for it
+      return nobody_wants_it();
+    }
     part.attention(layer);
     if (host_split) {
       TC_RETURN_IF_ERROR(split_on_host(part, layer, shape));

@@ -121,7 +121,7 @@ class DeepseekV4GpuStep : public StepExecutor, public KvMemory {
   void fill_tables(DevicePart& part, const StepShape& shape, const sched::Batch& batch,
                    std::span<SequenceKv* const> sequences, std::span<const int32_t> next_ids,
                    std::span<const int32_t> mtp_rows);
-  Status run_layers(const StepShape& shape, int64_t tokens, bool host_split, bool with_mtp);
+  Status run_layers(const StepShape& shape, int64_t tokens, bool host_split, bool with_mtp, const StopToken* stop);
   Status run_graph(const StepShape& shape);
   void queue_decode(DevicePart& part);
   Status answer(DevicePart& part, int layer, const StepShape& shape);

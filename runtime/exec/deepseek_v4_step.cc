@@ -82,7 +82,7 @@ Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
   rope_tables(batch.segments);
   logit_rows_ = mtp_rows_ = 0;
   for (int i = 0; i < g_.n_layers; ++i) {
-    if (stop && stop->stop_requested()) return Error{ErrorCode::cancelled, "nobody wants this step any more"};
+    if (stop && stop->stop_requested()) return nobody_wants_it();
     layer(i, w_.layers[i], b_.streams.data(), batch.token_ids, batch.segments);
     if (observer_) observer_(i, {b_.streams.data(), {tokens_, g_.hc_mult, g_.dim}});
   }

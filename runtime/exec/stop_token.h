@@ -1,6 +1,8 @@
 // StopToken: whether anybody still wants the step that runs. Polled between layers.
 #pragma once
 
+#include "runtime/base/result.h"
+
 namespace thermocline {
 
 class StopToken {
@@ -9,5 +11,7 @@ class StopToken {
   /// Cheap, from the step thread.
   virtual bool stop_requested() const = 0;
 };
+/// What such a step ends with.
+inline Error nobody_wants_it() { return {ErrorCode::cancelled, "nobody wants this step any more"}; }
 
 }  // namespace thermocline

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "runtime/hw/cgroup.h"
 #include "runtime/hw/numa_buffer.h"
 
 namespace thermocline {
@@ -41,6 +42,10 @@ TC_VECTOR_CLONES uint64_t sum_lines(const std::byte* data, int64_t bytes) {
 
 Result<StreamRead> StreamRead::create(WorkerPool& pool, uint64_t bytes) {
   StreamRead stream(pool);
+  if (const MemoryBudget free = free_memory(); free.bytes < bytes)
+    return Error{ErrorCode::out_of_memory, "measuring how fast memory is read takes " + std::to_string(bytes >> 20) +
+                                               " MiB, and " + std::to_string(free.bytes >> 20) + " MiB are free (" +
+                                               free.source + ")"};
   TC_ASSIGN(stream.buffer_, NumaBuffer::allocate(bytes));
   stream.chunk_ = static_cast<int64_t>(bytes) / pool.size() / 256 * 256;
   pool.run([&](int worker) {  // first touch: each share lies on its reader's node

@@ -62,6 +62,7 @@ Status SequenceKv::own_tail() {
 }
 
 Status SequenceKv::reserve(int64_t count) {
+  if (rollback_floor_ > length_) return Error{ErrorCode::internal, "a step of this sequence has ended midway"};
   const int64_t end = length_ + count;
   const int64_t window =
       pages_of(end, kWindowPageTokens) - first_window_page_ - static_cast<int64_t>(window_pages_.size());

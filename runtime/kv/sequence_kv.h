@@ -26,13 +26,15 @@ class SequenceKv {
   int64_t length() const { return length_; }
   const KvLayout& layout() const;
   /// Makes room for tokens length() .. length() + count, and the page they begin on this sequence's own.
-  /// Errors: out_of_memory, and nothing changed; internal (a device fault).
+  /// Errors: out_of_memory, and nothing changed; internal (a device fault, an abandoned sequence).
   Status reserve(int64_t count);
   /// The reserved tokens are stored; window pages that no token reaches any more, not even after a rollback, go back.
   void commit(int64_t count);
   /// Back to `length` tokens, as if no later one had been fed: rollback_floor() <= length <= length().
   void rollback(int64_t length);
   int64_t rollback_floor() const { return rollback_floor_; }
+  /// After a step that ended midway: nothing goes on from it, and nothing of it is kept.
+  void abandon() { rollback_floor_ = length_ + 1; }
 
   std::byte* raw_row(int layer, int64_t pos) const;
   std::byte* compressed_row(int layer, int64_t row) const;

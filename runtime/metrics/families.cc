@@ -81,6 +81,9 @@ void add_steps(FamilyList& list, const EngineStats& s) {
     list.histogram("step_phase_seconds", "Phases of steps, of those that have and measure them; some run side by side",
                    kStepSeconds, m.phases[i], {{"phase", phase_label(sched::kPhaseNames[i])}});
   list.histogram("step_tokens", "Tokens of a step", kStepTokens, m.tokens);
+  const char* const gap = "From the end of a step to the next: queue, with nothing to run; host, for the loop itself";
+  list.counter("step_gap_seconds_total", gap, s.idle_seconds, {{"cause", "queue"}});
+  list.counter("step_gap_seconds_total", gap, s.between_steps_seconds, {{"cause", "host"}});
   list.counter("step_failures_total", "Steps that failed", number(s.failed_steps));
   const auto forecast = [&](const char* name, const char* help, const sched::StepTime& time) {
     list.counter(name, help, time.total / 1e9, {{"phase", "all"}});

@@ -293,6 +293,18 @@ def test_broken_checkpoints_are_refused(broken):
     broken(edit_json("model.safetensors.index.json", lambda c: c["weight_map"].update({"norm.weight": "../../etc/passwd"})), expect=["plain file name"])
 
 
+def test_a_config_of_another_model_is_refused(broken):
+    """Tensors that would be left over: the answer would be another model's, without a word."""
+    def ratios(config):
+        config["compress_ratios"][2] = 0
+    broken(edit_json("config.json", ratios), expect=("layers.2.attn.", "compress_ratios[2] is 0"))
+
+    def fewer(config):
+        config["num_hidden_layers"] -= 1
+        del config["compress_ratios"][5]
+    broken(edit_json("config.json", fewer), expect=("layers.5.", "num_hidden_layers"))
+
+
 def test_every_field_of_a_header_is_checked(broken):
     shard = "model-00001-of-00002.safetensors"
     data = (GOLDEN / "tiny-csa" / shard).read_bytes()
@@ -361,6 +373,11 @@ def test_synthetic_topologies_and_thread_counts_change_no_bit(logits):
     expected = logits(DEMO, ids, "--threads", 1)["logits"]
     for flags in (("--threads", 3), ("--topology", "node:2 core:2 pu:1"), ("--topology", "node:4 core:1 pu:1", "--threads", 4)):
         assert (logits(DEMO, ids, *flags)["logits"] == expected).all(), flags
+
+
+def test_too_many_threads_get_a_warning():
+    _, err = run("run", "--model", DEMO, "--prompt", "hi", "--max-tokens", 1, "--threads", 4 * os.cpu_count())
+    assert f"{4 * os.cpu_count()} threads where" in err, err
 
 
 def test_calibrate_keeps_a_profile_that_bench_step_predicts_from(tmp_path, monkeypatch):

@@ -156,6 +156,13 @@ def test_a_wrong_word_is_told_the_right_one():
         assert word in err and err.count("error:") == 1, err
 
 
+@pytest.mark.parametrize("args", [("serve", DEMO, "--port", ""), ("serve", DEMO, "--port="), ("serve", DEMO, "--max-queue", ""), ("run", "--model", DEMO, "--prompt", "a", "--temperature", ""), ("run", DEMO, "--threads", ""), ("bench", "step", "--model", DEMO, "-p", "")])
+def test_an_empty_number_is_none(args):
+    _, err = run(*args, code=2)
+    name = next(a for a in args if str(a).startswith("-") and a != "--model" and a != "--prompt").strip("=")
+    assert name in err and ("a number is missing" in err or "could not convert" in err.lower() or "required" in err), err
+
+
 def test_secrets_are_never_printed(environment, tmp_path):
     file = tmp_path / "box.toml"
     file.write_text('admin-key = "from-the-file-1234"\n')

@@ -1,5 +1,6 @@
 // runtime/engine: the step loop on the demo model: batching, cancels, limits, faults.
 #include <condition_variable>
+#include <future>
 #include <thread>
 
 #include "tests/support/answers.h"
@@ -427,6 +428,53 @@ TEST(StepLoop, ACancelledRequestLeavesTheQueueAndHurtsNoNeighbour) {
   EXPECT_EQ(test::collect(*waiting)[0].reason, FinishReason::cancelled);
   EXPECT_EQ(test::collect(*running)[0].text, "The capital of Norway is Oslo.");
   EXPECT_EQ(served.settled(2).waiting, 0);
+}
+
+TEST(StepLoop, GapsBetweenStepsAreCountedByTheirCause) {
+  Served served({.chunk = 64, .sequences = 1});
+  test::ask(*served.engine, served.request(kQuestions[0]));
+  const EngineStats first = served.settled(1);
+  EXPECT_GT(first.between_steps_seconds, 0);
+  EXPECT_EQ(first.idle_seconds, 0) << "it had something to run all the time";
+  std::this_thread::sleep_for(200ms);
+  const auto start = std::chrono::steady_clock::now();
+  test::ask(*served.engine, served.request(kQuestions[0]));
+  const EngineStats second = served.settled(2);
+  const std::chrono::duration<double> asked = std::chrono::steady_clock::now() - start;
+  EXPECT_GE(second.idle_seconds, 0.19);
+  EXPECT_LT(second.between_steps_seconds + second.step_seconds - first.between_steps_seconds - first.step_seconds,
+            asked.count() + 0.1)
+      << "idle time is no work of the loop";
+}
+
+TEST(StepLoop, AFlushForgetsPrefixesBetweenStepsAndAnswersStayTheSame) {
+  Served served({.chunk = 64, .sequences = 2, .prefix_cache_bytes = 64 << 20});
+  const auto ask = [&] { return test::ask(*served.engine, served.request(kQuestions[1])); };
+  const auto flush = [&] {
+    std::promise<PrefixCacheFlush> told;
+    served.engine->flush_prefix_cache([&](const PrefixCacheFlush& flushed) { told.set_value(flushed); });
+    return told.get_future().get();
+  };
+  const Answer cold = ask(), warm = ask();
+  EXPECT_EQ(cold.stats.cached_tokens, 0);
+  EXPECT_GT(warm.stats.cached_tokens, 0);
+  const PrefixCacheFlush first = flush();
+  EXPECT_GT(first.checkpoints, 0);
+  EXPECT_GT(first.checkpoint_bytes, 0);
+  EXPECT_EQ(served.engine->stats().kv_tokens_used, 0);
+  const Answer again = ask();
+  EXPECT_EQ(again.stats.cached_tokens, 0);
+  EXPECT_EQ(again.ids, cold.ids);
+  EXPECT_EQ(warm.ids, cold.ids);
+  flush();
+  EXPECT_EQ(flush().checkpoints, 0) << "of an empty cache";
+
+  // While somebody's answer grows: between two of its steps.
+  Request running = served.request(kQuestions[1], 24);
+  running.ignore_eos = true;
+  const auto handle = served.submit(std::move(running));
+  flush();
+  EXPECT_EQ(test::collect(*handle)[0].ids.size(), 24U);
 }
 
 TEST(StepLoop, ADeadlineEndsARequestWhereverItIs) {

@@ -515,6 +515,45 @@ TEST(GpuStep, CopiesLeaveTimeForSoManyFills) {
   EXPECT_EQ(engine->gpu_step()->costs().cpu.ns(8), 2);
 }
 
+/// Asks to stop from a certain question on.
+class StopAtQuestion : public StopToken {
+ public:
+  explicit StopAtQuestion(int question) : question_(question) {}
+  bool stop_requested() const override { return ++asked_ >= question_; }
+  int asked() const { return asked_; }
+
+ private:
+  const int question_;
+  mutable int asked_ = 0;
+};
+
+TEST(GpuStep, AStepNobodyWantsEndsBetweenItsLayers) {
+  for (const auto prefill : {sched::PrefillExperts::cpu, sched::PrefillExperts::hybrid}) {
+    const std::unique_ptr<Engine> engine = open_engine({.folder = small_model(), .experts = 8, .prefill = prefill});
+    const std::vector<int32_t> ids = small_ids(kTokens / 4);
+    const std::vector<float> expected = test::run_logits(*engine, ids, 64).logits;
+    const int layers = static_cast<int>(engine->geometry().n_layers);
+    for (int question = 1; question <= layers + 1; ++question) {
+      const std::unique_ptr<SequenceKv> sequence = engine->driver().new_sequence().value();
+      SequenceKv* const kv = sequence.get();
+      sched::Batch batch;
+      batch.add(0, 0, ids.data(), static_cast<int64_t>(ids.size()));
+      const StopAtQuestion stop(question);
+      const Result<StepReport> report = engine->step().run({batch, {&kv, 1}, {}, &stop});
+      ASSERT_FALSE(report.has_value());
+      EXPECT_EQ(report.error().code, ErrorCode::cancelled);
+      EXPECT_EQ(stop.asked(), question) << "no layer was begun after it";
+      EXPECT_EQ(sequence->length(), 0);
+      if (question == 1) continue;  // before the first layer: it goes on
+      EXPECT_GT(sequence->rollback_floor(), sequence->length()) << "nothing of it is kept";
+      const Status again = engine->driver().decode(*sequence, ids[0]);
+      ASSERT_FALSE(again.ok());
+      EXPECT_NE(again.error().message.find("ended midway"), std::string::npos);
+    }
+    EXPECT_EQ(test::run_logits(*engine, ids, 64).logits, expected) << "the next one is none the wiser";
+  }
+}
+
 // In the middle of every step, everything resident is evicted and its slots asked for: what the step needs stays.
 TEST(GpuStep, AHostilePolicyCannotTakeWhatAStepInFlightNeeds) {
   const std::vector<int32_t> ids = small_ids(kTokens / 4);

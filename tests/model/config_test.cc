@@ -85,6 +85,67 @@ TEST(Config, InconsistenciesAreClear) {
   EXPECT_FALSE(parse_config("{\"a\":1,\"a\":2}"));
 }
 
+// As newer versions of transformers write it.
+Json respelled(Json config) {
+  Json& scaling = config["rope_scaling"];
+  Json compress = scaling;
+  compress["rope_type"] = compress["type"];
+  compress.erase("type");
+  compress["rope_theta"] = config["compress_rope_theta"];
+  compress["factor"] = 16.0;
+  config["rope_parameters"] = {{"main", {{"rope_type", "default"}, {"rope_theta", config["rope_theta"]}}},
+                               {"compress", std::move(compress)}};
+  config["compress_rates"] = {{"compressed_sparse_attention", 4}, {"heavily_compressed_attention", 128}};
+  config["layer_types"] = Json::array();
+  for (int i = 0; i < config["num_hidden_layers"].get<int>(); ++i) {
+    const int ratio = config["compress_ratios"][static_cast<size_t>(i)].get<int>();
+    config["layer_types"].push_back(ratio == 0   ? "sliding_attention"
+                                    : ratio == 4 ? "compressed_sparse_attention"
+                                                 : "heavily_compressed_attention");
+  }
+  for (const char* name : {"rope_scaling", "rope_theta", "compress_rope_theta", "compress_ratios"}) config.erase(name);
+  return config;
+}
+
+TEST(Config, OtherSpellingsAreTheSameModel) {
+  const Json plain = demo_config();
+  const std::string same = config_json(parse_config(plain.dump()).value());
+  const auto reads = [&](const Json& config) {
+    const Result<ModelGeometry> geometry = parse_config(config.dump());
+    return geometry ? config_json(*geometry) : geometry.error().message;
+  };
+  Json config = plain;
+  config["rope_scaling"]["rope_type"] = "yarn";
+  EXPECT_EQ(reads(config), same) << "both";
+  config["rope_scaling"].erase("type");
+  EXPECT_EQ(reads(config), same);
+  EXPECT_EQ(reads(respelled(plain)), same);
+  Json both = respelled(plain);
+  for (const auto& [name, value] : plain.items()) both[name] = value;
+  EXPECT_EQ(reads(both), same);
+
+  const auto refused = [&](Json changed, const char* where, const Json& value, const char* word) {
+    changed[Json::json_pointer(where)] = value;
+    EXPECT_NE(error_of(changed).find(word), std::string::npos) << where << ": " << error_of(changed);
+  };
+  refused(plain, "/rope_scaling/rope_type", "linear", "other spelling says \"linear\"");
+  refused(both, "/rope_parameters/compress/factor", 32, "rope_scaling");
+  refused(both, "/rope_parameters/main/rope_theta", 20000, "rope_theta");
+  refused(both, "/layer_types/0", "heavily_compressed_attention", "compress_ratios");
+  const Json newer = respelled(plain);
+  refused(newer, "/rope_parameters/main/rope_type", "yarn", "rope_parameters.main.rope_type");
+  refused(newer, "/rope_parameters/compress", nullptr, "rope_parameters.compress");
+  refused(newer, "/rope_parameters", nullptr, "rope_theta");
+  refused(newer, "/layer_types/1", "full_attention", "full_attention");
+  refused(newer, "/layer_types/1", 4, "layer_types");
+  refused(newer, "/compress_rates", nullptr, "compress_rates");
+  for (const char* field : {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "rope_theta"}) {
+    Json without = newer;
+    without["rope_parameters"]["compress"].erase(field);
+    EXPECT_NE(error_of(without).find(field), std::string::npos) << "nothing is defaulted: " << error_of(without);
+  }
+}
+
 TEST(PublishedTensors, CountsAreThoseOfTheReleases) {
   ModelGeometry flash = published_geometry("v4-flash", 0).value();
   flash.n_mtp_layers = 1;

@@ -16,6 +16,68 @@ Status read_positive(const Json& json, const char* name, Float& out) {
   return {};
 }
 
+// A field as the release spells it, from another spelling; where both are there, they agree.
+Status spell(Json& json, const std::string& name, const Json& value) {
+  if (json.contains(name) && json[name] != value)
+    return corrupt("field '" + name + "' is " + dump_json(json[name]) + ", but its other spelling says " +
+                   dump_json(value));
+  json[name] = value;
+  return {};
+}
+
+Status spell_rope_type(Json& scaling) {
+  return scaling.is_object() && scaling.contains("rope_type") ? spell(scaling, "type", scaling["rope_type"]) : Status();
+}
+
+// rope_parameters: `main` for layers without compression, `compress` for the others.
+Status spell_rope(Json& json) {
+  if (json.contains("rope_scaling")) TC_RETURN_IF_ERROR(spell_rope_type(json["rope_scaling"]));
+  if (!json.contains("rope_parameters") || !json["rope_parameters"].is_object()) return {};
+  Json parameters = json["rope_parameters"];
+  for (const auto& [part, theta] : {std::pair("main", "rope_theta"), std::pair("compress", "compress_rope_theta")}) {
+    if (!parameters.contains(part) || !parameters[part].is_object())
+      return corrupt(std::string("field 'rope_parameters.") + part + "' is missing or no object");
+    Json& said = parameters[part];
+    TC_RETURN_IF_ERROR(spell_rope_type(said));
+    if (said.contains("rope_theta")) TC_RETURN_IF_ERROR(spell(json, theta, said["rope_theta"]));
+  }
+  if (const Json& main = parameters["main"]; main.contains("type") && main["type"] != "default")
+    return unsupported("field 'rope_parameters.main.rope_type' is " + dump_json(main["type"]) +
+                       "; default is supported");
+  Json scaling =
+      json.contains("rope_scaling") && json["rope_scaling"].is_object() ? json["rope_scaling"] : Json::object();
+  const Json& compress = parameters["compress"];
+  for (const char* field : {"type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"})
+    if (compress.contains(field))
+      if (Status status = spell(scaling, field, compress[field]); !status.ok())
+        return std::move(status).error().with("rope_scaling");
+  json["rope_scaling"] = scaling;
+  return {};
+}
+
+// layer_types and compress_rates; MTP layers have only the window.
+Status spell_ratios(Json& json) {
+  if (!json.contains("compress_rates") || !json.contains("layer_types")) return {};
+  const Json &rates = json["compress_rates"], &types = json["layer_types"];
+  if (!rates.is_object() || !types.is_array())
+    return corrupt("'compress_rates' is no object, or 'layer_types' no array");
+  Json ratios = Json::array();
+  for (const Json& type : types) {
+    if (!type.is_string()) return corrupt("field 'layer_types' holds " + dump_json(type) + ", which is no name");
+    const auto name = type.get<std::string>();
+    if (name != "sliding_attention" && !rates.contains(name))
+      return corrupt("field 'compress_rates' has no rate for the layers of type " + name);
+    ratios.push_back(name == "sliding_attention" ? Json(0) : rates[name]);
+  }
+  if (json.contains("compress_ratios") && json["compress_ratios"].is_array())  // which has those of MTP layers too
+    for (size_t i = ratios.size(); i < json["compress_ratios"].size(); ++i)
+      ratios.push_back(json["compress_ratios"][i]);
+  else if (json.contains("num_nextn_predict_layers") && json["num_nextn_predict_layers"].is_number_unsigned())
+    for (uint64_t i = 0; i < std::min<uint64_t>(json["num_nextn_predict_layers"].get<uint64_t>(), 64); ++i)
+      ratios.push_back(0);
+  return spell(json, "compress_ratios", ratios);
+}
+
 Status check_architecture(const Json& json) {
   if (!json.is_object()) return corrupt("not a JSON object");
   if (json.contains("model_type") && (json["model_type"] == "deepseek_v3" || json["model_type"] == "deepseek_v41"))
@@ -147,9 +209,11 @@ Status check_consistency(const ModelGeometry& g) {
 }  // namespace
 
 Result<ModelGeometry> parse_config(std::string_view json_text) {
-  TC_ASSIGN(const Json json, parse_json(json_text, true));
+  TC_ASSIGN(Json json, parse_json(json_text, true));
   ModelGeometry geometry;
   TC_RETURN_IF_ERROR(check_architecture(json));
+  TC_RETURN_IF_ERROR(spell_rope(json));
+  TC_RETURN_IF_ERROR(spell_ratios(json));
   TC_RETURN_IF_ERROR(read_sizes(json, geometry));
   TC_RETURN_IF_ERROR(read_rope(json, geometry));
   TC_RETURN_IF_ERROR(read_quantization(json, geometry));

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -127,6 +128,24 @@ class Binder {
     return copy(CopyJob::Kind::bf16_rows, *tensor, shape, reinterpret_cast<const void**>(&out), 2, 0);
   }
 
+  /// Whether what is left over says that config.json is another model's: whole layers, or parts of one that change what
+  /// it computes. Others, of MTP blocks or of later releases, are none of ours.
+  Status check_left_over() const {
+    for (const auto& [name, tensor] : checkpoint_.tensors()) {
+      if (used_.contains(&tensor) || !name.starts_with("layers.")) continue;
+      const int64_t layer = std::strtoll(name.c_str() + 7, nullptr, 10);
+      if (layer >= g_.n_layers)
+        return tensor_error(checkpoint_, tensor,
+                            "config.json has " + std::to_string(g_.n_layers) + " layers (num_hidden_layers)");
+      if (name.find(".compressor.") != std::string::npos || name.find(".indexer.") != std::string::npos)
+        return tensor_error(checkpoint_, tensor,
+                            "config.json says that this layer has no such part (compress_ratios[" +
+                                std::to_string(layer) + "] is " +
+                                std::to_string(g_.compress_ratios[static_cast<size_t>(layer)]) + ")");
+    }
+    return {};
+  }
+
   const std::vector<PackJob>& packs() const { return packs_; }
   const std::vector<CopyJob>& copies() const { return copies_; }
   /// Of the part all arenas share, and of the first arena's tail.
@@ -138,7 +157,7 @@ class Binder {
 
  private:
   Result<const TensorInfo*> find(const std::string& name) {
-    if (const TensorInfo* tensor = checkpoint_.find(name)) return tensor;
+    if (const TensorInfo* tensor = checkpoint_.find(name)) return *used_.insert(tensor).first;
     return corrupt(checkpoint_.folder().string() + ": tensor '" + name + "' is missing");
   }
 
@@ -183,6 +202,7 @@ class Binder {
   std::vector<PackJob> packs_;
   std::vector<CopyJob> copies_;
   const int nodes_;
+  std::set<const TensorInfo*> used_;
   uint64_t common_bytes_ = 0, tail_bytes_ = 0, source_bytes_ = 0;
 };
 
@@ -580,6 +600,7 @@ Result<WeightLoader> WeightLoader::open(const std::filesystem::path& folder, con
   // DSpark checkpoints keep three draft blocks of another shape under mtp.*: those are not the MTP block.
   const bool mtp = options.mtp && plan->checkpoint.find("mtp.0.e_proj.weight") != nullptr;
   TC_RETURN_IF_ERROR(walk(plan->geometry, plan->binder, *plan->weights, mtp));
+  TC_RETURN_IF_ERROR(plan->binder.check_left_over());
   // Places in an arena that begins at 64, as zero would be no tensor.
   place(plan->binder, reinterpret_cast<std::byte*>(64), *plan->weights);
   return WeightLoader(std::move(plan));
