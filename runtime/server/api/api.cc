@@ -92,9 +92,12 @@ Status Api::ready() const {
 
 std::variant<Api::Route, Reply> Api::route(const HttpHead& head) const {
   Route route{nullptr, canonical_path(head.target, endpoints_), ""};
-  std::string methods;
+  std::string methods, pattern;
   for (const Endpoint& endpoint : endpoints_) {
     if (!matches(endpoint, route.path, &route.rest)) continue;
+    // The first pattern has the path: /v1/responses/ID/cancel is no response of the id ID/cancel.
+    if (pattern.empty()) pattern = endpoint.path;
+    if (endpoint.path != pattern) continue;
     if (head.method == endpoint.method) {
       route.endpoint = &endpoint;
       return route;
