@@ -89,7 +89,10 @@ Result<Message> read_message(const Json& json, size_t index, OtherParts other) {
   if (json.contains("response_format") && !json["response_format"].is_null())
     message.response_format = &json["response_format"];
   if (json.contains("wo_eos")) message.without_eos = json["wo_eos"] == true;
-  if (json.contains("prefix")) message.prefix = json["prefix"] == true;
+  if (json.contains("prefix") && !json["prefix"].is_null()) {
+    if (!json["prefix"].is_boolean()) return at(index, "prefix", "should be true or false");
+    message.prefix = json["prefix"].get<bool>();
+  }
   if (json.contains("task") && !json["task"].is_null()) {
     if (!json["task"].is_string()) return at(index, "task", "should be a string");
     message.task = json["task"].get<std::string>();
@@ -98,10 +101,10 @@ Result<Message> read_message(const Json& json, size_t index, OtherParts other) {
   }
   if (message.role == "user") message.blocks.push_back({Block::Kind::text, message.content, ""});
   if (message.role == "tool") {
-    if (json.contains("tool_call_id") && !json["tool_call_id"].is_string())
-      return at(index, "tool_call_id", "should be a string");
-    message.blocks.push_back({Block::Kind::tool_result, message.content,
-                              json.contains("tool_call_id") ? json["tool_call_id"].get<std::string>() : ""});
+    const auto id = json.find("tool_call_id");
+    const bool given = id != json.end() && !id->is_null();
+    if (given && !id->is_string()) return at(index, "tool_call_id", "should be a string");
+    message.blocks.push_back({Block::Kind::tool_result, message.content, given ? id->get<std::string>() : ""});
   }
   return message;
 }
@@ -292,6 +295,9 @@ class Renderer {
       const std::string field = "tool_calls[" + std::to_string(k) + "].function";
       const Json* function = calls[k].is_object() && calls[k].contains("function") ? &calls[k]["function"] : nullptr;
       if (!function || !function->is_object()) return at(index, field, "should be an object");
+      const Json& call = calls[k];
+      if (call.contains("id") && !call["id"].is_null() && !call["id"].is_string())
+        return at(index, "tool_calls[" + std::to_string(k) + "].id", "should be a string");
       if (!function->contains("name") || !(*function)["name"].is_string())
         return at(index, field + ".name", "should be a string");
       prompt_.text += std::string(k ? "\n" : "") + "<" + dsml + "invoke name=\"";

@@ -68,6 +68,18 @@ TEST_F(ApiTest, MalformedChatsNameTheField) {
       {{{"timeout", "soon"}}, "timeout"},
       {{{"tools", 5}}, "tools"},
       {{{"tools", {Json::object()}}}, "tools[0].function"},
+      {{{"tools", {5}}, {"tool_choice", "none"}}, "tools[0]"},
+      {{{"tools", {{{"type", "custom"}, {"function", {{"name", "f"}}}}}}}, "tools[0]"},
+      {{{"tools", {{{"function", Json::object()}}}}}, "tools[0].function.name"},
+      {{{"tools", {{{"function", {{"name", 5}}}}}}}, "tools[0].function.name"},
+      {{{"tools", {{{"function", {{"name", "f"}, {"description", 5}}}}}}}, "tools[0].function.description"},
+      {{{"tools", {{{"function", {{"name", "f"}, {"parameters", true}}}}}}}, "tools[0].function.parameters"},
+      {{{"messages", {{{"role", "user"}, {"content", "x"}, {"prefix", 1}}}}}, "messages[0].prefix"},
+      {{{"messages", {{{"role", "tool"}, {"content", "x"}, {"tool_call_id", 1}}}}}, "messages[0].tool_call_id"},
+      {{{"messages",
+         {{{"role", "assistant"}, {"tool_calls", {{{"id", 1}, {"function", {{"name", "f"}}}}}}},
+          {{"role", "tool"}, {"content", "x"}}}}},
+       "messages[0].tool_calls[0].id"},
       {{{"tools", Json(std::vector<Json>(513, Json::object()))}}, "tools"},
       {{{"tool_choice", "required"}}, "tool_choice"},
       {{{"tool_choice", {{"type", "function"}, {"function", {{"name", "f"}}}}}}, "tool_choice"},
@@ -139,6 +151,31 @@ TEST_F(ApiTest, MalformedCompletionsNameTheField) {
     EXPECT_EQ(answer.param(), param) << answer.body;
   }
   EXPECT_TRUE(backend.requests.empty());
+}
+
+// As clients write messages whose fields all have a value.
+TEST_F(ApiTest, FieldsOfMessagesThatAreNullAreAbsent) {
+  const Json messages = Json::parse(R"([{"role":"user","content":"a","prefix":null,"tool_calls":null},
+    {"role":"assistant","content":null,"tool_calls":[{"id":null,"function":{"name":"f","arguments":null}}]},
+    {"role":"tool","content":"b","tool_call_id":null}])");
+  EXPECT_EQ(chat({{"messages", messages}}).status, 200);
+}
+
+// As JSON has one kind of number.
+TEST_F(ApiTest, IntegersMayBeWrittenWithAPoint) {
+  ASSERT_EQ(
+      post_text(kText, R"({"prompt":[5.0,6e0],"max_tokens":7.0,"n":2.0,"seed":-1e3,"stop_token_ids":[8.0]})").status,
+      200);
+  EXPECT_EQ(last().prompt, (std::vector<int32_t>{5, 6}));
+  EXPECT_EQ(last().max_tokens, 7);
+  EXPECT_EQ(last().choices, 2);
+  EXPECT_EQ(static_cast<int64_t>(last().sampling.seed), -1000);
+  EXPECT_EQ(last().stop_token_ids, std::vector<int32_t>{8});
+  for (const char* number :
+       {"5.5", "1e19", "-1e19", "9223372036854775808", "9.223372036854775808e18", "1e300", "\"5\""}) {
+    EXPECT_EQ(post_text(kText, std::string(R"({"prompt":"a","seed":)") + number + "}").param(), "seed") << number;
+    EXPECT_EQ(post_text(kText, std::string(R"({"prompt":[5,)") + number + "]}").status, 400) << number;
+  }
 }
 
 TEST_F(ApiTest, WhatIsSwitchedOffIsNoFeature) {
@@ -282,6 +319,9 @@ TEST_F(ApiTest, PathsAndMethods) {
   EXPECT_EQ(wrong.status, 405);
   EXPECT_EQ(wrong.headers.at("Allow"), "POST");
   EXPECT_EQ(ask_with(head_of("DELETE", "/v1/models"), "").headers.at("Allow"), "GET, HEAD");
+  const Answer cancel = get("/v1/responses/resp_1/cancel");
+  EXPECT_EQ(cancel.status, 405) << "no response has the id resp_1/cancel";
+  EXPECT_EQ(cancel.headers.at("Allow"), "POST");
 }
 
 TEST_F(ApiTest, BodiesShouldBeJson) {

@@ -104,6 +104,11 @@ class FakeHandler : public Handler {
   uint64_t body_limit(const HttpHead& head) const override {
     return head.target == "/echo/small" ? 1000 : uint64_t{1} << 40;
   }
+  Reply shaped(const HttpHead& head, const Reply& reply) const override {
+    Reply shaped = reply;
+    shaped.headers.emplace_back("x-shaped-for", head.target);
+    return shaped;
+  }
   std::variant<Reply, std::shared_ptr<Exchange>> handle(HttpRequest request) override {
     if (request.head.target == "/throw") throw std::runtime_error("planted");
     if (request.head.target == "/health")

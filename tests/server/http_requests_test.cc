@@ -187,6 +187,21 @@ TEST(Http, AnUnknownTransferCodingEndsItsConnection) {
   EXPECT_TRUE(client.ends());
 }
 
+// What the transport refuses is told in the words of the API that was asked.
+TEST(Http, RefusalsAreShapedByTheHandler) {
+  const Server server;
+  for (const auto& [lines, status] : {std::pair("Host: evil.example\r\n", 403),
+                                      {"Host: a b\r\n", 400},
+                                      {"Host: localhost\r\nOrigin: http://evil.example\r\n", 403},
+                                      {"Host: localhost\r\nContent-Encoding: gzip\r\n", 415},
+                                      {"Host: localhost\r\nTransfer-Encoding: gzip\r\n", 501},
+                                      {"Host: localhost\r\nExpect: cake\r\n", 417}}) {
+    Response refused = answer_to(server, std::string("POST /echo HTTP/1.1\r\n") + lines + "\r\n");
+    EXPECT_EQ(refused.status, status) << lines;
+    EXPECT_EQ(refused.headers["x-shaped-for"], "/echo") << lines;
+  }
+}
+
 TEST(Http, AbsoluteTargetsNameTheHost) {
   Server server;
   EXPECT_EQ(answer_to(server, "GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);

@@ -197,11 +197,30 @@ TEST_F(MessagesTest, ErrorsNameTheFieldAsItWasSent) {
            {"max_tokens", 0, "max_tokens should be at least 1"},
            {"max_tokens", 1e300, "max_tokens"},
            {"tools", Json::array({Json{{"input_schema", Json::object()}}}), "tools[0].name is missing"},
+           {"tools", Json::array({Json{{"name", "f"}, {"description", 5}}}), "tools[0].description should be"},
+           {"output_config", Json::array(), "output_config should be an object"},
+           {"output_config", {{"effort", "huge"}}, "output_config.effort should be"},
            {"output_config", {{"format", {{"type", "json_schema"}}}}, "output_config.format is not offered"}}) {
     Json body = ask("x");
     body[field] = value;
     refused(body, words);
   }
+}
+
+TEST_F(MessagesTest, EffortsAreCheckedWhereNobodyThinks) {
+  Json body = ask("x");
+  body["thinking"] = {{"type", "disabled"}};
+  body["output_config"] = {{"effort", "huge"}};
+  refused(body, "output_config.effort should be");
+  body["output_config"] = {{"effort", "max"}};
+  EXPECT_EQ(post(kMessages, body).status, 200);
+}
+
+TEST_F(MessagesTest, TheInputOfACallIsAnObject) {
+  Json body = ask("x");
+  body["messages"].push_back(
+      Json::parse(R"({"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":[1]}]})"));
+  refused(body, "messages[1].content[0].input should be an object");
 }
 
 TEST_F(MessagesTest, ErrorsHaveAnthropicsShapeWhereverTheyCome) {

@@ -239,6 +239,8 @@ TEST_F(ResponsesTest, ErrorsNameTheFieldAsItWasSent) {
           "input[0].content[0] is of type");
   refused({{"input", Json::parse(R"([{"type":"function_call","name":"f"}])")}}, "input[0].call_id is missing");
   refused({{"input", Json::parse(R"([{"type":"item_reference","id":"x"}])")}}, "input[0] refers to an item");
+  refused({{"input", Json::parse(R"([{"type":"reasoning","content":[],"summary":{}}])")}},
+          "input[0].summary should be a string or a list");
   for (const auto& [field, value, words] : std::vector<std::tuple<const char*, Json, const char*>>{
            {"max_output_tokens", 0, "max_output_tokens should be at least 1"},
            {"max_output_tokens", "x", "max_output_tokens should be"},
@@ -248,6 +250,7 @@ TEST_F(ResponsesTest, ErrorsNameTheFieldAsItWasSent) {
            {"tool_choice", "required", "tool_choice that forces a call"},
            {"reasoning", {{"effort", "huge"}}, "reasoning.effort is 'huge'"},
            {"tools", 3, "tools should be a list"},
+           {"tools", Json::parse(R"([{"type":"function","name":"f","description":{}}])"), "tools[0].description"},
            {"conversation", "c", "conversation is not offered"}}) {
     Json body = {{"input", "x"}};
     body[field] = value;

@@ -178,6 +178,7 @@ TEST_F(SmallEndpoints, MalformedTokenRequestsNameTheField) {
       {"/apply-template", Json::object(), "messages"},
       {"/apply-template", {{"messages", {{{"role", "robot"}, {"content", ""}}}}}, "messages[0].role"},
       {"/tokenize", {{"content", "a"}, {"model", 5}}, "model"},
+      {"/tokenize", {{"content", "a"}, {"model", std::string(300, 'm')}}, "model"},
   };
   for (const auto& [path, body, param] : cases) {
     const Answer answer = post(path, body);
@@ -308,6 +309,9 @@ TEST_F(SmallEndpoints, UnknownFieldsAreRefusedWhereThatIsStrict) {
   EXPECT_EQ(post(std::string(kText) + "?strict=1", {{"prompt", "a"}, {"messages", 5}}).param(), "messages");
   model.strict_fields = true;
   EXPECT_EQ(post(kChat, typo).param(), "temprature");
+  const Answer tokens = post("/tokenize", {{"messages", kHello}, {"return_token_strs", true}});
+  EXPECT_EQ(tokens.status, 200) << tokens.body;
+  EXPECT_EQ(tokens.json().at("token_strs").size(), tokens.json().at("count"));
 }
 
 // Whatever is read is known: a field that were missing in the list would be refused as unknown here.

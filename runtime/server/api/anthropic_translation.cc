@@ -1,5 +1,7 @@
 #include "runtime/server/api/anthropic_translation.h"
 
+#include <algorithm>
+
 #include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::server {
@@ -76,6 +78,7 @@ Status add_assistant_block(const Json& block, const std::string& place, Json& me
     TC_ASSIGN(const std::string name, fields.text("name", ""));
     if (name.empty()) return field_error(place + ".name", "is missing");
     const Json* const input = fields.find("input");
+    if (input && !input->is_object()) return field_error(place + ".input", "should be an object");
     message["tool_calls"].push_back(
         {{"id", id},
          {"type", "function"},
@@ -135,7 +138,8 @@ Status add_tools(const Json& tools, Json& body) {
     TC_ASSIGN(const std::string name, fields.text("name", ""));
     if (name.empty()) return field_error(place + ".name", "is missing");
     Json function = {{"name", name}};
-    if (const Json* const description = fields.find("description")) function["description"] = *description;
+    TC_ASSIGN(const std::string description, fields.text("description", ""));
+    if (fields.find("description")) function["description"] = description;
     const Json* const schema = fields.find("input_schema");
     if (schema && !schema->is_object()) return field_error(place + ".input_schema", "should be an object");
     function["parameters"] = schema ? *schema : Json{{"type", "object"}, {"properties", Json::object()}};
@@ -167,16 +171,17 @@ Status add_thinking(const Fields& fields, bool think, Json& body) {
     body["thinking"] = {{"type", think ? "enabled" : "disabled"}};
   }
   const Json* const output = fields.find("output_config");
-  if (!output || !output->is_object()) return {};
+  if (!output) return {};
+  if (!output->is_object()) return field_error("output_config", "should be an object");
   const Fields config(*output, "output_config.");
   if (config.find("format"))
     return not_offered("output_config.format", "is not offered yet: answers are not constrained");
   TC_ASSIGN(const std::string effort, config.text("effort", ""));
-  if (effort.empty() || !think) return {};
-  for (const char* known : {"low", "medium", "high", "xhigh", "max"})
-    if (effort == known) body["reasoning_effort"] = effort;
-  if (!body.contains("reasoning_effort"))
+  if (effort.empty()) return {};
+  constexpr const char* kEfforts[] = {"low", "medium", "high", "xhigh", "max"};
+  if (std::find(std::begin(kEfforts), std::end(kEfforts), effort) == std::end(kEfforts))
     return field_error("output_config.effort", "should be low, medium, high, xhigh or max");
+  if (think) body["reasoning_effort"] = effort;
   return {};
 }
 

@@ -10,6 +10,7 @@
 #include "runtime/server/api/messages.h"
 #include "runtime/server/api/metrics_endpoint.h"
 #include "runtime/server/api/models.h"
+#include "runtime/server/api/openapi.h"
 #include "runtime/server/api/render.h"
 #include "runtime/server/api/responses.h"
 #include "runtime/server/api/server_info.h"
@@ -55,14 +56,24 @@ Api::Api(const Options& options, AccessLog& log)
 std::vector<Endpoint> Api::own_endpoints() {
   const auto health = [this](const Call&) -> Outcome { return this->health(); };
   const auto alive = [](const Call&) -> Outcome { return Reply{200, dump_json(Json{{"status", "ok"}})}; };
+  const auto describe = [this](Call call) { return described(std::move(call)); };
   using enum Endpoint::Access;
-  return {{.method = "GET", .path = "/health", .access = open, .model = false, .answer = health},
+  return {{.method = "GET", .path = "/openapi.json", .model = false, .answer = describe},
+          {.method = "GET", .path = "/health", .access = open, .model = false, .answer = health},
           {.method = "GET", .path = "/readyz", .access = open, .model = false, .answer = health},
           {.method = "GET", .path = "/ping", .access = open, .model = false, .answer = health},
           {.method = "GET", .path = "/livez", .access = open, .model = false, .answer = alive},
           {.method = "GET", .path = "/version", .model = false, .answer = [](const Call&) -> Outcome {
              return Reply{200, dump_json(Json{{"version", TC_VERSION}})};
            }}};
+}
+
+Outcome Api::described(Call call) {
+  const auto late = std::make_shared<LateReply>(services_, std::move(call));
+  prep_.run([this, late] {
+    late->finish({200, dump_json(openapi_document(endpoints_, late->call().model, keys_.required()))});
+  });
+  return std::static_pointer_cast<Exchange>(late);
 }
 
 ServerState Api::state() const {
@@ -92,9 +103,12 @@ Status Api::ready() const {
 
 std::variant<Api::Route, Reply> Api::route(const HttpHead& head) const {
   Route route{nullptr, canonical_path(head.target, endpoints_), ""};
-  std::string methods;
+  std::string methods, pattern;
   for (const Endpoint& endpoint : endpoints_) {
     if (!matches(endpoint, route.path, &route.rest)) continue;
+    // The first pattern has the path: /v1/responses/ID/cancel is no response of the id ID/cancel.
+    if (pattern.empty()) pattern = endpoint.path;
+    if (endpoint.path != pattern) continue;
     if (head.method == endpoint.method) {
       route.endpoint = &endpoint;
       return route;

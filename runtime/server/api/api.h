@@ -24,6 +24,7 @@ class Api : public Handler {
 
   /// Whom it answers: everybody until keys are loaded.
   ApiKeys& keys() { return keys_; }
+  const std::vector<Endpoint>& endpoints() const { return endpoints_; }
 
   /// Any thread: the share of the weights that is loaded.
   void loading(double share) { loaded_ = share; }
@@ -48,6 +49,7 @@ class Api : public Handler {
   std::optional<Reply> refusal(const HttpHead& head, const Endpoint& endpoint) const;
   Reply logged(const HttpHead& head, const Reply& reply);
   Reply health() const;
+  Outcome described(Call call);
   Status ready() const;
   ServerState state() const;
   void observe(const AccessEntry& entry);

@@ -8,12 +8,29 @@ namespace {
 
 constexpr size_t kMostMessages = 8192, kMostTools = 512;
 
+Status check_tool(const Json& tool, const std::string& place) {
+  if (!tool.is_object()) return field_error(place, "should be an object");
+  TC_ASSIGN(const std::string type, Fields(tool, place + ".").text("type", "function"));
+  if (type != "function") return not_offered(place, "is of type '" + type.substr(0, 60) + "': functions are offered");
+  const Json* const function = Fields(tool).find("function");
+  if (!function || !function->is_object()) return field_error(place + ".function", "should be an object");
+  const Fields fields(*function, place + ".function.");
+  TC_ASSIGN(const std::string name, fields.text("name", ""));
+  if (name.empty()) return field_error(place + ".function.name", "is missing");
+  TC_RETURN_IF_ERROR(fields.text("description", ""));
+  const Json* const parameters = fields.find("parameters");
+  if (parameters && !parameters->is_object()) return field_error(place + ".function.parameters", "should be an object");
+  return {};
+}
+
 // Onto the system message, where the encoding wants them; one in front where there is none (`added`).
 Status read_tools(const Json& body, Json& messages, ToolProperties& properties, bool& added) {
   const Fields fields(body);
   const Json* const tools = fields.find("tools");
   if (tools && (!tools->is_array() || tools->size() > kMostTools))
     return field_error("tools", "should be a list of at most " + std::to_string(kMostTools) + " tools");
+  for (size_t i = 0; tools && i < tools->size(); ++i)
+    TC_RETURN_IF_ERROR(check_tool((*tools)[i], "tools[" + std::to_string(i) + "]"));
   std::string choice = "auto";
   if (const Json* given = fields.find("tool_choice")) {
     if (given->is_object() || *given == "required")
@@ -26,8 +43,7 @@ Status read_tools(const Json& body, Json& messages, ToolProperties& properties, 
   if (added) messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
   messages[0]["tools"] = *tools;
   // A wish to whoever serves it, no part of the tool: some clients always send it, and the model would read it.
-  for (Json& tool : messages[0]["tools"])
-    if (tool.is_object() && tool.contains("function") && tool["function"].is_object()) tool["function"].erase("strict");
+  for (Json& tool : messages[0]["tools"]) tool["function"].erase("strict");
   properties = tool_properties(*tools);
   return {};
 }

@@ -86,10 +86,11 @@ Result<std::vector<CompletionGeneration::Prompt>> CompletionGeneration::read_pro
         prompt.ids.insert(prompt.ids.begin(), model_.bos_token_id);
     } else if (source.is_array()) {
       for (const Json& id : source) {
-        if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= model_.vocab_size)
+        const std::optional<int32_t> token = token_id_of(id, model_.vocab_size);
+        if (!token)
           return field_error(where + "[" + std::to_string(prompt.ids.size()) + "]",
                              "should be a token id below " + std::to_string(model_.vocab_size));
-        prompt.ids.push_back(id.get<int32_t>());
+        prompt.ids.push_back(*token);
       }
       if (prompt.ids.empty()) return field_error(where, "should not be empty");
     } else {

@@ -35,10 +35,13 @@ Status add_message(const Fields& fields, const std::string& place, ChatTranslati
 
 // An item of its own: what it thought before what comes next.
 Status add_reasoning(const Fields& fields, const std::string& place, ChatTranslation& chat) {
-  const Json* content = fields.find("content");
-  if (!content || content->empty()) content = fields.find("summary");
-  if (!content || content->empty()) return {};
-  TC_ASSIGN(const std::string text, text_of_parts(*content, kTextTypes, place + ".content"));
+  std::string text;
+  for (const char* member : {"summary", "content"}) {  // the latter where it has both
+    const Json* const parts = fields.find(member);
+    TC_ASSIGN(std::string given, text_of_parts(parts ? *parts : Json(), kTextTypes, place + "." + member));
+    if (!given.empty()) text = std::move(given);
+  }
+  if (text.empty()) return {};
   const Json& messages = chat.body["messages"];
   const bool open = !messages.empty() && messages.back()["role"] == "assistant" && messages.back()["content"] == "" &&
                     !has_calls(chat);
@@ -109,7 +112,8 @@ Status add_tools(const Json& tools, ResponsesTranslation& chat) {
     TC_ASSIGN(const std::string name, fields.text("name", ""));
     if (name.empty()) return field_error(place + ".name", "is missing");
     Json function = {{"name", name}};
-    if (const Json* const description = fields.find("description")) function["description"] = *description;
+    TC_ASSIGN(const std::string description, fields.text("description", ""));
+    if (fields.find("description")) function["description"] = description;
     if (type == "custom") {
       chat.custom_tools.insert(name);
       function["parameters"] = custom_parameters();

@@ -2,7 +2,14 @@
 
 #include <algorithm>
 
+#include "runtime/server/wire/request_fields.h"
+
 namespace thermocline::server {
+namespace {
+
+constexpr size_t kLongestName = 256;
+
+}  // namespace
 
 size_t ServedModel::longest_token_of(const Tokenizer& tokenizer) {
   size_t longest = 1;
@@ -32,6 +39,9 @@ std::string ServedModel::names_text() const {
 }
 
 Status ServedModel::check_name(const std::string& asked) const {
+  // Every chunk repeats it.
+  if (asked.size() > kLongestName)
+    return field_error("model", "should have at most " + std::to_string(kLongestName) + " bytes");
   if (!strict_name || has_name(asked)) return {};
   return Error{ErrorCode::not_found,
                "there is no model '" + asked.substr(0, 256) + "' here; this server has " + names_text(), "model"};

@@ -105,7 +105,9 @@ Result<Json> tokenize(Services& services, const Call& call, const Json& body) {
   const Fields fields(body);
   if (fields.find("content")) return tokenize_content(*call.model, body);
   if (!fields.find("messages")) return tokenize_prompt(*call.model, body);
-  TC_ASSIGN(const std::vector<int32_t> ids, chat_prompt_ids(services, call, body));
+  Json chat = body;
+  for (const char* own : {"add_special_tokens", "return_token_strs"}) chat.erase(own);  // no fields of a chat
+  TC_ASSIGN(const std::vector<int32_t> ids, chat_prompt_ids(services, call, chat));
   return counted_tokens(*call.model, body, ids);
 }
 

@@ -192,8 +192,11 @@ Admission admit(const Gate& gate, const RequestParser& parser, const std::string
     if (a.refusal) a.facts.keep_alive = false;  // where its body ends is not known
   }
   if (!a.refusal) a.refusal = check_expectation(fields, a.facts);
-  if (a.refusal) return a;
   a.head = head_of(parser, a.facts, peer);
+  if (a.refusal) {
+    a.refusal = gate.handler.shaped(a.head, *a.refusal);
+    return a;
+  }
   a.refusal = gate.handler.check(a.head);
   if (a.refusal) return a;
   a.body_limit = std::min(gate.handler.body_limit(a.head), gate.options.max_body_bytes);

@@ -15,6 +15,22 @@ Error not_offered(const std::string& field, const std::string& what) {
   return {ErrorCode::unsupported, field + " " + what, field};
 }
 
+std::optional<int64_t> integer_of(const Json& value) {
+  constexpr double kMost = 0x1p63;
+  if (value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX) return std::nullopt;
+  if (value.is_number_integer()) return value.get<int64_t>();
+  if (!value.is_number_float()) return std::nullopt;
+  const double number = value.get<double>();
+  if (!(number >= -kMost && number < kMost) || number != std::trunc(number)) return std::nullopt;
+  return static_cast<int64_t>(number);
+}
+
+std::optional<int32_t> token_id_of(const Json& value, int64_t vocab) {
+  const std::optional<int64_t> id = integer_of(value);
+  if (!id || *id < 0 || *id >= vocab) return std::nullopt;
+  return static_cast<int32_t>(*id);
+}
+
 Result<double> Fields::number(const char* name, double fallback) const {
   const Json* value = find(name);
   if (!value) return fallback;
@@ -25,10 +41,10 @@ Result<double> Fields::number(const char* name, double fallback) const {
 Result<int64_t> Fields::integer(const char* name, int64_t fallback, int64_t low, int64_t high) const {
   const Json* value = find(name);
   if (!value) return fallback;
-  const bool fits = value->is_number_integer() && (!value->is_number_unsigned() || value->get<uint64_t>() <= INT64_MAX);
-  if (!fits || value->get<int64_t>() < low || value->get<int64_t>() > high)
+  const std::optional<int64_t> number = integer_of(*value);
+  if (!number || *number < low || *number > high)
     return error(name, "should be an integer from " + std::to_string(low) + " to " + std::to_string(high));
-  return value->get<int64_t>();
+  return *number;
 }
 
 Result<bool> Fields::boolean(const char* name, bool fallback) const {
@@ -71,10 +87,11 @@ Result<std::vector<int32_t>> Fields::token_ids(const char* name, int64_t vocab, 
   if (!value->is_array() || value->size() > most)
     return field_error(name, "should be a list of at most " + std::to_string(most) + " token ids");
   for (const Json& id : *value) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab)
+    const std::optional<int32_t> token = token_id_of(id, vocab);
+    if (!token)
       return field_error(std::string(name) + "[" + std::to_string(ids.size()) + "]",
                          "should be a token id below " + std::to_string(vocab));
-    ids.push_back(id.get<int32_t>());
+    ids.push_back(*token);
   }
   return ids;
 }

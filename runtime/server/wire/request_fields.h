@@ -16,6 +16,11 @@ Error field_error(const std::string& field, const std::string& what);
 /// A field that is understood and that this server does not offer.
 Error not_offered(const std::string& field, const std::string& what);
 
+/// A number without a fraction, however it is written: 5, 5.0, 5e0. None: something else, or no int64.
+std::optional<int64_t> integer_of(const Json& value);
+/// The same of one that is a token's id.
+std::optional<int32_t> token_id_of(const Json& value, int64_t vocab);
+
 /// The fields of one JSON object. A field that is null counts as absent.
 class Fields {
  public:
