@@ -52,6 +52,7 @@ class FakeExchange : public Exchange {
   bool streams() const override { return streams_; }
   std::string keep_alive() override { return ": alive\n\n"; }
   void cancel() override { cancelled = true; }
+  bool ended() const override { return made; }
   Output abort(const Error& error) override {
     aborted = true;
     if (!streams_) return {{}, error_reply(error), true};
@@ -80,7 +81,7 @@ class FakeExchange : public Exchange {
     ready();
   }
 
-  std::atomic<bool> cancelled = false, aborted = false;
+  std::atomic<bool> cancelled = false, aborted = false, made = false;
   std::atomic<int> closes = 0, takes = 0, status = 0, state = 0;  // state 1: complete, 2: not
 
  private:

@@ -442,10 +442,12 @@ TEST(Http, PagesOfAllowedOriginsMayRead) {
   EXPECT_EQ(local.status, 200);
   EXPECT_EQ(local.headers.at("access-control-allow-origin"), "http://localhost:3000");
   EXPECT_EQ(local.headers.at("vary"), "Origin");
-  for (const char* origin : {"https://evil.example", "null", "http://localhost:3001"}) {
+  for (const char* origin : {"https://evil.example", "null", "nonsense", "http://localhost:3001"}) {
     const Response refused = answer_to(server, get + origin + "\r\n\r\n");
     EXPECT_EQ(refused.status, 403);
     EXPECT_NE(refused.body.find("--cors-origin"), std::string::npos);
+    const bool advised = refused.body.find(std::string("start it with --cors-origin ") + origin) != std::string::npos;
+    EXPECT_EQ(advised, is_origin(origin)) << "what the option takes, and nothing else";
     EXPECT_EQ(refused.headers.count("access-control-allow-origin"), 0u);
   }
   const std::string options =

@@ -81,14 +81,19 @@ Reply preflight_reply(const Fields& fields) {
   return reply;
 }
 
+// What would let a page in. "null" is a file's origin and that of a sandboxed frame of any site.
+std::string way_in(const std::string& origin) {
+  if (is_origin(origin)) return "start it with --cors-origin " + origin.substr(0, 200) + " to let them";
+  return "they have no origin that --cors-origin could name; open the page from a web server";
+}
+
 std::optional<Reply> check_origin(const HostGuard& guard, const Fields& fields, const std::optional<Authority>& host,
                                   Facts& facts) {
   if (fields.count(http::field::origin) == 0) return std::nullopt;
   const std::string origin = text(fields, http::field::origin);
   if (fields.count(http::field::origin) > 1 || !guard.allows_origin(origin, host))
     return error_reply(403, "permission_error", "origin_not_allowed",
-                       "pages of " + quoted(origin) + " may not use this server: start it with --cors-origin " +
-                           origin.substr(0, 200) + " to let them");
+                       "pages of " + quoted(origin) + " may not use this server: " + way_in(origin));
   facts.allowed_origin = origin;
   if (is_preflight(fields)) return preflight_reply(fields);
   return std::nullopt;

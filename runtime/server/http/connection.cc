@@ -1,6 +1,5 @@
 #include "runtime/server/http/connection.h"
 
-#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -27,27 +26,6 @@ using boost::system::error_code;
 constexpr size_t kPieceBytes = 64 << 10;      // read at once, and at most held, of a body
 constexpr size_t kPipelinedBytes = 16 << 10;  // held of what a client sends while its answer is on the way
 constexpr std::chrono::seconds kPausedPoll{1};
-
-// An IP address, "unix" of a Unix socket; `name`: getsockname or getpeername.
-template <class Fn>
-std::string plain_address(int fd, const Fn& name) {
-  sockaddr_storage storage{};
-  socklen_t size = sizeof(storage);
-  if (name(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0) return "";
-  char text[INET6_ADDRSTRLEN] = "";
-  if (storage.ss_family == AF_INET) {
-    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(storage).sin_addr, text, sizeof(text));
-  } else if (storage.ss_family == AF_INET6) {
-    const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(storage).sin6_addr;
-    if (IN6_IS_ADDR_V4MAPPED(&v6))
-      inet_ntop(AF_INET, &v6.s6_addr[12], text, sizeof(text));
-    else
-      inet_ntop(AF_INET6, &v6, text, sizeof(text));
-  } else {
-    return "unix";
-  }
-  return text;
-}
 
 // Calls into the APIs may throw; the connection still answers. `fallback` is the result then. `id`: whose request it
 // is.
@@ -171,8 +149,8 @@ Connection::Connection(Stream::socket socket, Network& network)
   socket_.set_option(asio::socket_base::keep_alive(true), ignored);  // a peer without power is gone after minutes
   const int idle_s = 60;
   setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-  local_ = plain_address(socket_.native_handle(), getsockname);
-  peer_ = plain_address(socket_.native_handle(), getpeername);
+  local_ = socket_address(socket_.native_handle(), getsockname);
+  peer_ = socket_address(socket_.native_handle(), getpeername);
   network_.open.insert(this);
   ++network_.connections;
 }
@@ -315,14 +293,28 @@ asio::awaitable<bool> Connection::flush() {
   co_return !gone_;
 }
 
+/// When a client that has taken nothing since then is given up. During a drain this is looked at again and again, as an
+/// exchange that ends behind a full buffer says nothing.
+Clock::time_point Connection::stalled_at(Clock::time_point since) const {
+  const Clock::time_point end = since + options_.times.write_stall;
+  if (!network_.draining) return end;
+  const std::shared_ptr<Exchange> exchange = followed_.lock();
+  const bool made = last_ || (exchange && exchange->ended());
+  return made ? std::min(end, std::max(since, network_.drained_since) + options_.times.flush) : end;
+}
+
 asio::awaitable<void> Connection::writable() {
-  const Clock::time_point deadline = Clock::now() + options_.times.write_stall;
+  const Clock::time_point since = Clock::now();
   if (!std::exchange(writing_, true))
     socket_.async_wait(Stream::socket::wait_write, [self = shared_from_this()](error_code) {
       self->writing_ = false;
       self->notify();
     });
-  while (writing_ && !gone_ && Clock::now() < deadline) co_await wait_until(deadline);
+  while (writing_ && !gone_) {
+    const Clock::time_point now = Clock::now(), end = stalled_at(since);
+    if (now >= end) break;
+    co_await wait_until(network_.draining ? std::min(end, now + kPausedPoll) : end);
+  }
   if (writing_) lose("the client takes nothing");
 }
 
@@ -402,7 +394,8 @@ asio::awaitable<bool> Connection::serve_request() {
   request_ = {};
   request_.facts.id = mint_request_id();  // for answers to what turns out to be no request
   prefixed_ = 0;
-  committed_ = false;
+  committed_ = last_ = false;
+  followed_.reset();
   std::optional<Reply> refusal = co_await read_header();
   if (!refusal && !gone_) {
     const Admission broken{request_.facts, {}, 0, internal_reply()};
@@ -505,6 +498,7 @@ bool Connection::closes() const {
 /// Whether the connection goes on afterwards.
 asio::awaitable<bool> Connection::send(Reply reply) {
   close_ = closes();
+  last_ = true;
   out_head_ = reply_head(reply, request_.facts, close_).substr(prefixed_);
   if (!request_.facts.head_only && reply.status != 204 && reply.status != 304) out_body_ = std::move(reply.body);
   const bool sent = co_await flush();
@@ -520,6 +514,7 @@ asio::awaitable<bool> Connection::send(Reply reply) {
 /// intervals: a sign of life in a stream that has begun, else the next byte of "HTTP/1.1 ", which starts every answer.
 /// An interim 1xx answer would do too, but some clients take 102 for the answer, and HTTP/1.0 has none.
 asio::awaitable<bool> Connection::follow(std::shared_ptr<Exchange> exchange) {
+  followed_ = exchange;
   Following f(std::move(exchange), *this);
   abort_ = false;
   pump();
@@ -538,6 +533,7 @@ asio::awaitable<bool> Connection::follow(std::shared_ptr<Exchange> exchange) {
     if (out.reply) {
       lose("a stream ended in a reply");
     } else if (last || !out.bytes.empty()) {
+      last_ = last;
       stage_piece(*f.exchange, std::move(out.bytes), last);
       co_await flush();
       f.spoke = Clock::now();

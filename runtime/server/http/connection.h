@@ -32,9 +32,10 @@ struct Network {
   std::atomic<uint64_t>& connections;     // open; this and the next are read by any thread
   std::atomic<uint64_t>& retained_bytes;  // of bodies that are coming in
   std::unordered_set<Connection*> open = {};
-  std::list<Connection*> idle = {};     // between requests; the longest is first
-  uint64_t answering = 0;               // requests handed over whose answer is not out
-  bool draining = false;                // answers close their connection
+  std::list<Connection*> idle = {};  // between requests; the longest is first
+  uint64_t answering = 0;            // requests handed over whose answer is not out
+  bool draining = false;             // answers close their connection
+  Clock::time_point drained_since = {};
   std::function<void()> on_quiet = {};  // posted when nothing is answered any more while draining
 };
 
@@ -53,6 +54,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::awaitable<void> turn_away();
   /// Closes now; what is being answered is cancelled.
   void drop();
+  /// A drain has begun: who takes nothing of an answer that is made has less time.
+  void hurry() { notify(); }
   /// Ends the answer in progress with Exchange::abort.
   void abort_answer();
 
@@ -70,6 +73,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::awaitable<bool> send(Reply reply);
   boost::asio::awaitable<bool> flush();
   boost::asio::awaitable<void> writable();
+  Clock::time_point stalled_at(Clock::time_point since) const;
   boost::asio::awaitable<Input> more(Clock::time_point deadline);
   boost::asio::awaitable<void> wait_until(Clock::time_point deadline);
   boost::asio::awaitable<void> linger();
@@ -113,7 +117,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string out_head_, out_body_;  // staged for flush()
   size_t prefixed_ = 0;              // bytes of the status line that are out already
   bool committed_ = false;           // the head of an event stream is out
-  bool close_ = false;               // the head said that the connection ends with this answer
+  bool last_ = false;                // nothing follows what is staged
+  std::weak_ptr<Exchange> followed_;
+  bool close_ = false;  // the head said that the connection ends with this answer
 };
 
 }  // namespace thermocline::server

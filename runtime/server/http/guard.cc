@@ -57,6 +57,11 @@ std::optional<Authority> parse_authority(std::string_view text) {
   return parts;
 }
 
+bool is_origin(std::string_view text) {
+  const size_t scheme = text.find("://");
+  return scheme != std::string_view::npos && parse_authority(text.substr(scheme + 3));
+}
+
 bool is_local_address(const std::string& address) { return address.starts_with("unix:") || is_loopback(address); }
 
 HostGuard::HostGuard(const std::string& address, const std::vector<std::string>& allowed,

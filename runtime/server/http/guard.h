@@ -15,6 +15,9 @@ struct Authority {
 };
 /// None if it is malformed.
 std::optional<Authority> parse_authority(std::string_view text);
+/// Whether `text` names an origin, as a browser sends it: "scheme://name:port". "null" names none: any site has it in a
+/// sandboxed frame, so that no list should hold it.
+bool is_origin(std::string_view text);
 /// Whether `address`, in canonical form, is this machine's alone: loopback, or a Unix socket.
 bool is_local_address(const std::string& address);
 

@@ -60,6 +60,8 @@ class Exchange {
   /// The server ends before the answer does: cancels, and gives what tells the client so - the rest of the stream (an
   /// error event, then its end) or a reply. Nothing is taken afterwards.
   virtual Output abort(const Error& error) = 0;
+  /// Whether all of the answer is made: what there is waits to be taken.
+  virtual bool ended() const { return false; }
   /// For the access log, once, when the last byte is out or the client has gone.
   virtual void closed(bool complete, int status) { (void)complete, (void)status; }
 

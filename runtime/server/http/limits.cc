@@ -1,6 +1,8 @@
 #include "runtime/server/http/limits.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <sys/random.h>
 #include <sys/un.h>
 
@@ -36,6 +38,25 @@ Result<std::string> listen_address(const std::string& host) {
     return refused;
   }
   return address.to_string();
+}
+
+std::string socket_address(int fd, int (*name)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage storage{};
+  socklen_t size = sizeof(storage);
+  if (name(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0) return "";
+  char text[INET6_ADDRSTRLEN] = "";
+  if (storage.ss_family == AF_INET) {
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(storage).sin_addr, text, sizeof(text));
+  } else if (storage.ss_family == AF_INET6) {
+    const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(storage).sin6_addr;
+    if (IN6_IS_ADDR_V4MAPPED(&v6))
+      inet_ntop(AF_INET, &v6.s6_addr[12], text, sizeof(text));
+    else
+      inet_ntop(AF_INET6, &v6, text, sizeof(text));
+  } else {
+    return "unix";
+  }
+  return text;
 }
 
 std::optional<std::string> usable_request_id(std::string_view value) {

@@ -2,6 +2,8 @@
 // can shorten them.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -63,6 +65,9 @@ Clock::time_point body_deadline(const HttpOptions& options, Clock::time_point st
 /// Names are not resolved: what a resolver says may change, and the guard on Host is about this very address. Errors:
 /// invalid_argument, field "--host".
 Result<std::string> listen_address(const std::string& host);
+
+/// Of a socket: an IP address, "unix" of a Unix socket, "" where there is none; `name`: getsockname or getpeername.
+std::string socket_address(int fd, int (*name)(int, sockaddr*, socklen_t*));
 
 /// A client's own id for a request if it is usable: 1 to 128 printable characters without spaces.
 std::optional<std::string> usable_request_id(std::string_view value);

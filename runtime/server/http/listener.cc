@@ -49,10 +49,9 @@ void allow_open_files(uint64_t connections) {
 
 Status check_origins(const std::vector<std::string>& origins) {
   for (const std::string& origin : origins) {
-    const size_t scheme = origin.find("://");
-    const bool good = scheme != std::string::npos && parse_authority(std::string_view(origin).substr(scheme + 3));
-    if (origin == "*" || good) continue;
-    Error error = invalid("--cors-origin '" + origin + "' is no origin: give http://name:port as a browser sends it");
+    if (origin == "*" || is_origin(origin)) continue;
+    Error error = invalid("--cors-origin '" + origin + "' is no origin: give http://name:port as a browser sends it" +
+                          (origin == "null" ? "; any site can send null" : ""));
     error.field = "--cors-origin";
     return error;
   }
@@ -293,6 +292,8 @@ class Listener::Impl {
              options_.drain.count() / 1000);
     if (on_drain_) on_drain_(deadline);
     if (network_->answering == 0) return finish();
+    network_->drained_since = Clock::now();
+    for (Connection* connection : network_->open) connection->hurry();
     end_timer_.expires_at(deadline);
     end_timer_.async_wait([this](error_code error) {
       if (!error) abort_answers();
