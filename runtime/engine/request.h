@@ -43,11 +43,20 @@ struct Request {
   QueueTicket ticket;  // its place in the queue's caps, where that was taken before the prompt was made
 };
 
+/// When an answer got where it is; a default time: it has not.
+struct Milestones {
+  Request::Clock::time_point submitted = {}, admitted = {}, first_token = {};
+
+  /// What its time went to until `now`, into `stats`.
+  void tell(Request::Clock::time_point now, AnswerStats& stats) const;
+};
+
 enum class RequestPhase { waiting, prefill, decode, finished };
 
 /// A submitted request, shared by its client and the step loop. Any thread.
 class RequestHandle {
  public:
+  using Clock = Request::Clock;
   RequestHandle(int choices, size_t capacity) : stream_(choices, capacity) {}
 
   /// It ends within one step, with FinishReason::cancelled. Idempotent.
@@ -56,13 +65,25 @@ class RequestHandle {
 
   TokenStream& stream() { return stream_; }
   RequestPhase phase() const { return phase_.load(std::memory_order_relaxed); }
+  /// What the time of an answer that has not ended went to, of the choice that is ahead; no counts.
+  AnswerStats times(Clock::time_point now) const;
+
+  /// Step thread, of each choice; the first counts.
+  void note_admitted(Clock::time_point now) { note(admitted_, now); }
+  void note_first_token(Clock::time_point now) { note(first_token_, now); }
 
  private:
   friend class StepLoop;
   friend class Engine;
+  static void note(std::atomic<Clock::time_point>& milestone, Clock::time_point now) {
+    if (milestone.load(std::memory_order_relaxed) == Clock::time_point()) milestone = now;
+  }
+
   TokenStream stream_;
   std::atomic<bool> cancel_{false};
   std::atomic<RequestPhase> phase_{RequestPhase::waiting};
+  const Clock::time_point submitted_ = Clock::now();
+  std::atomic<Clock::time_point> admitted_{Clock::time_point()}, first_token_{Clock::time_point()};
   std::weak_ptr<class Inbox> inbox_;  // woken by a cancel
 };
 

@@ -11,10 +11,6 @@ SamplingParams params_of(const Request& request, int choice) {
   return params;
 }
 
-double seconds_between(RunningRequest::Clock::time_point from, RunningRequest::Clock::time_point to) {
-  return std::max(0.0, std::chrono::duration<double>(to - from).count());
-}
-
 }  // namespace
 
 RunningRequest::RunningRequest(uint64_t id, std::shared_ptr<SubmittedRequest> submitted, int choice,
@@ -86,7 +82,7 @@ void RunningRequest::take(SampledToken token) {
   const int32_t id = token.id;
   ids_.push_back(id);
   last_token = Clock::now();
-  if (answered() == 1) first_token = last_token;
+  if (answered() == 1) handle().note_first_token(first_token = last_token);
   TokenEvent e = event(TokenEvent::Kind::token);
   e.id = id;
   e.stats.cached_tokens = cached_tokens;
@@ -125,15 +121,11 @@ void RunningRequest::fail(Error error) {
 void RunningRequest::end(TokenEvent e) {
   if (ended_) return;
   ended_ = true;
-  const Clock::time_point now = Clock::now(), zero{};
-  const auto or_now = [&](Clock::time_point t) { return t == zero ? now : t; };
   e.stats.prompt_tokens = prompt_tokens_;
   e.stats.completion_tokens = answered();
   e.stats.cached_tokens = cached_tokens;
   e.stats.preemptions = preemptions;
-  e.stats.queue_seconds = seconds_between(submitted().at, or_now(admitted));
-  e.stats.prefill_seconds = seconds_between(or_now(admitted), or_now(first_token));
-  e.stats.decode_seconds = seconds_between(or_now(first_token), now);
+  Milestones{submitted().at, admitted, first_token}.tell(Clock::now(), e.stats);
   end_ = std::move(e);
 }
 

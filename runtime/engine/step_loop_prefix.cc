@@ -71,7 +71,7 @@ Status StepLoop::admit(uint64_t id) {
     TC_ASSIGN(r.kv, m_.kv.new_sequence());
   }
   if (r.admitted == Clock::time_point()) {
-    r.admitted = Clock::now();
+    r.handle().note_admitted(r.admitted = Clock::now());
     r.cached_tokens = r.stored();
     if (r.fetches == 0) r.kept_tokens = r.cached_tokens;
     r.kept_tokens = std::min(r.kept_tokens, r.cached_tokens);

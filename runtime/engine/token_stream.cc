@@ -54,6 +54,11 @@ bool TokenStream::wait_for(std::chrono::milliseconds time) {
   return changed_.wait_for(lock, time, [&] { return !events_.empty() || open_ == 0; });
 }
 
+bool TokenStream::ended() const {
+  const std::lock_guard lock(mutex_);
+  return open_ == 0;
+}
+
 bool TokenStream::finished() const {
   const std::lock_guard lock(mutex_);
   return open_ == 0 && events_.empty();

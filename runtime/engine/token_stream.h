@@ -67,6 +67,8 @@ class TokenStream {
   std::vector<TokenEvent> take();
   /// Client: blocks until there is something to take, or everything was taken, or the time is over (false).
   bool wait_for(std::chrono::milliseconds time);
+  /// Every choice has ended; its events may wait to be taken.
+  bool ended() const;
   /// Every choice has ended and every event was taken.
   bool finished() const;
   /// Client: called from the step thread, without a lock, when events came after a take() had left none.

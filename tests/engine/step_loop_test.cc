@@ -424,9 +424,20 @@ TEST(StepLoop, ACancelledRequestLeavesTheQueueAndHurtsNoNeighbour) {
   const auto waiting = served.submit(served.request(kQuestions[1]));
   waiting->cancel();
   EXPECT_EQ(served.engine->stats().waiting, 1);
+  const auto now = std::chrono::steady_clock::now();
+  const AnswerStats held = running->times(now), queued = waiting->times(now);
+  EXPECT_GT(held.prefill_seconds, 0);
+  EXPECT_EQ(held.decode_seconds, 0);
+  EXPECT_GT(queued.queue_seconds, 0);
+  EXPECT_EQ(queued.prefill_seconds, 0);
   served.release();
   EXPECT_EQ(test::collect(*waiting)[0].reason, FinishReason::cancelled);
-  EXPECT_EQ(test::collect(*running)[0].text, "The capital of Norway is Oslo.");
+  const Answer answer = test::collect(*running)[0];
+  EXPECT_EQ(answer.text, "The capital of Norway is Oslo.");
+  const AnswerStats told = running->times(std::chrono::steady_clock::now());
+  EXPECT_EQ(told.prefill_seconds, answer.stats.prefill_seconds);
+  EXPECT_GE(told.decode_seconds, answer.stats.decode_seconds);
+  EXPECT_GT(answer.stats.decode_seconds, 0);
   EXPECT_EQ(served.settled(2).waiting, 0);
 }
 

@@ -1,6 +1,9 @@
 #include "runtime/engine/sampling/sampling_params.h"
 
+#include <fmt/format.h>
+
 #include <string>
+#include <type_traits>
 
 namespace thermocline {
 namespace {
@@ -11,10 +14,10 @@ Status refuse(const std::string& field, const std::string& what) {
   return error;
 }
 
-Status in_range(const std::string& field, double value, double low, double high) {
+template <class T>
+Status in_range(const std::string& field, T value, std::type_identity_t<T> low, std::type_identity_t<T> high) {
   if (value >= low && value <= high) return {};  // false for NaN
-  return refuse(field,
-                "is " + std::to_string(value) + ", outside " + std::to_string(low) + " to " + std::to_string(high));
+  return refuse(field, fmt::format("is {}, outside {} to {}", value, low, high));
 }
 
 }  // namespace
@@ -22,7 +25,7 @@ Status in_range(const std::string& field, double value, double low, double high)
 Status SamplingParams::check(int64_t vocab) const {
   TC_RETURN_IF_ERROR(in_range("temperature", temperature, 0, 100));
   TC_RETURN_IF_ERROR(in_range("top_p", top_p, 1e-9, 1));
-  TC_RETURN_IF_ERROR(in_range("top_k", static_cast<double>(top_k), -1, 1e9));
+  TC_RETURN_IF_ERROR(in_range("top_k", top_k, -1, 1'000'000'000));
   TC_RETURN_IF_ERROR(in_range("min_p", min_p, 0, 1));
   TC_RETURN_IF_ERROR(in_range("repetition_penalty", repetition_penalty, 1e-3, 100));
   TC_RETURN_IF_ERROR(in_range("presence_penalty", presence_penalty, -2, 2));
