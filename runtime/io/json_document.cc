@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -93,6 +94,28 @@ std::string dump_json(const SortedJson& json, int indent, bool ascii) {
 
 namespace {
 
+// Whether an escape \uDXxx stands at `i`, its X among `digits`.
+bool is_surrogate(std::string_view text, size_t i, std::string_view digits) {
+  return i + 6 <= text.size() && text[i] == '\\' && text[i + 1] == 'u' && (text[i + 2] | 32) == 'd' &&
+         digits.find(static_cast<char>(text[i + 3] | 32)) != std::string_view::npos;
+}
+
+// Where a string has the first half of a surrogate pair, the second half of which is not there, or the other way round.
+std::optional<size_t> half_pair_at(std::string_view text) {
+  constexpr std::string_view kFirst = "89ab", kSecond = "cdef";
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '\\') continue;
+    const bool first = is_surrogate(text, i, kFirst);
+    if (first && is_surrogate(text, i + 6, kSecond))
+      i += 11;
+    else if (first || is_surrogate(text, i, kSecond))
+      return i;
+    else
+      ++i;  // what is escaped
+  }
+  return std::nullopt;
+}
+
 /// Builds a document while it is parsed. nlohmann's own builder looks through an ordered object for every key it adds,
 /// which is quadratic; here a key is looked up in a set once an object is large, and appended.
 class BoundedBuilder : public nlohmann::json_sax<Json> {
@@ -124,28 +147,64 @@ class BoundedBuilder : public nlohmann::json_sax<Json> {
     }
     if (twice) return fail("the key '" + key.substr(0, 60) + "' appears twice in one object");
     frame.key = std::move(key);
+    frame.keyed = true;
     return true;
   }
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception&) override {
+  bool parse_error(std::size_t position, const std::string& token, const nlohmann::detail::exception& error) override {
+    constexpr int kNumberOverflow = 406;  // nlohmann's number of it
     error_at_ = position > 0 ? position - 1 : 0;
+    if (error.id == kNumberOverflow) {
+      problem_ = located(ErrorCode::invalid_argument, "is out of range", position - std::min(position, token.size()));
+    } else if (const auto half = half_pair_at(token)) {
+      const bool in_key = !open_.empty() && open_.back().value.is_object() && !open_.back().keyed;
+      problem_ = located(ErrorCode::corrupt,
+                         std::string(in_key ? "has a key that holds" : "holds") + " half of a surrogate pair (" +
+                             token.substr(*half, 6) + ")",
+                         position - std::min(position, token.size() - *half));
+    }
     return false;
   }
 
   Json take() { return std::move(root_); }
-  const std::string& refusal() const { return refusal_; }
-  size_t error_at() const { return error_at_; }
+  /// Why it ended, of a document of `size` bytes.
+  Error error(size_t size) const {
+    if (!refusal_.empty()) return corrupt(refusal_);
+    if (error_at_ >= size) return corrupt("JSON ends too early, at byte " + std::to_string(size));
+    return problem_ ? *problem_ : corrupt("not JSON at byte " + std::to_string(error_at_));
+  }
 
  private:
   static constexpr size_t kFew = 16;
   struct Frame {
     Json value;
-    std::string key;             // of the member that comes next
+    std::string key;  // of the member that comes next, where it is `keyed`
+    bool keyed = false;
     std::set<std::string> keys;  // a tree: no choice of keys makes it slow
   };
 
   bool fail(std::string what) {
     refusal_ = std::move(what);
     return false;
+  }
+  // Of the value that is read: "messages[0].content", "logit_bias[5]"; empty for the document.
+  std::string place() const {
+    const auto digits = [](const std::string& key) {
+      return !key.empty() && std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
+    };
+    std::string place;
+    for (const Frame& frame : open_) {
+      const std::string key = frame.value.is_array() ? std::to_string(frame.value.size()) : frame.key.substr(0, 60);
+      if (frame.value.is_object() && !frame.keyed) break;
+      if (frame.value.is_array() || digits(key))
+        place += "[" + key + "]";
+      else
+        place += (place.empty() ? "" : ".") + key;
+    }
+    return place;
+  }
+  Error located(ErrorCode code, const std::string& what, size_t byte) const {
+    const std::string where = place();
+    return {code, (where.empty() ? "it" : where) + " " + what + ", at byte " + std::to_string(byte), where};
   }
   template <class T>
   bool add(T&& value) {
@@ -159,11 +218,12 @@ class BoundedBuilder : public nlohmann::json_sax<Json> {
       frame.value.get_ref<Json::array_t&>().emplace_back(std::forward<T>(value));
     else
       frame.value.get_ref<Json::object_t&>().emplace_back(std::move(frame.key), std::forward<T>(value));
+    frame.keyed = false;
     return true;
   }
   bool open(Json container) {
     if (open_.size() == kMaxDepth) return fail("it is nested more than " + std::to_string(kMaxDepth) + " deep");
-    open_.push_back({std::move(container), {}, {}});
+    open_.push_back({std::move(container), {}, false, {}});
     return true;
   }
   bool close() {
@@ -177,6 +237,7 @@ class BoundedBuilder : public nlohmann::json_sax<Json> {
   std::vector<Frame> open_;
   size_t values_ = 0, error_at_ = 0;
   std::string refusal_;
+  std::optional<Error> problem_;
 };
 
 }  // namespace
@@ -184,9 +245,7 @@ class BoundedBuilder : public nlohmann::json_sax<Json> {
 Result<Json> parse_bounded_json(std::string_view text, const JsonLimits& limits) {
   BoundedBuilder builder(limits);
   if (Json::sax_parse(text, &builder)) return builder.take();
-  if (!builder.refusal().empty()) return corrupt(builder.refusal());
-  return corrupt(builder.error_at() >= text.size() ? "JSON ends too early, at byte " + std::to_string(text.size())
-                                                   : "not JSON at byte " + std::to_string(builder.error_at()));
+  return builder.error(text.size());
 }
 
 Result<Json> parse_json(std::string_view text, bool unique_keys) { return parse<Json>(text, unique_keys); }

@@ -26,7 +26,8 @@ struct JsonLimits {
   size_t keys = 10'000;             // of one object
 };
 /// The same for bytes that anybody may send: one pass, linear whatever they are. An object with the same key twice is
-/// an error. Errors: corrupt, with the byte offset.
+/// an error. Errors: corrupt, with the byte offset. Text or a number that JSON allows and this program cannot hold has
+/// Error::field too, the path of its value: half of a surrogate pair, and a number too large (invalid_argument).
 Result<Json> parse_bounded_json(std::string_view text, const JsonLimits& limits);
 
 /// Text: on one line, or with `indent` spaces a level; with `ascii` all else is \u escapes. Invalid UTF-8 becomes

@@ -27,6 +27,30 @@ TEST(BoundedJson, RefusesWhatIsNoJsonAndSaysWhere) {
     EXPECT_NE(error_of(text), "") << text;
 }
 
+TEST(BoundedJson, WhatItCannotHoldIsNamedByItsPlace) {
+  for (const auto& [text, field, message] : std::vector<std::tuple<const char*, const char*, const char*>>{
+           {R"({"m":[{"a":"\ud83d"}]})", "m[0].a", R"(m[0].a holds half of a surrogate pair (\ud83d), at byte 12)"},
+           {R"({"m":["x","\\ud83d \uDE00."]})", "m[1]", R"(m[1] holds half of a surrogate pair (\uDE00), at byte 19)"},
+           {R"(["\ud83d\ude00 \ud83d\ud83d\ude00"])", "[0]",
+            R"([0] holds half of a surrogate pair (\ud83d), at byte 15)"},
+           {R"("\ud83d\n")", "", R"(it holds half of a surrogate pair (\ud83d), at byte 1)"},
+           {R"({"a":1,"m":{"b":[],"\udc00":1}})", "m",
+            R"(m has a key that holds half of a surrogate pair (\udc00), at byte 20)"},
+           {R"({"\ud83d":1})", "", R"(it has a key that holds half of a surrogate pair (\ud83d), at byte 2)"},
+           {R"({"b":{"1":1e400}})", "b[1]", "b[1] is out of range, at byte 10"},
+           {R"({"t":{"u":{}},"v":-1e999})", "v", "v is out of range, at byte 18"},
+           {"1e400", "", "it is out of range, at byte 0"}}) {
+    const Result<Json> json = parse_bounded_json(text, {});
+    ASSERT_FALSE(json) << text;
+    EXPECT_EQ(json.error().message, message) << text;
+    EXPECT_EQ(json.error().field, field) << text;
+    EXPECT_EQ(json.error().code == ErrorCode::invalid_argument,
+              json.error().message.find("range") != std::string::npos);
+  }
+  EXPECT_EQ(error_of(R"({"a":"\ud83d)"), "JSON ends too early, at byte 12") << "the other half may have been to come";
+  EXPECT_EQ(error_of(R"(["\ud83d\ude00\\ud83d"])"), "");
+}
+
 TEST(BoundedJson, NestingKeysAndValuesAreBounded) {
   const auto nested = [](int n) {
     return std::string(static_cast<size_t>(n), '[') + std::string(static_cast<size_t>(n), ']');
