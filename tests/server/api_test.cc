@@ -197,6 +197,41 @@ TEST_F(ApiTest, TheAccessLogHasALineARequest) {
   for (const char* secret : {"words", "secret"}) EXPECT_EQ(text.find(secret), std::string::npos) << secret;
 }
 
+// Of a request whose client has gone: as the engine told its end, or up to now where it has not yet.
+TEST_F(ApiTest, TheAccessLogHasTheTimesOfWhatWasCancelled) {
+  using std::chrono::milliseconds;
+  for (const bool told : {false, true}) {
+    const auto base = std::chrono::steady_clock::now();
+    backend.script = [&](const Request&, RequestHandle& handle) {
+      const auto now = std::chrono::steady_clock::now();
+      handle.note_admitted(now + milliseconds(20));
+      handle.note_admitted(now + milliseconds(90));  // another choice
+      handle.note_first_token(now + milliseconds(50));
+      put_token(handle, 0, 100, "one");
+    };
+    const auto client = begin({{"prompt", "a"}, {"stream", true}});
+    client->follow([](const Answer& answer) { return !answer.stream.empty(); });
+    EXPECT_FALSE(client->exchange().ended());
+    if (told)
+      put_end(*backend.await(1), 0, FinishReason::cancelled, {},
+              {.queue_seconds = 0.001, .prefill_seconds = 0.002, .decode_seconds = 0.003});
+    else
+      std::this_thread::sleep_until(base + milliseconds(70));
+    EXPECT_EQ(client->exchange().ended(), told) << "whether anybody took it or not";
+    client->close(false);
+  }
+  const std::vector<Json> lines = log_lines();
+  ASSERT_EQ(lines.size(), 2u);
+  for (const Json& line : lines) EXPECT_EQ(line.at("finish"), "cancelled");
+  EXPECT_GE(lines[0].at("queue_ms"), 20);
+  EXPECT_EQ(lines[0].at("prefill_ms"), 30);
+  EXPECT_GT(lines[0].at("decode_ms"), 0);
+  EXPECT_LT(lines[0].at("decode_ms"), lines[0].at("total_ms"));
+  EXPECT_EQ(lines[1].at("queue_ms"), 1);
+  EXPECT_EQ(lines[1].at("prefill_ms"), 2);
+  EXPECT_EQ(lines[1].at("decode_ms"), 3);
+}
+
 TEST(AccessLog, AFileThatCannotBeOpenedIsNamed) {
   const auto log = AccessLog::open("/proc/nowhere/access.jsonl");
   ASSERT_FALSE(log);

@@ -183,7 +183,12 @@ TEST_F(MessagesTest, ErrorsNameTheFieldAsItWasSent) {
   refused({{"messages", Json::array({Json{{"role", "robot"}, {"content", "x"}}})}}, "messages[0].role should be user");
   Json image = ask("x");
   image["messages"][0]["content"] = Json::parse(R"([{"type":"text","text":"a"},{"type":"image","source":{}}])");
-  refused(image, "messages[0].content[1][0] is of type 'image'");
+  refused(image, "messages[0].content[1] is of type 'image'");
+  image["messages"][0]["content"] = Json::parse(R"(["a", 3])");
+  refused(image, "messages[0].content[1] should be an object");
+  image = ask("x");
+  image["system"] = Json::parse(R"([{"type":"text","text":"a"},{"type":"image","source":{}}])");
+  refused(image, "system[1] is of type 'image'");
   Json result = ask("x");
   result["messages"][0]["content"] = Json::parse(R"([{"type":"tool_result","content":"a"}])");
   refused(result, "messages[0].content[0].tool_use_id is missing");
@@ -221,6 +226,21 @@ TEST_F(MessagesTest, TheInputOfACallIsAnObject) {
   body["messages"].push_back(
       Json::parse(R"({"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":[1]}]})"));
   refused(body, "messages[1].content[0].input should be an object");
+}
+
+// The words by which its clients know to make a conversation shorter.
+TEST_F(MessagesTest, APromptOverTheContextIsTooLong) {
+  const Json much = ask(std::string(model.most_text_bytes() + 1, 'x'));
+  const std::string message = refused(much, " tokens > 1023 maximum");
+  EXPECT_TRUE(message.starts_with("prompt is too long: at least 10")) << message;
+  EXPECT_EQ(post("/v1/messages/count_tokens", much).error().at("message"), message);
+  backend.refusal = Error{ErrorCode::context_length, "the prompt has 1024 tokens; the context holds 1024", "prompt"};
+  backend.refusal->counts = {{"n_prompt_tokens", 1024}, {"n_ctx", 1024}};
+  for (const bool stream : {false, true}) {
+    Json body = ask("x");
+    body["stream"] = stream;
+    EXPECT_EQ(refused(body, "prompt"), "prompt is too long: 1024 tokens > 1023 maximum");
+  }
 }
 
 TEST_F(MessagesTest, ErrorsHaveAnthropicsShapeWhereverTheyCome) {

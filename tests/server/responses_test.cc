@@ -258,6 +258,19 @@ TEST_F(ResponsesTest, ErrorsNameTheFieldAsItWasSent) {
   }
 }
 
+TEST_F(ResponsesTest, AnInputThatCannotFitIsNamed) {
+  const std::string text(model.most_text_bytes() + 1, 'x');
+  for (const Json& input : {Json(text), Json::array({Json{{"role", "user"}, {"content", text}}})}) {
+    const Answer answer = post(kResponses, {{"input", input}});
+    EXPECT_EQ(answer.status, 400);
+    EXPECT_EQ(answer.param(), "input");
+    EXPECT_TRUE(answer.error().at("message").get<std::string>().starts_with("input has ")) << answer.body;
+  }
+  const Json items(std::vector<Json>(8193, Json{{"role", "user"}, {"content", "x"}}));
+  EXPECT_EQ(post(kResponses, {{"input", items}}).param(), "input");
+  EXPECT_EQ(chat({{"messages", {{{"role", "user"}, {"content", text}}}}}).param(), "messages");
+}
+
 TEST(ResponseStore, ForgetsTheLongestUnusedAndKeepsItsBounds) {
   ResponseStore store({.bytes = 30, .responses = 3});
   const std::string ten(10, 'x');

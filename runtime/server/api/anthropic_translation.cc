@@ -1,5 +1,7 @@
 #include "runtime/server/api/anthropic_translation.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "runtime/server/wire/request_fields.h"
@@ -24,7 +26,7 @@ Result<std::string> system_text(const Json& system, const std::string& place) {
   }
   std::string all;
   for (size_t i = 0; i < system.size(); ++i) {
-    TC_ASSIGN(std::string text, text_of_parts(Json::array({system[i]}), {"text"}, place));
+    TC_ASSIGN(std::string text, text_of_part(system[i], {"text"}, index_of(place, i)));
     text = without_billing_line(std::move(text));
     if (!text.empty()) all += (all.empty() ? "" : "\n\n") + text;
   }
@@ -55,7 +57,7 @@ Status add_user(const Json& content, const std::string& place, ChatTranslation& 
       TC_RETURN_IF_ERROR(add_tool_result(content[i], where, chat));
       continue;
     }
-    TC_ASSIGN(const std::string text, text_of_parts(Json::array({content[i]}), {"text"}, where));
+    TC_ASSIGN(const std::string text, text_of_part(content[i], {"text"}, where));
     chat.add({{"role", "user"}, {"content", text}}, where);
   }
   if (content.empty()) return field_error(place, "should not be empty");
@@ -213,7 +215,19 @@ Result<ChatTranslation> translate_anthropic(const Json& body, bool think) {
 Error anthropic_error(const ChatTranslation& chat, Error error) {
   for (std::string* text : {&error.message, &error.field})
     if (text->starts_with("stop") && !text->starts_with("stop_sequences")) text->replace(0, 4, "stop_sequences");
-  return chat.told(std::move(error));
+  return too_long_for_anthropic(chat.told(std::move(error)));
+}
+
+Error too_long_for_anthropic(Error error) {
+  if (error.code != ErrorCode::context_length) return error;
+  const auto count = [&](std::string_view name) {
+    const auto it = std::ranges::find(error.counts, name, [](const auto& named) { return named.first; });
+    return it == error.counts.end() ? 0 : it->second;
+  };
+  const int64_t exact = count("n_prompt_tokens"), least = count("n_prompt_tokens_min");
+  error.message = fmt::format("prompt is too long: {}{} tokens > {} maximum", exact > 0 ? "" : "at least ",
+                              std::max(exact, least), count("n_ctx") - 1);
+  return error;
 }
 
 }  // namespace thermocline::server

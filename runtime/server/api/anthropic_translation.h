@@ -12,5 +12,8 @@ Result<ChatTranslation> translate_anthropic(const Json& body, bool think);
 
 /// An error of a translated request in Anthropic's words.
 Error anthropic_error(const ChatTranslation& chat, Error error);
+/// A prompt over the context in the words by which clients of Anthropic's know to make theirs shorter. The maximum is
+/// of the prompt: an answer has a token at least. Other errors as they are.
+Error too_long_for_anthropic(Error error);
 
 }  // namespace thermocline::server

@@ -20,10 +20,14 @@ std::optional<size_t> message_number(const std::string& text, size_t& end) {
 }
 
 template <class Fn>
-Error renamed(Error error, const Fn& place) {
+Error renamed(Error error, const Fn& place, const std::string& list = "messages") {
+  constexpr std::string_view kList = "messages";
   for (std::string* text : {&error.message, &error.field}) {
     size_t end = 0;
-    if (const auto number = message_number(*text, end)) *text = place(*number) + text->substr(end);
+    if (const auto number = message_number(*text, end))
+      *text = place(*number) + text->substr(end);
+    else if (text->starts_with(kList))
+      text->replace(0, kList.size(), list);
   }
   return error;
 }
@@ -43,7 +47,8 @@ Json& ChatTranslation::assistant(const std::string& place, bool open) {
 }
 
 Error ChatTranslation::told(Error error) const {
-  return renamed(std::move(error), [&](size_t i) { return i < places.size() ? places[i] : std::string("messages"); });
+  const auto place = [&](size_t i) { return i < places.size() ? places[i] : list; };
+  return renamed(std::move(error), place, list);
 }
 
 Error without_first_message(Error error) {
@@ -57,20 +62,20 @@ Result<std::string> text_of_parts(const Json& content, const std::vector<std::st
   if (!content.is_array()) return field_error(place, "should be a string or a list of parts");
   std::string text;
   for (size_t i = 0; i < content.size(); ++i) {
-    const Json& part = content[i];
-    const std::string where = place + "[" + std::to_string(i) + "]";
-    if (part.is_string()) {
-      text += (i ? "\n\n" : "") + part.get<std::string>();
-      continue;
-    }
-    if (!part.is_object()) return field_error(where, "should be an object with a type");
-    TC_ASSIGN(const std::string type, Fields(part, where + ".").text("type", ""));
-    if (std::find(types.begin(), types.end(), type) == types.end())
-      return not_offered(where, "is of type '" + type.substr(0, 60) + "': this model reads text only");
-    TC_ASSIGN(const std::string piece, Fields(part, where + ".").text(type == "refusal" ? "refusal" : "text", ""));
+    TC_ASSIGN(const std::string piece, text_of_part(content[i], types, place + "[" + std::to_string(i) + "]"));
     text += (i ? "\n\n" : "") + piece;
   }
   return text;
+}
+
+Result<std::string> text_of_part(const Json& part, const std::vector<std::string>& types, const std::string& place) {
+  if (part.is_string()) return part.get<std::string>();
+  if (!part.is_object()) return field_error(place, "should be an object with a type");
+  const Fields fields(part, place + ".");
+  TC_ASSIGN(const std::string type, fields.text("type", ""));
+  if (std::find(types.begin(), types.end(), type) == types.end())
+    return not_offered(place, "is of type '" + type.substr(0, 60) + "': this model reads text only");
+  return fields.text(type == "refusal" ? "refusal" : "text", "");
 }
 
 }  // namespace thermocline::server

@@ -40,10 +40,11 @@ Reply reply_of(const Call& call, const std::function<Result<Json>(const Call&, c
   try {
     const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(call.model ? call.model->max_context : 0)};
     const Result<Json> body = parse_bounded_json(call.http.body, limits);
-    if (!body) return error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message);
+    if (!body) return unreadable_body(body.error());
     if (!body->is_object()) return error_reply(field_error("body", "should be a JSON object"));
-    const Result<std::string> name = Fields(*body).text("model", call.model ? call.model->name : "");
+    Result<std::string> name = Fields(*body).text("model", "");
     if (!name) return error_reply(name.error());
+    if (name->empty() && call.model) *name = call.model->name;
     if (call.model)
       if (Status known = call.model->check_name(*name); !known.ok()) return error_reply(known.error());
     const Result<Json> made = make(call, *body);
@@ -137,6 +138,12 @@ Reply in_dialect(Reply reply, Dialect dialect, const std::string& request_id) {
                               {"error", {{"type", anthropic_type(reply.status)}, {"message", message}}},
                               {"request_id", request_id}});
   return reply;
+}
+
+Reply unreadable_body(const Error& error) {
+  const char* const code = error.code == ErrorCode::invalid_argument ? "invalid_value" : "invalid_json";
+  return error_reply(400, "invalid_request_error", code, (error.field.empty() ? "the body: " : "") + error.message,
+                     error.field);
 }
 
 LateReply::LateReply(Services& services, Call call)

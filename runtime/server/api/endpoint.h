@@ -82,6 +82,9 @@ std::string near_paths(std::string_view path, const std::vector<Endpoint>& endpo
 /// The same error as the dialect says it; other replies as they are.
 Reply in_dialect(Reply reply, Dialect dialect, const std::string& request_id);
 
+/// Of a body that parse_bounded_json refused.
+Reply unreadable_body(const Error& error);
+
 /// An answer that is one reply, made elsewhere.
 class LateReply : public Exchange {
  public:

@@ -72,8 +72,7 @@ void Generation::prepare() {
     const JsonLimits limits{.values = 65536 + 16 * static_cast<size_t>(model_.max_context)};
     Result<Json> body = parse_bounded_json(call_.http.body, limits);
     std::string().swap(call_.http.body);
-    if (!body)
-      return refuse(error_reply(400, "invalid_request_error", "invalid_json", "the body: " + body.error().message));
+    if (!body) return refuse(unreadable_body(body.error()));
     if (!body->is_object()) return refuse(error_reply(field_error("body", "should be a JSON object")));
     Result<std::vector<Request>> requests = read(*body);
     *body = nullptr;
@@ -127,13 +126,16 @@ Result<std::vector<std::shared_ptr<RequestHandle>>> Generation::submit(std::vect
     auto handle = model_.backend->submit(std::move(request));
     if (!handle) {
       for (const auto& other : handles) other->cancel();
-      Error error = std::move(handle).error();
-      if (error.field == "prompt") error.field = prompt_field();
-      return error;
+      return told(std::move(handle).error());
     }
     handles.push_back(std::move(*handle));
   }
   return handles;
+}
+
+Error Generation::told(Error error) const {
+  if (error.field == "prompt") error.field = prompt_field();
+  return error;
 }
 
 Status Generation::read_common(const Json& body, const char* id_prefix) {
@@ -141,7 +143,8 @@ Status Generation::read_common(const Json& body, const char* id_prefix) {
   id_ = random_id(id_prefix);
   created_ =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  TC_ASSIGN(model_name_, fields.text("model", model_.name));
+  TC_ASSIGN(model_name_, fields.text("model", ""));
+  if (model_name_.empty()) model_name_ = model_.name;
   TC_RETURN_IF_ERROR(model_.check_name(model_name_));
   {
     const std::lock_guard lock(mutex_);
@@ -237,10 +240,24 @@ void Generation::count(size_t prompt, const TokenEvent& event) {
     usage_.cached += event.stats.cached_tokens - std::exchange(cached_of_[prompt], event.stats.cached_tokens);
     cached_ = usage_.cached;
   }
-  if (event.kind != TokenEvent::Kind::finish) return;
-  entry_.queue_seconds = std::max(entry_.queue_seconds, event.stats.queue_seconds);
-  entry_.prefill_seconds = std::max(entry_.prefill_seconds, event.stats.prefill_seconds);
-  entry_.decode_seconds = std::max(entry_.decode_seconds, event.stats.decode_seconds);
+  if (event.kind == TokenEvent::Kind::finish) count_times(event.stats);
+}
+
+void Generation::count_times(const AnswerStats& stats) {
+  entry_.queue_seconds = std::max(entry_.queue_seconds, stats.queue_seconds);
+  entry_.prefill_seconds = std::max(entry_.prefill_seconds, stats.prefill_seconds);
+  entry_.decode_seconds = std::max(entry_.decode_seconds, stats.decode_seconds);
+}
+
+// Of answers whose end nobody took: as the engine told it, or up to now where it has not yet.
+void Generation::count_untaken_times() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& handle : handles_) {
+    const bool ended = handle->stream().ended();
+    for (const TokenEvent& event : handle->stream().take())
+      if (event.kind == TokenEvent::Kind::finish) count_times(event.stats);
+    if (!ended) count_times(handle->times(std::chrono::steady_clock::now()));
+  }
 }
 
 // `before`: of a stream, what was not sent yet.
@@ -276,8 +293,15 @@ Exchange::Output Generation::abort(const Error& error) {
   return fail(error, "");
 }
 
+bool Generation::ended() const {
+  const std::lock_guard lock(mutex_);
+  return refusal_ || (!handles_.empty() &&
+                      std::ranges::all_of(handles_, [](const auto& handle) { return handle->stream().ended(); }));
+}
+
 void Generation::closed(bool complete, int status) {
   if (!complete) cancel();
+  count_untaken_times();
   entry_.status = status;
   entry_.complete = complete;
   entry_.prompt_tokens = usage_.prompt;

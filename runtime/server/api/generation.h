@@ -45,6 +45,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   }
   void cancel() override;
   Output abort(const Error& error) override;
+  bool ended() const override;
   void closed(bool complete, int status) override;
 
   Look look() const override;
@@ -61,6 +62,8 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   virtual Json reply_body() = 0;
   /// The field a prompt comes from.
   virtual const char* prompt_field() const = 0;
+  /// An error of the engine in the words of the request.
+  virtual Error told(Error error) const;
   /// What a silent stream says.
   virtual std::string sign_of_life() { return Exchange::keep_alive(); }
   /// How a stream ends in an error, and how it ends well.
@@ -91,6 +94,8 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
  private:
   Result<std::vector<std::shared_ptr<RequestHandle>>> submit(std::vector<Request> requests);
   void refuse(Reply reply);
+  void count_times(const AnswerStats& stats);
+  void count_untaken_times();
   void count(size_t prompt, const TokenEvent& event);
   Reply shaped(Reply reply) const;
   Output fail(const Error& error, const std::string& before);

@@ -35,12 +35,12 @@ Result<Json> count_tokens(const Call& call, const Json& body) {
 Result<std::vector<Request>> MessagesGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_common(body, "msg_"));
   TC_ASSIGN(const ChatTranslation chat, translate_anthropic(body, model_.think));
-  const auto told = [&](Error error) { return anthropic_error(chat, std::move(error)); };
+  const auto refused = [&](Error error) { return anthropic_error(chat, std::move(error)); };
   Result<Request> request = read_generation_fields(Fields(chat.body), model_.defaults, model_.vocab_size, arrived_);
-  if (!request) return told(std::move(request).error());
+  if (!request) return refused(std::move(request).error());
   if (request->max_tokens == 0) return field_error("max_tokens", "should be at least 1");
   Result<ChatPrompt> prompt = read_chat_prompt(model_, chat.body);
-  if (!prompt) return told(std::move(prompt).error());
+  if (!prompt) return refused(std::move(prompt).error());
   TC_RETURN_IF_ERROR(wanted());
   TC_ASSIGN(request->prompt, encode(model_, *prompt));
   request->shown_special = markup_tokens(model_);
@@ -49,6 +49,8 @@ Result<std::vector<Request>> MessagesGeneration::read(const Json& body) {
   requests.push_back(std::move(*request));
   return requests;
 }
+
+Error MessagesGeneration::told(Error error) const { return too_long_for_anthropic(Generation::told(std::move(error))); }
 
 // --- network thread ---
 

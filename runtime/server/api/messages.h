@@ -20,6 +20,7 @@ class MessagesGeneration : public Generation {
   std::string last_events() override;
   Json reply_body() override;
   const char* prompt_field() const override { return "messages"; }
+  Error told(Error error) const override;
   std::string sign_of_life() override;
   std::string error_events(const Reply& reply) override;
   const char* end_of_stream() const override { return ""; }

@@ -47,12 +47,12 @@ Result<std::vector<Request>> ResponsesGeneration::read(const Json& body) {
     TC_ASSIGN(before, parse_json(kept->messages));
   }
   TC_ASSIGN(ResponsesTranslation chat, translate_response(body, before));
-  const auto told = [&](Error error) { return in_words_of_responses(chat, std::move(error)); };
+  const auto refused = [&](Error error) { return in_words_of_responses(chat, std::move(error)); };
   Result<Request> request = read_generation_fields(Fields(chat.body), model_.defaults, model_.vocab_size, arrived_);
-  if (!request) return told(std::move(request).error());
+  if (!request) return refused(std::move(request).error());
   if (request->max_tokens == 0) return field_error("max_output_tokens", "should be at least 1");
   Result<ChatPrompt> prompt = read_chat_prompt(model_, chat.body);
-  if (!prompt) return told(std::move(prompt).error());
+  if (!prompt) return refused(std::move(prompt).error());
   TC_RETURN_IF_ERROR(wanted());
   TC_ASSIGN(request->prompt, encode(model_, *prompt));
   request->shown_special = markup_tokens(model_);

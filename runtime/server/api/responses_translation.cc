@@ -152,6 +152,7 @@ Result<ResponsesTranslation> translate_response(const Json& body, const Json& be
   const Fields fields(body);
   TC_RETURN_IF_ERROR(check_offered(fields));
   ResponsesTranslation chat;
+  chat.list = "input";
   TC_ASSIGN(const std::string instructions, fields.text("instructions", ""));
   if (!instructions.empty()) chat.add({{"role", "system"}, {"content", instructions}}, "instructions");
   if (before.is_array())

@@ -63,7 +63,7 @@ Status ServedModel::check_bytes(size_t text_bytes, const std::string& field) con
               field + " has " + std::to_string(text_bytes) + " bytes, at least " + std::to_string(least) +
                   " tokens; the context holds " + std::to_string(max_context) + ", answer included",
               field};
-  error.counts = {{"n_prompt_tokens", least}, {"n_ctx", max_context}};
+  error.counts = {{"n_prompt_tokens_min", least}, {"n_ctx", max_context}};
   return error;
 }
 

@@ -50,7 +50,7 @@ struct ServedModel {
   /// What a body takes of the queue's caps before it is read: some four bytes a token, and no more than a context, lest
   /// a body of mostly something else finds no place in an empty queue. Settled when it is tokenised.
   QueueCounters::Amount estimate(uint64_t body_bytes) const;
-  /// Errors: context_length, for text that no tokenising makes fit.
+  /// Errors: context_length, for text that no tokenising makes fit; how many tokens it has is not known then.
   Status check_bytes(size_t text_bytes, const std::string& field) const;
 
  private:

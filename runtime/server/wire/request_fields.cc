@@ -111,7 +111,7 @@ Result<std::vector<std::pair<int32_t, float>>> read_logit_bias(const Fields& fie
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (error != std::errc() || end != key.data() + key.size() || id < 0)
       return field_error(field, "should be named by a token id");
-    if (!number.is_number() || !std::isfinite(number.get<double>()))
+    if (!number.is_number() || !std::isfinite(number.get<float>()))
       return field_error(field, "should be a number from -100 to 100");
     bias.emplace_back(id, number.get<float>());
   }
