@@ -50,18 +50,19 @@ async def plain(client, request):
 
 
 async def streamed(client, request, leave_after=None, gaps=None):
-    """The answer from its events, the seconds between them into `gaps`; after `leave_after` of them the client goes away,
+    """The answer from its events, the seconds between those of a choice into `gaps`; after `leave_after` of them the client goes away,
     and None comes back."""
     n = request.get("n", 1)
     reasoning, content, reasons = [""] * n, [""] * n, [None] * n
-    count, last = 0, None
+    count, last = 0, {}
     stream = await client.chat.completions.create(**request, stream=True)
     async for chunk in stream:
         count += 1
         now = time.monotonic()
-        if gaps is not None and last is not None:
-            gaps.append(now - last)
-        last = now
+        for choice in chunk.choices:
+            if gaps is not None and choice.index in last:
+                gaps.append(now - last[choice.index])
+            last[choice.index] = now
         if leave_after is not None and count > leave_after:
             await stream.close()
             return None
