@@ -328,7 +328,7 @@ void StepLoop::accept(Inbox::Mail::Submitted submitted) {
   }
 }
 
-// Cancelled, past its deadline, or ended by the watchdog.
+// Cancelled, past its deadline, ended by the watchdog, or too long in the queue.
 bool StepLoop::unwanted(RunningRequest& r, Clock::time_point now) {
   if (r.blocked_since != Clock::time_point() && now - r.blocked_since > options_.stream_stall) {
     log_info("request {}: its client takes nothing, cancelled", r.request().id);
@@ -339,6 +339,10 @@ bool StepLoop::unwanted(RunningRequest& r, Clock::time_point now) {
   else if (r.request().deadline <= now)
     r.fail({ErrorCode::deadline,
             "the request's time is over; its answer had " + std::to_string(r.answered()) + " tokens so far"});
+  else if (const auto most = options_.queue_timeout;
+           most.count() > 0 && r.submitted().choices_waiting == r.request().choices && now - r.submitted().at > most)
+    r.fail({ErrorCode::overloaded, fmt::format("the request waited for {:.0f} s and was not begun (--queue-timeout)",
+                                               std::chrono::duration<double>(now - r.submitted().at).count())});
   return r.ended();
 }
 
@@ -491,7 +495,10 @@ void StepLoop::step(const sched::StepPlan& plan) {
   counted_.step_seconds += took.count();
   counted_.last_step_seconds = took.count();
   if (decodes > 0) counted_.longest_decode_step_seconds = std::max(counted_.longest_decode_step_seconds, took.count());
-  for (RunningRequest* const r : owners) keep_prompt(*r);
+  for (RunningRequest* const r : owners) {
+    keep_prompt(*r);
+    r->tell_progress();
+  }
 }
 
 // A step that was given up has ended after all.
@@ -522,8 +529,8 @@ void StepLoop::sample(const std::vector<Row>& rows) {
     for (int64_t i = begin; i < end; ++i) {
       Row& row = work[static_cast<size_t>(i)];
       const std::span values(logits.row(row.row), static_cast<size_t>(m_.geometry.vocab_size));
-      row.token = row.prompt ? row.request->prompt_logprob(row.position, values, scratch)
-                             : row.request->sampler.sample(values, row.request->sample_options(), scratch);
+      row.token =
+          row.prompt ? row.request->prompt_logprob(row.position, values, scratch) : row.request->draw(values, scratch);
     }
   });
   for (Row& row : work) deliver(std::move(row));

@@ -119,6 +119,8 @@ def test_print_config_says_what_the_model_brings(environment, temporary_model):
     (folder / "generation_config.json").write_text('{"temperature": 0.25}')
     settings = printed("--model", folder)
     assert settings["temperature"] == ("0.25", "the model's generation_config.json") and settings["top-p"] == ("1", "default"), settings
+    settings = printed("--model", folder, "--no-generation-config")
+    assert settings["temperature"] == ("1", "default"), settings
     out, _ = run("serve", folder, "--print-config")
     assert [line.split() for line in out.splitlines() if line.startswith("port ")] == [["port", "8000", "default"]], out
 
