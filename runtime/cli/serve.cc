@@ -35,7 +35,9 @@ struct ServeOptions {
   uint64_t kv_disk_space = uint64_t{16} << 30;
   int64_t step_budget_ms = 250, watchdog_seconds = 300, drain_seconds = 30;
   std::vector<std::string> served_names;  // the first is the name
-  bool strict_model_name = false, strict_fields = false;
+  bool strict_model_name = false, strict_fields = false, no_generation_config = false;
+  std::string reasoning_field = "reasoning_content";
+  int64_t reasoning_budget = -1, request_timeout = 0, queue_timeout = 0;
   std::string access_log;
   server::ApiKeys::Options keys;
   bool think = false, quiet = false, insecure_no_auth = false;
@@ -47,8 +49,8 @@ std::string default_name(const std::filesystem::path& model) {
 }
 
 // What requests get that do not say: of the model, behind every other source.
-std::vector<SettingRow> sampling_rows(const std::string& model) {
-  const Result<SamplingParams> sampling = server::read_sampling_defaults(model);
+std::vector<SettingRow> sampling_rows(const std::string& model, bool plainly) {
+  const Result<SamplingParams> sampling = plainly ? SamplingParams() : server::read_sampling_defaults(model);
   if (model.empty() || !sampling) return {};
   const SamplingParams plain;
   const auto row = [](const char* name, auto value, auto otherwise) {
@@ -110,32 +112,37 @@ class Service {
     systemd_.loading(0);
     TC_RETURN_IF_ERROR(o_.model.check_architecture());
     TC_ASSIGN(tokenizer_, of_model(Tokenizer::load(o_.model.model())));
-    TC_ASSIGN(const SamplingParams defaults, of_model(server::read_sampling_defaults(o_.model.model())));
+    SamplingParams defaults;
+    if (!o_.no_generation_config) {
+      TC_ASSIGN(defaults, of_model(server::read_sampling_defaults(o_.model.model())));
+    }
     Result<ProseConstants> constants = read_prose_constants(o_.model.model());
     if (!constants) log_warn("chat completions are off: {}", constants.error().message);
     const std::string plan = plan_of(options);  // before the model has taken its memory
     TC_ASSIGN(engine_, of_model(Engine::open(options)));
     TC_RETURN_IF_ERROR(engine_->start(*tokenizer_, o_.loop));
     backend_ = std::make_unique<server::EngineBackend>(*engine_);
-    const std::string name = o_.served_names.empty() ? default_name(o_.model.model()) : o_.served_names[0];
     TC_ASSIGN(const server::ModelFacts facts, facts_of(*engine_, *tokenizer_));
-    model_ =
-        std::make_unique<server::ServedModel>(server::ServedModel{.backend = backend_.get(),
-                                                                  .vocab_size = engine_->geometry().vocab_size,
-                                                                  .max_context = engine_->max_context(),
-                                                                  .bos_token_id = engine_->geometry().bos_token_id,
-                                                                  .tokenizer = *tokenizer_,
-                                                                  .constants = std::move(constants),
-                                                                  .defaults = defaults,
-                                                                  .name = name,
-                                                                  .aliases = aliases(),
-                                                                  .think = o_.think,
-                                                                  .strict_name = o_.strict_model_name,
-                                                                  .strict_fields = o_.strict_fields,
-                                                                  .created = std::time(nullptr),
-                                                                  .max_sequences = engine_->options().max_sequences,
-                                                                  .facts = facts,
-                                                                  .plan = plan});
+    model_ = std::make_unique<server::ServedModel>(
+        server::ServedModel{.backend = backend_.get(),
+                            .vocab_size = engine_->geometry().vocab_size,
+                            .max_context = engine_->max_context(),
+                            .bos_token_id = engine_->geometry().bos_token_id,
+                            .tokenizer = *tokenizer_,
+                            .constants = std::move(constants),
+                            .defaults = defaults,
+                            .name = o_.api.names[0],
+                            .aliases = aliases(),
+                            .think = o_.think,
+                            .strict_name = o_.strict_model_name,
+                            .strict_fields = o_.strict_fields,
+                            .reasoning_twice = o_.reasoning_field == "both",
+                            .reasoning_budget = o_.reasoning_budget,
+                            .request_timeout = std::chrono::seconds(o_.request_timeout),
+                            .created = std::time(nullptr),
+                            .max_sequences = engine_->options().max_sequences,
+                            .facts = facts,
+                            .plan = plan});
     api_.serve(*model_);
     {
       const std::lock_guard lock(mutex_);
@@ -156,10 +163,7 @@ class Service {
     return facts;
   }
 
-  std::vector<std::string> aliases() const {
-    if (o_.served_names.empty()) return {};
-    return {o_.served_names.begin() + 1, o_.served_names.end()};
-  }
+  std::vector<std::string> aliases() const { return {o_.api.names.begin() + 1, o_.api.names.end()}; }
 
   void drain(server::Clock::time_point deadline) {
     stopping_ = true;
@@ -262,7 +266,12 @@ Status serve(ServeOptions& o) {
   o.loop.step_budget = std::chrono::milliseconds(o.step_budget_ms);
   o.loop.watchdog = std::chrono::seconds(o.watchdog_seconds);
   o.http.drain = std::chrono::seconds(o.drain_seconds);
+  if (o.request_timeout < 0 || o.queue_timeout < 0 || o.reasoning_budget < -1)
+    return invalid("--request-timeout and --queue-timeout should not be negative, --reasoning-budget be at least -1");
+  o.loop.queue_timeout = std::chrono::seconds(o.queue_timeout);
   o.api.max_body_bytes = o.http.max_body_bytes;
+  o.api.names = o.served_names;
+  if (o.api.names.empty()) o.api.names = {default_name(o.model.model())};
   TC_ASSIGN(const std::unique_ptr<server::AccessLog> log, server::AccessLog::open(o.access_log));
   TC_ASSIGN(const std::unique_ptr<server::Listener> listener, server::Listener::bind(o.http));
   return Service(o, *listener, *log).run();
@@ -285,6 +294,15 @@ void add_serve(CLI::App& app, Outcome& outcome) {
                  "A request for another model is a 404, not served with a warning")
       ->group("model");
   command->add_flag("--strict-fields", o->strict_fields, "A request with an unknown field is a 400")->group("network");
+  command
+      ->add_flag("--no-generation-config", o->no_generation_config,
+                 "Requests that name no temperature, top-p or top-k get 1, 1 and none, not the model's own")
+      ->group("model");
+  add("model", "--reasoning-field", o->reasoning_field,
+      "Where chats give reasoning: reasoning_content, or both: as reasoning too")
+      ->check(CLI::IsMember({"reasoning_content", "both"}));
+  add("model", "--reasoning-budget", o->reasoning_budget,
+      "Tokens that a chat may think, where it says none; -1: no limit");
   command->add_flag("--think", o->think, "Chats think unless the request says otherwise")->group("model");
   add("network", "--host", o->http.host, "Address to listen on: an IP address, localhost, or unix:/path of a socket");
   add("network", "--port", o->http.port, "Port to listen on; 0: any free one");
@@ -338,6 +356,10 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("queue", "--max-queue", o->loop.queue.requests, "Requests that wait at most; more get 429");
   add("queue", "--max-queue-tokens", o->loop.queue.tokens, "Prompt tokens that wait at most");
   add("queue", "--max-queue-bytes", o->loop.queue.bytes, "Bytes of waiting requests at most");
+  add("queue", "--queue-timeout", o->queue_timeout,
+      "Seconds after which a request that was not begun gets 429; 0: it waits");
+  add("queue", "--request-timeout", o->request_timeout,
+      "Seconds after its arrival in which a request ends with 504; 0: none but its own timeout");
   add("queue", "--default-max-tokens", o->loop.default_max_tokens,
       "Tokens of answers that ask for no number; -1: what the context holds");
   add("queue", "--max-answer-tokens", o->loop.max_answer_tokens,
@@ -351,8 +373,9 @@ void add_serve(CLI::App& app, Outcome& outcome) {
   add("logging", "--access-log", o->access_log, "A line of JSON a request: a file, or - for standard error");
   command->add_flag("--quiet,-q", o->quiet, "No progress while loading")->group("logging");
   add_aliases(*command, o->model.settings());
-  o->model.settings().also_print(
-      [options = o.get()] { return sampling_rows(options->model.model()); });  // which owns it
+  o->model.settings().also_print([options = o.get()] {  // which owns it
+    return sampling_rows(options->model.model(), options->no_generation_config);
+  });
   set_common(*command, {"help",
                         "config",
                         "print-config",

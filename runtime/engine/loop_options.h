@@ -21,6 +21,7 @@ struct LoopOptions {
   int64_t max_answer_tokens = -1;                // no answer gets more; -1: what the context holds
   std::chrono::milliseconds stream_stall{5000};  // a client that takes nothing for this long is cancelled
   std::chrono::milliseconds watchdog{300'000};   // without progress of a step: its requests fail, health turns red
+  std::chrono::milliseconds queue_timeout{0};    // a request that nobody began within this is refused; 0: it waits
   size_t stream_capacity = 256;                  // events a choice
 };
 

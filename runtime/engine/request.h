@@ -30,9 +30,13 @@ struct Request {
   bool skip_special_tokens = true;     // special tokens of the answer give no text; EOS never does
   std::vector<int32_t> shown_special;  // ... but these do: markup that is parsed later
 
+  int64_t reasoning_budget = -1;  // tokens of an answer before reasoning_end is the next; -1: no limit
+  int32_t reasoning_end = -1;     // ends the reasoning that the answer begins with; -1: it begins with none
+
   int choices = 1;               // answers to the same prompt
   int top_logprobs = -1;         // of every token of the answer; -1: no logprobs, 0: of the chosen token alone
   int prompt_top_logprobs = -1;  // the same of every prompt token but the first
+  bool report_progress = false;  // TokenEvent::Kind::progress while the prompt is computed
 
   std::string id;           // for logs and errors
   std::string key;          // whom the fair queue counts it to; "": everyone without a key

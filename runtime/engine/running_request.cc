@@ -30,6 +30,7 @@ RunningRequest::RunningRequest(uint64_t id, std::shared_ptr<SubmittedRequest> su
   banned_ = ends_;
   banned_.push_back(eos);
   if (!request().ignore_eos) ends_.push_back(eos);
+  reasons_ = request().reasoning_budget >= 0 && request().reasoning_end >= 0;
   if (choice == 0 && request().prompt_top_logprobs >= 0) prompt_logprobs_.push_back({ids_[0], 0, {}});
 }
 
@@ -48,7 +49,15 @@ SampleOptions RunningRequest::sample_options() const {
 }
 
 bool RunningRequest::takes_argmax() const {
-  return request().sampling.greedy() && request().top_logprobs < 0 && sample_options().banned.empty();
+  return request().sampling.greedy() && request().top_logprobs < 0 && sample_options().banned.empty() &&
+         !must_end_reasoning();
+}
+
+Result<SampledToken> RunningRequest::draw(std::span<const float> logits, SamplingScratch& scratch) {
+  if (!must_end_reasoning()) return sampler.sample(logits, sample_options(), scratch);
+  sampler.accept(request().reasoning_end);
+  if (request().top_logprobs < 0) return SampledToken{request().reasoning_end, 0, {}};
+  return logprobs_of(logits, request().reasoning_end, request().top_logprobs, scratch);
 }
 
 Result<SampledToken> RunningRequest::prompt_logprob(int64_t position, std::span<const float> logits,
@@ -71,6 +80,16 @@ void RunningRequest::finish_prompt() {
   if (static_cast<int64_t>(ids_.size()) >= limit_) finish(FinishReason::length);
 }
 
+void RunningRequest::tell_progress() {
+  if (!request().report_progress || choice_ != 0 || answered() > 0 || ended_ || !handle().stream().room()) return;
+  TokenEvent e = event(TokenEvent::Kind::progress);
+  e.stats.prompt_tokens = prompt_tokens_;
+  e.stats.cached_tokens = cached_tokens;
+  e.stats.prefill_seconds = seconds_between(admitted, Clock::now());
+  e.processed_tokens = std::min(stored(), prompt_tokens_);
+  handle().stream().push(std::move(e));
+}
+
 bool RunningRequest::hidden(int32_t id) const {
   const std::vector<int32_t>& shown = request().shown_special;
   return request().skip_special_tokens && tokenizer_.is_special(id) &&
@@ -81,6 +100,7 @@ void RunningRequest::take(SampledToken token) {
   if (ended_) return;
   const int32_t id = token.id;
   ids_.push_back(id);
+  reasons_ = reasons_ && id != request().reasoning_end;
   last_token = Clock::now();
   if (answered() == 1) handle().note_first_token(first_token = last_token);
   TokenEvent e = event(TokenEvent::Kind::token);

@@ -55,6 +55,8 @@ class RunningRequest {
   SampleOptions sample_options() const;
   /// Whether the most likely token will do, as a device finds it.
   bool takes_argmax() const;
+  /// Its next token: drawn, or the end of reasoning whose budget is used up. Worker thread.
+  Result<SampledToken> draw(std::span<const float> logits, SamplingScratch& scratch);
   /// The log-probability of the prompt token after `position`, from that one's logits. Worker thread.
   Result<SampledToken> prompt_logprob(int64_t position, std::span<const float> logits, SamplingScratch& scratch) const;
   /// Keeps it, once, in the order of the prompt.
@@ -63,6 +65,9 @@ class RunningRequest {
   void finish_prompt();
   /// A token of the answer: to the client with its text, and the end where it is one.
   void take(SampledToken token);
+
+  /// To a client that wants it: how much of the prompt is there.
+  void tell_progress();
 
   /// Ends it, once: text that was held back goes with it unless the answer is lost. The client hears of it by
   /// tell_end(), when everything it held has been given back.
@@ -83,6 +88,8 @@ class RunningRequest {
  private:
   void end(TokenEvent event);
   bool hidden(int32_t id) const;
+  /// Whether reasoning goes on that has used up its budget.
+  bool must_end_reasoning() const { return reasons_ && answered() >= request().reasoning_budget; }
   TokenEvent event(TokenEvent::Kind kind) const {
     TokenEvent e;
     e.kind = kind;
@@ -104,6 +111,7 @@ class RunningRequest {
   std::vector<SampledToken> prompt_logprobs_;
   TokenEvent end_;
   bool ended_ = false, prompt_published_ = false, stop_met_ = false;
+  bool reasons_ = false;  // within a budget, until reasoning_end
 };
 
 }  // namespace thermocline

@@ -328,34 +328,6 @@ void StepLoop::accept(Inbox::Mail::Submitted submitted) {
   }
 }
 
-// Cancelled, past its deadline, or ended by the watchdog.
-bool StepLoop::unwanted(RunningRequest& r, Clock::time_point now) {
-  if (r.blocked_since != Clock::time_point() && now - r.blocked_since > options_.stream_stall) {
-    log_info("request {}: its client takes nothing, cancelled", r.request().id);
-    r.handle().cancel();
-  }
-  if (r.handle().cancelled())
-    r.finish(FinishReason::cancelled);
-  else if (r.request().deadline <= now)
-    r.fail({ErrorCode::deadline,
-            "the request's time is over; its answer had " + std::to_string(r.answered()) + " tokens so far"});
-  return r.ended();
-}
-
-void StepLoop::drop_unwanted(Clock::time_point now) {
-  for (auto it = waiting_.begin(); it != waiting_.end();) {
-    if (unwanted(*it->second, now)) {
-      queue_.remove(it->first);
-      release(std::move(it->second));
-      it = waiting_.erase(it);
-    } else {
-      ++it;
-    }
-  }
-  for (const Running& r : running_) unwanted(*r, now);
-  retire_ended();
-}
-
 sched::KvPages StepLoop::pages() const {
   sched::KvPages pages;
   if (m_.kv.layout().compressed_page_bytes() == 0)
@@ -491,7 +463,10 @@ void StepLoop::step(const sched::StepPlan& plan) {
   counted_.step_seconds += took.count();
   counted_.last_step_seconds = took.count();
   if (decodes > 0) counted_.longest_decode_step_seconds = std::max(counted_.longest_decode_step_seconds, took.count());
-  for (RunningRequest* const r : owners) keep_prompt(*r);
+  for (RunningRequest* const r : owners) {
+    keep_prompt(*r);
+    r->tell_progress();
+  }
 }
 
 // A step that was given up has ended after all.
@@ -522,8 +497,8 @@ void StepLoop::sample(const std::vector<Row>& rows) {
     for (int64_t i = begin; i < end; ++i) {
       Row& row = work[static_cast<size_t>(i)];
       const std::span values(logits.row(row.row), static_cast<size_t>(m_.geometry.vocab_size));
-      row.token = row.prompt ? row.request->prompt_logprob(row.position, values, scratch)
-                             : row.request->sampler.sample(values, row.request->sample_options(), scratch);
+      row.token =
+          row.prompt ? row.request->prompt_logprob(row.position, values, scratch) : row.request->draw(values, scratch);
     }
   });
   for (Row& row : work) deliver(std::move(row));
@@ -542,47 +517,6 @@ void StepLoop::deliver(Row row) {
     counted_.token_gaps.add(kTokenGapSeconds, std::chrono::duration<double>(r.last_token - before).count());
   r.handle().phase_ = RequestPhase::decode;
   ++counted_.answer_tokens;
-}
-
-// Whoever has ended gives back its place; a kept sequence goes back to its conversation.
-void StepLoop::release(Running r) {
-  if (r->admitted == Clock::time_point() && --r->submitted().choices_waiting == 0)
-    r->submitted().request.ticket.release();
-  if (r->reason() != FinishReason::error) keep_prefix(*r, r->stored());
-  r->kv.reset();
-  enqueue_behind(r->submitted());
-  r->handle().phase_ = RequestPhase::finished;
-  const FinishReason reason = r->reason();
-  ++(reason == FinishReason::cancelled ? counted_.cancelled
-     : reason == FinishReason::error   ? counted_.failed
-                                       : counted_.finished);
-  ended_.push_back(std::move(r));
-}
-
-void StepLoop::retire_ended() {
-  const auto ended =
-      std::stable_partition(running_.begin(), running_.end(), [](const Running& r) { return !r->ended(); });
-  for (auto r = ended; r != running_.end(); ++r) release(std::move(*r));
-  running_.erase(ended, running_.end());
-}
-
-// What a client finds when it hears of its end is true already: counts, pages, its kept sequence.
-void StepLoop::tell_ended() {
-  publish_stats();
-  for (const Running& r : ended_) r->tell_end();
-  ended_.clear();
-}
-
-void StepLoop::fail_all(const Error& error) {
-  for (const auto& [id, r] : waiting_) r->submitted().behind.clear();
-  for (const Running& r : running_) r->fail(error);
-  retire_ended();
-  for (auto& [id, r] : waiting_) {
-    queue_.remove(id);
-    r->fail(error);
-    release(std::move(r));
-  }
-  waiting_.clear();
 }
 
 void StepLoop::wait(Clock::time_point now) {

@@ -81,6 +81,7 @@ Status StepLoop::admit(uint64_t id) {
     if (--r.submitted().choices_waiting == 0) r.submitted().request.ticket.release();
   }
   r.handle().phase_ = RequestPhase::prefill;
+  r.tell_progress();
   running_.push_back(std::move(waiting_.extract(id).mapped()));
   return {};
 }

@@ -34,9 +34,10 @@ struct AnswerStats {
 
 struct TokenEvent {
   enum class Kind {
-    prompt,  // prompt_logprobs, once, before the first token; only where asked for
-    token,   // id, text, logprobs
-    finish,  // the end of a choice: text that was held back, reason, error, stats
+    progress,  // stats of a prompt that is not yet computed; only where asked for, and where the client takes it
+    prompt,    // prompt_logprobs, once, before the first token; only where asked for
+    token,     // id, text, logprobs
+    finish,    // the end of a choice: text that was held back, reason, error, stats
   } kind = Kind::token;
   int choice = 0;
   int32_t id = -1;
@@ -46,7 +47,8 @@ struct TokenEvent {
   FinishReason reason = FinishReason::stop;
   std::string stop = {};  // the stop string that ended it
   Error error = {};
-  AnswerStats stats = {};  // of a token cached_tokens alone
+  AnswerStats stats = {};        // of a token cached_tokens alone; of progress what is there so far
+  int64_t processed_tokens = 0;  // progress: of the prompt, computed or cached
 };
 
 class TokenStream {

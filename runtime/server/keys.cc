@@ -91,7 +91,8 @@ Result<KeyPlace> ApiClient::take_place() const {
   if (++*requests > max_requests && max_requests > 0) {
     --*requests;
     return Error{ErrorCode::overloaded,
-                 fmt::format("the key '{}' has {} requests in progress, as many as it may have", name, max_requests)};
+                 fmt::format("the key '{}' has {} requests in progress, as many as it may have", name, max_requests),
+                 "api_key"};
   }
   return KeyPlace(requests);
 }

@@ -109,6 +109,8 @@ def test_a_server_takes_its_settings_from_everywhere(environment, tmp_path, star
     file.write_text('served-model-name = "from the file"\nmax-num-seqs = 3\n')
     environment.setenv("THERMOCLINE_SERVED_MODEL_NAME", "from the environment")
     server = start_server("--config", file, "--max-model-len", 512)
+    told = [server.process.stdout.readline() for _ in range(3)]
+    assert "context 512 tokens, 3 sequences at once" in told[0] and "no API keys" in told[1] and told[2].startswith(f"  curl http://127.0.0.1:{server.port}/v1/chat/completions -H"), told
     (model,) = server.client.models.list().data
     assert model.id == "from the environment" and model.max_model_len == 512, model
     server.stop()
@@ -119,6 +121,8 @@ def test_print_config_says_what_the_model_brings(environment, temporary_model):
     (folder / "generation_config.json").write_text('{"temperature": 0.25}')
     settings = printed("--model", folder)
     assert settings["temperature"] == ("0.25", "the model's generation_config.json") and settings["top-p"] == ("1", "default"), settings
+    settings = printed("--model", folder, "--no-generation-config")
+    assert settings["temperature"] == ("1", "default"), settings
     out, _ = run("serve", folder, "--print-config")
     assert [line.split() for line in out.splitlines() if line.startswith("port ")] == [["port", "8000", "default"]], out
 

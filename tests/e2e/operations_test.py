@@ -60,6 +60,21 @@ def test_a_folder_that_is_no_model_says_what_is_meant(temporary_model, tmp_path)
     assert "config.json, tokenizer.json are missing" in err and "model-00001-of-00002.safetensors" in err, err
 
 
+def test_a_gguf_is_no_checkpoint(tmp_path):
+    """No reader of GGUF files: whatever is in one, nothing of it is read."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\xff" * 4096)
+    assert "give the folder of the checkpoint" in run("run", tmp_path / "model.gguf", "--prompt", "x", code=3)[1]
+    assert "it holds model.gguf" in run("run", tmp_path, "--prompt", "x", code=3)[1]
+
+
+def test_a_public_address_wants_keys():
+    for host in ("0.0.0.0", "::"):
+        _, err = run("serve", DEMO, "--host", host, "--port", 0, code=2)
+        assert "--api-key-file" in err and "--insecure-no-auth" in err, err
+    _, err = run("serve", DEMO, "--host", "0.0.0.0", "--port", 0, "--insecure-no-auth", "--max-model-len", 1 << 40, code=2)
+    assert "--insecure-no-auth" not in err, "whoever insists is served"
+
+
 def test_version_is_data_too():
     found = json.loads(run("version", "--json")[0])
     assert found["version"] and found["compiler"].startswith("GCC") and found["cuda_built"] == bool(found["cuda"]), found

@@ -7,6 +7,9 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <fstream>
+#include <functional>
+#include <set>
 
 #include "runtime/io/json_document.h"
 #include "runtime/io/safetensors.h"
@@ -41,6 +44,21 @@ TEST(File, DirectAndBufferedReadsAgree) {
   const MappedFile mapped = MappedFile::open(dir.path() / "f").value();
   EXPECT_EQ(mapped.bytes().size(), text.size());
   EXPECT_EQ(std::memcmp(mapped.bytes().data(), text.data(), text.size()), 0);
+}
+
+TEST(File, AFileCutWhileItIsOpenIsAnError) {
+  const test::TempDir dir;
+  ASSERT_TRUE(write_text_file(dir.path() / "f", std::string(100'000, 'x')).ok());
+  for (const ReadMode mode : {ReadMode::buffered, ReadMode::direct}) {
+    std::filesystem::resize_file(dir.path() / "f", 100'000);
+    const InputFile file = InputFile::open(dir.path() / "f", mode).value();
+    std::filesystem::resize_file(dir.path() / "f", 50'000);
+    std::vector<std::byte> out(20'000);
+    EXPECT_TRUE(file.read_at(0, out).ok());
+    const Status status = file.read_at(40'000, out);
+    ASSERT_FALSE(status.ok());
+    EXPECT_NE(status.error().message.find((dir.path() / "f").string()), std::string::npos) << status.error().message;
+  }
 }
 
 TEST(File, AbsentAndFolderAreNamed) {
@@ -346,6 +364,64 @@ TEST_F(IndexTest, LiesAreCaught) {
   EXPECT_NE(error_with("{\"weight_map\": {}}").find("empty"), std::string::npos);
   EXPECT_NE(error_with("{\"weight_map\": {\"a\": 1}}").find("file name"), std::string::npos);
   EXPECT_NE(error_with("not json").find("byte"), std::string::npos);
+}
+
+TEST_F(IndexTest, SwappedAndOverwrittenShardsAreRefused) {
+  const std::filesystem::path one = dir_.path() / "model-00001-of-00002.safetensors",
+                              two = dir_.path() / "model-00002-of-00002.safetensors";
+  const std::string index = dump_json(index_);
+  const auto expect_refused = [&](const std::string& what) {
+    EXPECT_NE(error_with(index).find(one.filename().string()), std::string::npos) << what;
+  };
+  for (size_t bit = 0; bit < 64; ++bit) {  // of the header's length
+    std::fstream file(one, std::ios::in | std::ios::out | std::ios::binary);
+    const auto flip = [&] {
+      file.seekg(static_cast<std::streamoff>(bit / 8));
+      const char byte = static_cast<char>(file.get() ^ (1 << bit % 8));
+      file.seekp(static_cast<std::streamoff>(bit / 8)).put(byte).flush();
+    };
+    flip();
+    expect_refused("bit " + std::to_string(bit));
+    flip();
+  }
+  EXPECT_EQ(error_with(index), "") << "as it was";
+  std::filesystem::rename(one, dir_.path() / "other");
+  std::filesystem::rename(two, one);
+  std::filesystem::rename(dir_.path() / "other", two);
+  expect_refused("swapped");
+  const auto bytes = std::filesystem::file_size(one);
+  std::filesystem::resize_file(one, 0);
+  std::filesystem::resize_file(one, bytes);
+  expect_refused("zeros");
+}
+
+// From the end to the begin: at and behind every boundary, the header's included.
+TEST_F(IndexTest, AShardThatIsCutAnywhereIsRefused) {
+  const std::filesystem::path shard = dir_.path() / "model-00001-of-00002.safetensors";
+  const uint64_t bytes = std::filesystem::file_size(shard);
+  std::set<uint64_t, std::greater<>> cuts = {0, 7, 8, 9, bytes - 1};
+  for (const TensorInfo& tensor : read_safetensors_header(InputFile::open(shard).value()).value())
+    for (const uint64_t cut : {tensor.begin, tensor.begin + 1}) cuts.insert(cut);
+  EXPECT_GT(cuts.size(), 50u);
+  for (const uint64_t cut : cuts) {
+    std::filesystem::resize_file(shard, cut);
+    const auto tensors = read_safetensors_header(InputFile::open(shard).value());
+    ASSERT_FALSE(tensors) << cut;
+    EXPECT_NE(tensors.error().message.find(shard.string()), std::string::npos) << cut;
+  }
+}
+
+TEST(Safetensors, MillionsOfTensorsAreRefusedByTheirBytes) {
+  const test::TempDir dir;
+  const std::filesystem::path path = dir.path() / "x.safetensors";
+  const uint64_t header = uint64_t{600} << 20;  // 10^7 entries of 60 bytes
+  std::string length(8, '\0');
+  for (size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header >> 8 * i);
+  ASSERT_TRUE(write_text_file(path, length).ok());
+  std::filesystem::resize_file(path, 8 + header);  // holes, not bytes
+  const auto tensors = read_safetensors_header(InputFile::open(path).value());
+  ASSERT_FALSE(tensors);
+  EXPECT_NE(tensors.error().message.find("offset 0"), std::string::npos) << tensors.error().message;
 }
 
 TEST(Checkpoint, AnEmptyFolderSaysWhatItHolds) {

@@ -2,11 +2,18 @@
 // never in other bytes.
 #include "runtime/kv/kv_log.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <fstream>
 #include <random>
+#include <thread>
 
 #include "runtime/kv/nvme_tier.h"
 #include "tests/support/faulty_files.h"
@@ -347,6 +354,63 @@ TEST(DiskFiles, LinksInTheFolderAreNotFollowed) {
   struct stat info {};
   ASSERT_EQ(stat((dir.path() / "kv" / "index").c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
+}
+
+// What `kind` of files write and read back; no more where they do not.
+std::string kind_that_works(const std::filesystem::path& folder) {
+  const auto files = DiskFiles::open(folder, {});
+  if (!files) return files.error().message;
+  const int file = (*files)->open_file("log-00000001", true).value();
+  const std::span<std::byte> block = (*files)->buffer().first(4096);
+  const std::vector<std::byte> bytes = bytes_of(1, block.size());
+  std::ranges::copy(bytes, block.begin());
+  (*files)->submit({.file = file, .write = true, .offset = 0, .data = block, .tag = 1});
+  EXPECT_EQ((*files)->wait().error, 0);
+  std::ranges::fill(block, std::byte{});
+  (*files)->submit({.file = file, .write = false, .offset = 0, .data = block, .tag = 2});
+  EXPECT_EQ((*files)->wait().error, 0);
+  return std::ranges::equal(block, bytes) ? std::string((*files)->kind()) : "";
+}
+
+// As in a container whose seccomp profile has no io_uring. The filter is of one thread, and of those it starts.
+TEST(DiskFiles, GoOnWithThreadsWhereIoUringIsRefused) {
+  const test::TempDir dir;
+  std::string kind;
+  std::thread([&] {
+    sock_filter rules[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                           BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+                           BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                           BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    const sock_fprog program{std::size(rules), rules};
+    ASSERT_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+    ASSERT_EQ(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program), 0);
+    kind = kind_that_works(dir.path() / "kv");
+  }).join();
+  EXPECT_EQ(kind, "threads");
+}
+
+// Without `ulimit -l` the kernel takes no buffers in advance: it is slower, and works.
+TEST(DiskFiles, GoOnWhereNoMemoryMayBeLocked) {
+  const test::TempDir dir;
+  chmod(dir.path().c_str(), 0777);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_MEMLOCK, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_MEMLOCK, &none), 0);
+  std::string kind;
+  bool refused = false;
+  std::thread([&] {
+    if (geteuid() == 0) {  // who may lock all; this thread alone becomes somebody else
+      ASSERT_EQ(syscall(SYS_setresuid, 65534, 65534, 65534), 0);
+    }
+    std::vector<std::byte> memory(1 << 20);
+    refused = mlock(memory.data(), memory.size()) != 0;
+    kind = kind_that_works(dir.path() / "kv");
+  }).join();
+  ASSERT_EQ(setrlimit(RLIMIT_MEMLOCK, &before), 0);
+  prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);  // as it was: leak checkers look into the process
+  EXPECT_TRUE(refused);
+  EXPECT_TRUE(kind == "io_uring" || kind == "threads") << kind;
 }
 
 TEST(DiskFiles, OneProcessAtATime) {

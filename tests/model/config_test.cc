@@ -73,6 +73,10 @@ TEST(Config, InconsistenciesAreClear) {
   EXPECT_NE(with("compress_ratios", Json::array({0, 0, 4, 128, 4, 128, 4})).find("MTP"), std::string::npos);
   EXPECT_NE(with("compress_ratios", Json::array({0, 0, -4, 128, 4, 128, 0})).find("compress_ratios[2]"),
             std::string::npos);
+  for (const char* count :
+       {"num_hidden_layers", "n_routed_experts", "hidden_size", "num_attention_heads", "vocab_size"})
+    for (const int64_t absurd : {int64_t{1} << 25, int64_t{1} << 31, int64_t{1} << 62})
+      EXPECT_NE(with(count, absurd).find(count), std::string::npos) << absurd << ": " << with(count, absurd);
   EXPECT_NE(with("o_groups", 3).find("o_groups"), std::string::npos);
   EXPECT_NE(with("num_experts_per_tok", 33).find("num_experts_per_tok"), std::string::npos);
   EXPECT_NE(with("index_head_dim", 96).find("index_head_dim"), std::string::npos);

@@ -55,6 +55,11 @@ TEST_F(ApiTest, DefaultsAreThoseOfTheEndpoints) {
   post(kText, {{"prompt", "In the beginning"}, {"add_special_tokens", false}});
   EXPECT_EQ(last().prompt, test::demo_tokenizer().encode("In the beginning").value());
   EXPECT_EQ(post(kText, {{"prompt", ""}, {"add_special_tokens", false}}).status, 400);
+  model.defaults.temperature = 0.25;  // of its generation_config.json
+  chat({});
+  EXPECT_EQ(last().sampling.temperature, 0.25);
+  chat({{"temperature", 0.5}});
+  EXPECT_EQ(last().sampling.temperature, 0.5);
   chat({});
   EXPECT_EQ(last().max_tokens, -1) << "left to LoopOptions::default_max_tokens";
   chat({{"max_tokens", 5}, {"max_completion_tokens", 7}});

@@ -20,6 +20,10 @@ TEST(Http, StreamsArriveInPiecesAndTheConnectionGoesOn) {
   EXPECT_EQ(r.body, "data: 1\n\ndata: 2\n\ndata: [DONE]\n\n");
   EXPECT_TRUE(r.ended);
   EXPECT_EQ(r.headers.at("content-type"), "text/event-stream; charset=utf-8");
+  EXPECT_EQ(r.headers.at("cache-control"), "no-cache");
+  EXPECT_EQ(r.headers.at("x-accel-buffering"), "no");
+  EXPECT_TRUE(r.headers.at("x-request-id").starts_with("req_"));
+  EXPECT_EQ(r.headers.at("request-id"), r.headers.at("x-request-id")) << "where Anthropic's client looks";
   EXPECT_TRUE(eventually([&] { return exchange->state == 1; }));
   EXPECT_FALSE(exchange->cancelled);
   client.get("/health");

@@ -352,6 +352,15 @@ TEST(HttpErrors, EveryCodeHasItsStatusAndCountsAreFields) {
                                              {ErrorCode::io, 500},
                                              {ErrorCode::internal, 500}};
   for (const auto& [code, status] : statuses) EXPECT_EQ(error_reply(Error{code, "x"}).status, status);
+  const auto header = [](ErrorCode code, const char* name) {
+    for (const auto& [one, value] : error_reply(Error{code, "x"}).headers)
+      if (one == name) return value;
+    return std::string();
+  };
+  for (const ErrorCode again : {ErrorCode::overloaded, ErrorCode::unavailable, ErrorCode::out_of_memory})
+    EXPECT_GT(std::stoi(header(again, "Retry-After")), 0);
+  for (const ErrorCode never : {ErrorCode::internal, ErrorCode::io, ErrorCode::corrupt, ErrorCode::deadline})
+    EXPECT_EQ(header(never, "x-should-retry"), "false");
   const Reply full = error_reply(
       Error{ErrorCode::context_length, "too \xff long", "messages", {{"n_prompt_tokens", 9}, {"n_ctx", 8}}});
   EXPECT_EQ(full.body,

@@ -89,6 +89,7 @@ TEST_F(KeysTest, AKeyHasAsManyRequestsAsItMay) {
   EXPECT_EQ(refused.status, 429);
   EXPECT_NE(refused.error().at("message").get<std::string>().find("'a' has 2 requests"), std::string::npos);
   EXPECT_EQ(refused.headers.count("Retry-After"), 1u);
+  EXPECT_EQ(refused.error().at("code"), "rate_limit_exceeded") << "not the queue_full of the server";
   EXPECT_EQ(std::get<Reply>(api->handle({head, body})).status, 429);
   backend.script = saying({"x"});
   EXPECT_EQ(say("secret-b-1234").status, 200) << "another key's are its own";

@@ -262,6 +262,32 @@ TEST_F(MessagesTest, ErrorsHaveAnthropicsShapeWhereverTheyCome) {
   EXPECT_EQ(parse_json(late.body).value().at("error").at("type"), "request_too_large");
 }
 
+// 529 is the box, 429 this client.
+TEST_F(MessagesTest, AFullBoxIsNoFaultOfTheClient) {
+  std::vector<QueueTicket> others;
+  for (int i = 0; i < 8; ++i) others.push_back(backend.ticket({1, 1, 1}).value());
+  const Answer full = post(kMessages, ask("x"));
+  EXPECT_EQ(full.status, 529);
+  EXPECT_EQ(full.error().at("type"), "overloaded_error");
+  EXPECT_EQ(full.headers.count("Retry-After"), 1u);
+  EXPECT_EQ(log_lines().back().at("status"), 529);
+  EXPECT_EQ(post(kChat, {{"messages", kHello}}).status, 429);
+  others.clear();
+  ASSERT_TRUE(api->keys()
+                  .load({.keys = {"a-secret-key", "another-key"}, .admin_keys = {}, .file = "", .max_requests = 1})
+                  .ok());
+  backend.script = nullptr;  // the first goes on
+  HttpHead head = head_of("POST", kMessages, dump_json(ask("x")));
+  head.api_key = "a-secret-key";
+  const auto running = std::get<std::shared_ptr<Exchange>>(api->handle({head, dump_json(ask("x"))}));
+  const Answer busy = ask_with(head, dump_json(ask("x")));
+  EXPECT_EQ(busy.status, 429);
+  EXPECT_EQ(busy.error().at("type"), "rate_limit_error");
+  backend.await(0)->cancel();
+  running->cancel();
+  running->closed(false, 200);
+}
+
 TEST_F(MessagesTest, ASilentStreamIsPingedAndAnErrorInItIsAnEvent) {
   backend.script = [](const Request&, RequestHandle& handle) { put_token(handle, 0, 1, "one"); };
   Json body = ask("x");

@@ -91,6 +91,8 @@ TEST_F(Openapi, ErrorsAreThoseOfTheDialect) {
   EXPECT_EQ(schema("/v1/messages", "429"), "#/components/schemas/AnthropicError");
   EXPECT_EQ(schema("/v1/messages/count_tokens", "415"), "#/components/schemas/AnthropicError");
   EXPECT_EQ(schema(kChat, "429"), "#/components/schemas/Error");
+  EXPECT_EQ(schema("/v1/messages", "529"), "#/components/schemas/AnthropicError");
+  EXPECT_FALSE(paths.at(kChat).at("post").at("responses").contains("529"));
 }
 
 void check_references(const Json& json, const Json& document) {

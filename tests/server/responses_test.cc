@@ -230,6 +230,21 @@ TEST_F(ResponsesTest, ASilentStreamRepeatsAnEventAndAnErrorIsOne) {
             std::string::npos);
 }
 
+// By this code Codex stops, where others have it come again.
+TEST_F(ResponsesTest, APromptThatIsTooLongSaysSoInItsStream) {
+  Gate gate;
+  backend.on_submit = [&] { gate.pass(); };
+  backend.refusal = Error{ErrorCode::context_length, "the prompt has 9 tokens; the context holds 8", "prompt"};
+  const auto client = begin({{"input", "x"}, {"stream", true}}, kResponses);
+  gate.await_arrival();
+  EXPECT_TRUE(client->exchange().keep_alive().starts_with(":"));  // the 200 is out
+  gate.open();
+  client->follow();
+  const auto events = events_of(client->answer.stream);
+  EXPECT_EQ(events.back().at("type"), "response.failed");
+  EXPECT_EQ(events.back().at("response").at("error").at("code"), "context_length_exceeded");
+}
+
 TEST_F(ResponsesTest, ErrorsNameTheFieldAsItWasSent) {
   refused({{"input", 3}}, "input should be a string or a list");
   refused({{"input", Json::array({3})}}, "input[0] should be an object");

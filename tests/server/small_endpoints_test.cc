@@ -49,6 +49,19 @@ TEST_F(SmallEndpoints, EveryNameIsListedAndFound) {
   EXPECT_NE(none.error().at("message").get<std::string>().find("'org/demo', 'gpt-5'"), std::string::npos);
 }
 
+TEST(Models, AreNamedWhileTheyLoad) {
+  const std::unique_ptr<AccessLog> log = AccessLog::open("").value();
+  Api api({.prep_threads = 1, .names = {"demo", "gpt-5"}}, *log);
+  api.loading(.5);
+  ASSERT_FALSE(api.check(head_of("GET", "/v1/models")));
+  const Reply reply = std::get<Reply>(api.handle({head_of("GET", "/v1/models"), ""}));
+  EXPECT_EQ(reply.status, 200);
+  const Json list = parse_json(reply.body).value();
+  ASSERT_EQ(list.at("data").size(), 2u);
+  EXPECT_EQ(list.at("data")[1].at("id"), "gpt-5");
+  EXPECT_TRUE(list.at("models").empty()) << "what Codex reads needs the model";
+}
+
 // Codex takes none of these as optional.
 TEST_F(SmallEndpoints, TheCatalogueHasWhatCodexReads) {
   const Json models = get("/v1/models").json().at("models");

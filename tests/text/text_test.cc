@@ -131,6 +131,16 @@ TEST(Tokenizer, EveryBrokenFieldIsNamed) {
   EXPECT_FALSE(Tokenizer::parse(text.substr(0, text.size() / 2)));
 }
 
+// 10^8 merges are a gigabyte: the file is refused by its size, before any of it is read.
+TEST(Tokenizer, AFileOfAGigabyteIsRefused) {
+  const test::TempDir dir;
+  ASSERT_TRUE(write_text_file(dir.path() / "tokenizer.json", "{").ok());
+  std::filesystem::resize_file(dir.path() / "tokenizer.json", uint64_t{1} << 30);
+  const auto tokenizer = Tokenizer::load(dir.path());
+  ASSERT_FALSE(tokenizer);
+  EXPECT_NE(tokenizer.error().message.find("1073741824 bytes"), std::string::npos) << tokenizer.error().message;
+}
+
 TEST(Bpe, IgnoreMergesTakesWholePieces) {
   Json json = parse_json(read_text_file(test::demo_model() / "tokenizer.json").value()).value();
   json["model"]["ignore_merges"] = true;

@@ -170,6 +170,8 @@ Status add_thinking(const Fields& fields, bool think, Json& body) {
     if (type != "enabled" && type != "disabled" && type != "adaptive")
       return field_error("thinking.type", "should be enabled, disabled or adaptive");
     think = type != "disabled";
+    TC_ASSIGN(const int64_t budget, Fields(*thinking, "thinking.").integer("budget_tokens", -1, 0, INT64_MAX));
+    if (budget >= 0) body["thinking_token_budget"] = budget;
     body["thinking"] = {{"type", think ? "enabled" : "disabled"}};
   }
   const Json* const output = fields.find("output_config");

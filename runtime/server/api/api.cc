@@ -142,8 +142,10 @@ Reply Api::logged(const HttpHead& head, const Reply& reply) {
   AccessEntry entry(head);
   if (const std::optional<ApiClient> client = keys_.identify(head)) entry.key = client->name;
   entry.answered(reply);
+  Reply told = shaped(head, reply);
+  entry.status = told.status;
   book_.ended(entry);
-  return shaped(head, reply);
+  return told;
 }
 
 Reply Api::shaped(const HttpHead& head, const Reply& reply) const {

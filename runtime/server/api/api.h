@@ -16,6 +16,7 @@ class Api : public Handler {
     uint64_t max_body_bytes = 32 << 20;
     int prep_threads = 0;  // PrepPool
     metrics::Metrics::Options metrics = {};
+    std::vector<std::string> names = {};  // of the model, for /v1/models while it loads
   };
   /// Before a model is there it answers probes and refuses the rest, each with how far loading is.
   Api(const Options& options, AccessLog& log);
@@ -66,7 +67,7 @@ class Api : public Handler {
   PrepPool prep_;
   std::vector<Endpoint> endpoints_;
   Ticker ticker_{std::chrono::milliseconds(500)};
-  Services services_{prep_, book_, keys_, metrics_, ticker_, [this] { return state(); }};
+  Services services_{prep_, book_, keys_, metrics_, ticker_, [this] { return state(); }, options_.names};
 };
 
 }  // namespace thermocline::server

@@ -10,10 +10,19 @@ namespace thermocline::server {
 Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_common(body, "chatcmpl-"));
   const Fields fields(body);
-  static constexpr const char* kOwn[] = {
-      "messages",    "tools",    "tool_choice",          "response_format",        "reasoning_effort",
-      "thinking",    "logprobs", "chat_template_kwargs", "continue_final_message", "add_generation_prompt",
-      "top_logprobs"};
+  static constexpr const char* kOwn[] = {"messages",
+                                         "tools",
+                                         "tool_choice",
+                                         "response_format",
+                                         "reasoning_effort",
+                                         "thinking",
+                                         "logprobs",
+                                         "chat_template_kwargs",
+                                         "continue_final_message",
+                                         "add_generation_prompt",
+                                         "top_logprobs",
+                                         "thinking_token_budget",
+                                         "return_progress"};
   TC_RETURN_IF_ERROR(check_fields(body, kOwn));
   std::vector<Request> requests;
   TC_ASSIGN(Request request, read_generation_fields(fields, model_.defaults, model_.vocab_size, arrived_));
@@ -21,8 +30,8 @@ Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_logprobs(body, request));
   TC_ASSIGN(const ChatPrompt prompt, read_chat_prompt(model_, body));
   TC_RETURN_IF_ERROR(wanted());
-  TC_ASSIGN(request.prompt, encode(model_, prompt));
-  request.shown_special = markup_tokens(model_);
+  TC_RETURN_IF_ERROR(put_prompt(model_, prompt, request));
+  TC_RETURN_IF_ERROR(read_progress(fields, request));
   for (int i = 0; i < request.choices; ++i)
     choices_.push_back({CompletionStream(*model_.constants, prompt.rendered.in_reasoning, prompt.tools)});
   requests.push_back(std::move(request));
@@ -65,6 +74,7 @@ void ChatGeneration::tell(int index, const std::vector<CompletionStream::Event>&
       case Kind::reasoning:
         choice.reasoning += event.text;
         delta["reasoning_content"] = event.text;
+        if (model_.reasoning_twice) delta["reasoning"] = event.text;
         break;
       case Kind::content:
         choice.content += event.text;
@@ -91,7 +101,7 @@ void ChatGeneration::tell(int index, const std::vector<CompletionStream::Event>&
 // Log-probabilities go with the next chunk that is told: tokens may have no text of their own.
 std::string ChatGeneration::chunk(int index, Json delta, Json reason) {
   Choice& choice = choices_[static_cast<size_t>(index)];
-  Json json = head("chat.completion.chunk");
+  Json json = head(chunk_object());
   Json logprobs;
   if (logprobs_) logprobs = {{"content", std::exchange(choice.logprobs, Json::array())}};
   json["choices"] = Json::array({Json{{"index", index},
@@ -117,7 +127,7 @@ void ChatGeneration::finish(int index, const TokenEvent& event, std::string& out
 
 std::string ChatGeneration::last_events() {
   if (!include_usage_) return "";
-  Json last = head("chat.completion.chunk");
+  Json last = head(chunk_object());
   last["choices"] = Json::array();
   last["usage"] = usage_.json();
   return event_of(last);
@@ -131,6 +141,7 @@ Json ChatGeneration::reply_body() {
     Json message = {{"role", "assistant"},
                     {"content", c.calls.empty() || !c.content.empty() ? Json(c.content) : Json()}};
     if (!c.reasoning.empty()) message["reasoning_content"] = c.reasoning;
+    if (!c.reasoning.empty() && model_.reasoning_twice) message["reasoning"] = c.reasoning;
     if (!c.calls.empty()) message["tool_calls"] = c.calls;
     Json logprobs;
     if (logprobs_) logprobs = {{"content", c.logprobs}};

@@ -103,6 +103,8 @@ Result<ChatPrompt> read_chat_prompt(const ServedModel& model, const Json& body) 
   bool added = false;
   TC_ASSIGN(const Json messages, read_messages(body, prompt.tools, added));
   TC_ASSIGN(const ChatOptions options, read_options(body, model.think));
+  TC_ASSIGN(prompt.reasoning_budget,
+            Fields(body).integer("thinking_token_budget", model.reasoning_budget, 0, INT64_MAX));
   Result<RenderedPrompt> rendered = render_generation_prompt(*model.constants, messages, options);
   if (!rendered) return added ? without_first_message(std::move(rendered).error()) : std::move(rendered).error();
   prompt.rendered = std::move(*rendered);
@@ -114,11 +116,15 @@ Result<std::vector<int32_t>> encode(const ServedModel& model, const ChatPrompt& 
   return model.tokenizer.encode(prompt.rendered.text, prompt.rendered.literal);
 }
 
-std::vector<int32_t> markup_tokens(const ServedModel& model) {
-  std::vector<int32_t> ids;
+Status put_prompt(const ServedModel& model, const ChatPrompt& prompt, Request& request) {
+  TC_ASSIGN(request.prompt, encode(model, prompt));
   for (const std::string& token : {model.constants->thinking_end, model.constants->dsml_token})
-    if (const auto id = model.tokenizer.id_of(token)) ids.push_back(*id);
-  return ids;
+    if (const auto id = model.tokenizer.id_of(token)) request.shown_special.push_back(*id);
+  const auto end = model.tokenizer.id_of(model.constants->thinking_end);
+  if (!end || !prompt.rendered.in_reasoning) return {};
+  request.reasoning_budget = prompt.reasoning_budget;
+  request.reasoning_end = *end;
+  return {};
 }
 
 }  // namespace thermocline::server

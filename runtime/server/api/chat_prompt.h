@@ -11,10 +11,11 @@ namespace thermocline::server {
 struct ChatPrompt {
   RenderedPrompt rendered;
   ToolProperties tools;
+  int64_t reasoning_budget = -1;  // Request::reasoning_budget
 };
 
-/// Of `messages`, `tools`, `tool_choice`, `response_format`, `thinking`, `reasoning_effort`, `chat_template_kwargs`,
-/// `continue_final_message` and `add_generation_prompt`.
+/// Of `messages`, `tools`, `tool_choice`, `response_format`, `thinking`, `reasoning_effort`, `thinking_token_budget`,
+/// `chat_template_kwargs`, `continue_final_message` and `add_generation_prompt`.
 /// Errors: invalid_argument and unsupported, naming the field; context_length for text that no tokenising makes fit;
 /// those of the checkpoint's templates.
 Result<ChatPrompt> read_chat_prompt(const ServedModel& model, const Json& body);
@@ -22,7 +23,8 @@ Result<ChatPrompt> read_chat_prompt(const ServedModel& model, const Json& body);
 /// Its token ids. Errors: those of Tokenizer::encode.
 Result<std::vector<int32_t>> encode(const ServedModel& model, const ChatPrompt& prompt);
 
-/// Special tokens that an answer's text must show, as CompletionStream reads them as markup and shows nobody.
-std::vector<int32_t> markup_tokens(const ServedModel& model);
+/// All of a request that comes of its prompt: token ids, the budget of its reasoning, and the special tokens that an
+/// answer's text must show, as CompletionStream reads them as markup and shows nobody. Errors: those of encode().
+Status put_prompt(const ServedModel& model, const ChatPrompt& prompt, Request& request);
 
 }  // namespace thermocline::server

@@ -15,8 +15,8 @@ constexpr int64_t kDefaultMaxTokens = 16;  // OpenAI's
 Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_common(body, "cmpl-"));
   const Fields fields(body);
-  static constexpr const char* kOwn[] = {"prompt",   "echo",    "return_token_ids",
-                                         "logprobs", "best_of", "add_special_tokens"};
+  static constexpr const char* kOwn[] = {
+      "prompt", "echo", "return_token_ids", "logprobs", "best_of", "add_special_tokens", "return_progress"};
   TC_RETURN_IF_ERROR(check_fields(body, kOwn));
   const int64_t vocab = model_.vocab_size;
   TC_ASSIGN(const Request common, read_generation_fields(fields, model_.defaults, vocab, arrived_));
@@ -52,6 +52,7 @@ Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
     request.cache_salt = common.cache_salt;
     request.deadline = common.deadline;
     request.choices = best_of_;
+    TC_RETURN_IF_ERROR(read_progress(fields, request));
     request.prompt = prompt.ids;
     request.top_logprobs = best_of_ > n_ ? std::max(top_, 0) : top_;
     if (echo_ && top_ >= 0) request.prompt_top_logprobs = top_;
@@ -162,7 +163,7 @@ std::string CompletionGeneration::chunk(size_t prompt, int choice, const std::st
   one["logprobs"] = top_ >= 0 && !logprobs.empty() ? logprobs.take() : Json();
   one["finish_reason"] = std::move(reason);
   if (return_ids_) one["token_ids"] = ids;
-  Json json = head("text_completion");
+  Json json = head(chunk_object());
   json["choices"] = Json::array({std::move(one)});
   if (continuous_usage_) json["usage"] = usage_.json();
   return event_of(json);
@@ -170,7 +171,7 @@ std::string CompletionGeneration::chunk(size_t prompt, int choice, const std::st
 
 std::string CompletionGeneration::last_events() {
   if (!include_usage_) return "";
-  Json last = head("text_completion");
+  Json last = head(chunk_object());
   last["choices"] = Json::array();
   last["usage"] = usage_.json();
   return event_of(last);

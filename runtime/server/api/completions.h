@@ -17,6 +17,7 @@ class CompletionGeneration : public Generation {
  protected:
   void on_event(size_t prompt, const TokenEvent& event, std::string& out) override;
   std::string last_events() override;
+  const char* chunk_object() const override { return "text_completion"; }
   Json reply_body() override;
   const char* prompt_field() const override { return "prompt"; }
 

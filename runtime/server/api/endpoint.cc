@@ -134,6 +134,8 @@ Reply in_dialect(Reply reply, Dialect dialect, const std::string& request_id) {
   if (dialect == Dialect::openai || reply.status < 400) return reply;
   const Result<Json> body = parse_json(reply.body);
   const std::string message = body ? body->value(Json::json_pointer("/error/message"), "") : "";
+  const bool full = body && body->value(Json::json_pointer("/error/code"), "") == "queue_full";
+  if (full) reply.status = 529;  // the box, not this client
   reply.body = dump_json(Json{{"type", "error"},
                               {"error", {{"type", anthropic_type(reply.status)}, {"message", message}}},
                               {"request_id", request_id}});

@@ -66,7 +66,8 @@ struct Services {
   ApiKeys& keys;
   metrics::Metrics& metrics;
   Ticker& ticker;
-  std::function<ServerState()> state;  // any thread
+  std::function<ServerState()> state;   // any thread
+  std::vector<std::string> names = {};  // of the model, known before it is loaded
 };
 
 /// Without query, empty segments and a slash at the end; the /v1 of those that have one where it is missing, once where

@@ -1,6 +1,7 @@
 #include "runtime/server/api/generation.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/base/log.h"
 #include "runtime/server/wire/ids.h"
@@ -80,7 +81,9 @@ void Generation::prepare() {
     if (Status status = wanted(); !status.ok()) return refuse(error_reply(status.error()));
     int64_t prompt_tokens = 0, max_tokens = -1;
     int choices = 0;
-    for (const Request& request : *requests) {
+    for (Request& request : *requests) {
+      if (model_.request_timeout.count() > 0)
+        request.deadline = std::min(request.deadline, arrived_ + model_.request_timeout);
       prompt_tokens += static_cast<int64_t>(request.prompt.size());
       max_tokens = request.max_tokens;  // the same for all
       choices += request.choices;
@@ -175,6 +178,12 @@ Status Generation::check_fields(const Json& body, std::span<const char* const> o
   return {};
 }
 
+Status Generation::read_progress(const Fields& fields, Request& request) const {
+  TC_ASSIGN(const bool wanted, fields.boolean("return_progress", false));
+  request.report_progress = wanted && streams_;
+  return {};
+}
+
 Json Generation::head(const char* object) const {
   return {{"id", id_},
           {"object", object},
@@ -186,8 +195,14 @@ Json Generation::head(const char* object) const {
 // --- network thread ---
 
 ServedModel::Headers Generation::headers() const {
-  const std::lock_guard lock(mutex_);
-  return name_headers_;
+  ServedModel::Headers headers;
+  {
+    const std::lock_guard lock(mutex_);
+    headers = name_headers_;
+  }
+  if (call_.dialect == Dialect::openai)
+    headers.emplace_back("openai-processing-ms", std::to_string(std::llround(1000 * seconds_since(arrived_))));
+  return headers;
 }
 
 Exchange::Output Generation::take() {
@@ -210,6 +225,10 @@ Exchange::Output Generation::take() {
     TokenStream& stream = handles[i]->stream();
     for (const TokenEvent& event : stream.take()) {
       count(i, event);
+      if (event.kind == TokenEvent::Kind::progress) {
+        out.bytes += progress(event);
+        continue;
+      }
       if (event.kind == TokenEvent::Kind::finish) {
         if (event.reason == FinishReason::error) return fail(event.error, out.bytes);
         if (event.reason == FinishReason::cancelled)
@@ -228,6 +247,17 @@ Exchange::Output Generation::take() {
   }
   bytes_sent_ = bytes_sent_ || !out.bytes.empty();
   return out;
+}
+
+// In llama.cpp's words; without choices, so that nobody takes it for a token.
+std::string Generation::progress(const TokenEvent& event) const {
+  Json json = head(chunk_object());
+  json["choices"] = Json::array();
+  json["prompt_progress"] = {{"total", event.stats.prompt_tokens},
+                             {"cache", event.stats.cached_tokens},
+                             {"processed", event.processed_tokens},
+                             {"time_ms", std::llround(1000 * event.stats.prefill_seconds)}};
+  return event_of(json);
 }
 
 void Generation::count(size_t prompt, const TokenEvent& event) {

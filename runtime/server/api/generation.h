@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/server/api/endpoint.h"
+#include "runtime/server/wire/request_fields.h"
 
 namespace thermocline::server {
 
@@ -60,6 +61,8 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   /// Network thread: every choice has ended well: the rest of a stream but its [DONE], or the reply's body.
   virtual std::string last_events() = 0;
   virtual Json reply_body() = 0;
+  /// The `object` of a chunk, where a stream can be told how far its prompt is; nullptr elsewhere.
+  virtual const char* chunk_object() const { return nullptr; }
   /// The field a prompt comes from.
   virtual const char* prompt_field() const = 0;
   /// An error of the engine in the words of the request.
@@ -75,6 +78,8 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   /// Where unknown fields are refused (?strict=1, --strict-fields): that the body has none beside `own`, those that
   /// read_common and read_generation_fields read, and some that never change an answer.
   Status check_fields(const Json& body, std::span<const char* const> own) const;
+  /// `return_progress`, of a stream: chunks without choices that say how much of the prompt is computed.
+  Status read_progress(const Fields& fields, Request& request) const;
   Json head(const char* object) const;
   /// Prep thread, between the stages of read(): whether anybody still wants what they make.
   Status wanted() const;
@@ -97,6 +102,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   void count_times(const AnswerStats& stats);
   void count_untaken_times();
   void count(size_t prompt, const TokenEvent& event);
+  std::string progress(const TokenEvent& event) const;
   Reply shaped(Reply reply) const;
   Output fail(const Error& error, const std::string& before);
   Output end_with(Reply reply);

@@ -42,8 +42,7 @@ Result<std::vector<Request>> MessagesGeneration::read(const Json& body) {
   Result<ChatPrompt> prompt = read_chat_prompt(model_, chat.body);
   if (!prompt) return refused(std::move(prompt).error());
   TC_RETURN_IF_ERROR(wanted());
-  TC_ASSIGN(request->prompt, encode(model_, *prompt));
-  request->shown_special = markup_tokens(model_);
+  TC_RETURN_IF_ERROR(put_prompt(model_, *prompt, *request));
   stream_.emplace(*model_.constants, prompt->rendered.in_reasoning, std::move(prompt->tools));
   std::vector<Request> requests;
   requests.push_back(std::move(*request));

@@ -8,6 +8,7 @@ namespace {
 metrics::EndedRequest::Outcome outcome_of(const AccessEntry& e, bool draining) {
   using enum metrics::EndedRequest::Outcome;
   if (e.finish == "cancelled") return abort_client;
+  if (e.error == "queue_full") return rejected;  // at once, or after it has waited
   if (e.finish == "error") return draining && e.error == "unavailable" ? abort_shutdown : error;
   if (e.status >= 400) return e.status >= 500 && e.status != 503 ? error : rejected;
   if (e.finish == "length") return length;

@@ -72,7 +72,17 @@ Json codex_json(const ServedModel& served, const std::string& name) {
       {"input_modalities", {"text"}}};
 }
 
-Reply list(const Call& call) {
+// Clients fill their menus before a model of an hour's load is there.
+Reply list_while_loading(const std::vector<std::string>& names) {
+  if (names.empty()) return error_reply(Error{ErrorCode::unavailable, "the model is loading; see /health"});
+  Json data = Json::array();
+  for (const std::string& name : names)
+    data.push_back({{"id", name}, {"object", "model"}, {"created", 0}, {"owned_by", "thermocline"}});
+  return {200, dump_json(Json{{"object", "list"}, {"data", std::move(data)}, {"models", Json::array()}})};
+}
+
+Reply list(const Call& call, const std::vector<std::string>& names) {
+  if (!call.model) return list_while_loading(names);
   Json data = Json::array(), models = Json::array();
   for (const std::string& name : call.model->names()) {
     data.push_back(model_json(*call.model, name));
@@ -89,8 +99,11 @@ Reply one(const Call& call) {
 
 }  // namespace
 
-std::vector<Endpoint> models_endpoints(Services&) {
-  return {{.method = "GET", .path = "/v1/models", .answer = [](const Call& call) -> Outcome { return list(call); }},
+std::vector<Endpoint> models_endpoints(Services& services) {
+  return {{.method = "GET",
+           .path = "/v1/models",
+           .model = false,
+           .answer = [&services](const Call& call) -> Outcome { return list(call, services.names); }},
           {.method = "GET", .path = "/v1/models/*", .answer = [](const Call& call) -> Outcome { return one(call); }}};
 }
 

@@ -35,6 +35,8 @@ constexpr DocumentedError kErrors[] = {
     {"501", "Not offered: by the model, or the transfer coding"},
     {"503", "Loading, draining, failed, or no connection is free"},
     {"504", "The request's timeout is over", [](const Endpoint& e) { return e.queued; }},
+    {"529", "The queue is full; come again after Retry-After seconds",
+     [](const Endpoint& e) { return e.queued && e.dialect == Dialect::anthropic; }},
 };
 
 Json reference(const std::string& section, const std::string& name) {
@@ -61,7 +63,8 @@ Json error_responses() {
       response = {{"description", error.text}, {"headers", reply_headers()}, {"content", error_content(dialect)}};
       const std::string_view status = error.status;
       if (status == "401") response["headers"]["WWW-Authenticate"] = {{"schema", {{"type", "string"}}}};
-      if (status == "429" || status == "503") response["headers"]["Retry-After"] = {{"schema", {{"type", "integer"}}}};
+      if (status == "429" || status == "503" || status == "529")
+        response["headers"]["Retry-After"] = {{"schema", {{"type", "integer"}}}};
     }
   return responses;
 }

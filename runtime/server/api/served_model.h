@@ -1,6 +1,7 @@
 // What the APIs serve: an engine that runs, its text layer, and what a request may cost.
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,10 +21,13 @@ struct ServedModel {
   Result<ProseConstants> constants;  // the error of reading them: chats answer with it
   SamplingParams defaults = {};      // of generation_config.json
   std::string name;
-  std::vector<std::string> aliases = {};  // other names of it
-  bool think = false;                     // whether a chat thinks when the request does not say
-  bool strict_name = false;               // other names are refused; else they are served with a warning
-  bool strict_fields = false;             // unknown fields of completions are refused; else they are ignored
+  std::vector<std::string> aliases = {};    // other names of it
+  bool think = false;                       // whether a chat thinks when the request does not say
+  bool strict_name = false;                 // other names are refused; else they are served with a warning
+  bool strict_fields = false;               // unknown fields of completions are refused; else they are ignored
+  bool reasoning_twice = false;             // chats give reasoning as `reasoning` too
+  int64_t reasoning_budget = -1;            // of chats that name none
+  std::chrono::seconds request_timeout{0};  // of every request, from its arrival on; 0: none
   int64_t created = 0;
   int max_sequences = 0;  // that run together
   ModelFacts facts = {};

@@ -33,9 +33,14 @@ constexpr Row kRows[] = {
 
 // What a request names and is not there; without a field it is something of the checkpoint.
 constexpr Row kNotFound = {ErrorCode::not_found, 404, "not_found_error", "model_not_found"};
+// A key that has as much as it may, on a server that may have room.
+constexpr Row kKeyIsBusy = {ErrorCode::overloaded, 429, "rate_limit_error", "rate_limit_exceeded", "1"};
 
-const Row& row_of(ErrorCode error) {
-  const auto* row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& r) { return r.error == error; });
+const Row& row_of(const Error& error) {
+  if (error.code == ErrorCode::not_found && error.field == "model") return kNotFound;
+  if (error.code == ErrorCode::overloaded && error.field == "api_key") return kKeyIsBusy;
+  const auto* row =
+      std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& r) { return r.error == error.code; });
   return row == std::end(kRows) ? kRows[std::size(kRows) - 1] : *row;
 }
 
@@ -55,7 +60,7 @@ std::string body_of(Json error) {
 }  // namespace
 
 Reply error_reply(const Error& error) {
-  const Row& row = error.code == ErrorCode::not_found && error.field == "model" ? kNotFound : row_of(error.code);
+  const Row& row = row_of(error);
   Json json = error_json(row.type, row.code, error.message, error.field);
   for (const auto& [name, count] : error.counts) json[name] = count;
   Reply reply{row.status, body_of(std::move(json))};
