@@ -85,7 +85,7 @@ void RunningRequest::tell_progress() {
   TokenEvent e = event(TokenEvent::Kind::progress);
   e.stats.prompt_tokens = prompt_tokens_;
   e.stats.cached_tokens = cached_tokens;
-  e.stats.prefill_seconds = seconds_between(admitted, Clock::now());
+  Milestones{submitted().at, admitted, first_token}.tell(Clock::now(), e.stats);
   e.processed_tokens = std::min(stored(), prompt_tokens_);
   handle().stream().push(std::move(e));
 }
