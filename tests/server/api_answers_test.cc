@@ -1,4 +1,5 @@
 // The APIs: what a request becomes for the engine, and what a client gets of its answer.
+#include "runtime/server/api/logprobs.h"
 #include "tests/server/api_fixture.h"
 
 namespace thermocline::server {
@@ -369,6 +370,90 @@ TEST_F(ApiTest, EchoScoresThePrompt) {
       EXPECT_EQ(top.begin().value(), -0.5) << "the likeliest is listed";
     }
     EXPECT_EQ(answer.json().at("usage").at("completion_tokens"), max_tokens);
+  }
+}
+
+TEST_F(ApiTest, PromptLogprobsAreToldAsVllmDoes) {
+  backend.script = scored;
+  const Json asks = {{"prompt_logprobs", 1}, {"max_tokens", 1}, {"temperature", 0}};
+  const auto check = [&](const Json& told) {
+    const std::vector<int32_t> prompt = last().prompt;
+    EXPECT_EQ(last().prompt_top_logprobs, 1);
+    ASSERT_EQ(told.size(), prompt.size());
+    EXPECT_TRUE(told[0].is_null());
+    for (size_t t = 1; t < told.size(); ++t) {
+      const Json& own = told[t].at(std::to_string(prompt[t]));
+      EXPECT_EQ(own.at("logprob"), -static_cast<double>(t + 1));
+      EXPECT_EQ(own.at("rank"), prompt[t] == 7 ? 1 : 2);
+      EXPECT_EQ(own.at("decoded_token"), token_text(test::demo_tokenizer(), prompt[t]));
+      EXPECT_EQ(told[t].at("7").at("rank"), prompt[t] == 7 ? 2 : 1) << "the likeliest is there too";
+    }
+  };
+  check(chat(asks).json().at("prompt_logprobs"));
+  Json text = asks;
+  text["prompt"] = "The capital of Norway is";
+  check(post(kText, text).json().at("choices")[0].at("prompt_logprobs"));
+  text["echo"] = true;
+  text["logprobs"] = 1;
+  const Json echoed = post(kText, text).json().at("choices")[0];
+  check(echoed.at("prompt_logprobs"));
+  EXPECT_EQ(echoed.at("logprobs").at("tokens").size(), last().prompt.size() + 1);
+  const Json plain = chat({}).json();
+  EXPECT_FALSE(plain.contains("prompt_logprobs"));
+  EXPECT_EQ(last().prompt_top_logprobs, -1);
+}
+
+TEST_F(ApiTest, ChatsTellTheirTokenIds) {
+  backend.script = [](const Request&, RequestHandle& handle) {
+    for (const auto& [id, text] : {std::pair(11, ""), std::pair(12, "ab"), std::pair(13, "")})
+      put_token(handle, 0, id, text);
+    put_end(handle, 0, FinishReason::stop);
+  };
+  const Json ids = Json::array({11, 12, 13});
+  const Json body = chat({{"return_token_ids", true}}).json();
+  EXPECT_EQ(body.at("choices")[0].at("token_ids"), ids);
+  EXPECT_EQ(body.at("prompt_token_ids"), Json(last().prompt));
+  Json told = Json::array();
+  int prompts = 0;
+  for (const Json& event : streamed(kChat, {{"return_token_ids", true}}).events()) {
+    prompts += event.contains("prompt_token_ids") && event.at("prompt_token_ids") == Json(last().prompt);
+    for (const Json& id : event.at("choices")[0].at("token_ids")) told.push_back(id);
+  }
+  EXPECT_EQ(told, ids) << "each once, those without text too";
+  EXPECT_EQ(prompts, 1);
+  EXPECT_FALSE(chat({}).json().at("choices")[0].contains("token_ids"));
+}
+
+TEST_F(ApiTest, TimingsAreToldWhereTheyAreAskedFor) {
+  backend.script = [](const Request&, RequestHandle& handle) {
+    put_token(handle, 0, 11, "a");
+    AnswerStats stats;
+    stats.prompt_tokens = 30;
+    stats.cached_tokens = 20;
+    stats.completion_tokens = 4;
+    stats.prefill_seconds = 0.5;
+    stats.decode_seconds = 0;
+    put_end(handle, 0, FinishReason::length, {}, stats);
+  };
+  const Json want = {{"cache_n", 20},
+                     {"prompt_n", 10},
+                     {"prompt_ms", 500.0},
+                     {"prompt_per_token_ms", 50.0},
+                     {"prompt_per_second", 20.0},
+                     {"predicted_n", 4},
+                     {"predicted_ms", 0.0},
+                     {"predicted_per_token_ms", 0.0},
+                     {"predicted_per_second", 0}};
+  for (const char* path : {kChat, kText}) {
+    Json asks = {{"timings_per_token", true}};
+    if (path == kText) asks["prompt"] = "a";
+    const auto reply = [&](const Json& fields) { return path == kText ? post(kText, fields) : chat(fields); };
+    EXPECT_EQ(reply(asks).json().at("timings"), want);
+    const std::vector<Json> events = streamed(path, asks).events();
+    EXPECT_EQ(events.back().at("timings"), want);
+    for (size_t i = 0; i + 1 < events.size(); ++i) EXPECT_FALSE(events[i].contains("timings"));
+    asks.erase("timings_per_token");
+    EXPECT_FALSE(reply(asks).json().contains("timings"));
   }
 }
 

@@ -94,7 +94,10 @@ TEST_F(ApiTest, MalformedChatsNameTheField) {
       {{{"structured_outputs", {{"json", Json::object()}}}}, "structured_outputs"},
       {{{"guided_regex", "a+"}}, "guided_regex"},
       {{{"grammar", "root ::= x"}}, "grammar"},
-      {{{"prompt_logprobs", 0}}, "prompt_logprobs"},
+      {{{"prompt_logprobs", 21}}, "prompt_logprobs"},
+      {{{"prompt_logprobs", -1}}, "prompt_logprobs"},
+      {{{"prompt_logprobs", 0}, {"stream", true}}, "prompt_logprobs"},
+      {{{"timings_per_token", 1}}, "timings_per_token"},
       {{{"bad_words", {"x"}}}, "bad_words"},
       {{{"reasoning_effort", "heroic"}}, "reasoning_effort"},
       {{{"reasoning_effort", 5}}, "reasoning_effort"},
@@ -144,6 +147,7 @@ TEST_F(ApiTest, MalformedCompletionsNameTheField) {
       {{{"prompt", Json(std::vector<Json>(64, "a"))}, {"n", 3}}, "prompt"},
       {{{"prompt", "a"}, {"max_tokens", 0}}, "max_tokens"},
       {{{"prompt", "a"}, {"return_token_ids", 1}}, "return_token_ids"},
+      {{{"prompt", "a"}, {"echo", true}, {"logprobs", 1}, {"prompt_logprobs", 2}}, "prompt_logprobs"},
   };
   for (const auto& [body, param] : cases) {
     const Answer answer = post(kText, body);

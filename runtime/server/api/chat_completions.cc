@@ -22,7 +22,10 @@ Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
                                          "add_generation_prompt",
                                          "top_logprobs",
                                          "thinking_token_budget",
-                                         "return_progress"};
+                                         "return_progress",
+                                         "prompt_logprobs",
+                                         "return_token_ids",
+                                         "timings_per_token"};
   TC_RETURN_IF_ERROR(check_fields(body, kOwn));
   std::vector<Request> requests;
   TC_ASSIGN(Request request, read_generation_fields(fields, model_.defaults, model_.vocab_size, arrived_));
@@ -31,7 +34,8 @@ Result<std::vector<Request>> ChatGeneration::read(const Json& body) {
   TC_ASSIGN(const ChatPrompt prompt, read_chat_prompt(model_, body));
   TC_RETURN_IF_ERROR(wanted());
   TC_RETURN_IF_ERROR(put_prompt(model_, prompt, request));
-  TC_RETURN_IF_ERROR(read_progress(fields, request));
+  TC_RETURN_IF_ERROR(read_extras(fields, request));
+  if (return_ids_) prompt_ids_ = request.prompt;
   for (int i = 0; i < request.choices; ++i)
     choices_.push_back({CompletionStream(*model_.constants, prompt.rendered.in_reasoning, prompt.tools)});
   requests.push_back(std::move(request));
@@ -50,7 +54,12 @@ Status ChatGeneration::read_logprobs(const Json& body, Request& request) const {
 // --- network thread ---
 
 void ChatGeneration::on_event(size_t, const TokenEvent& event, std::string& out) {
+  if (event.kind == TokenEvent::Kind::prompt) {
+    prompt_scores_ = prompt_logprobs(model_.tokenizer, event.prompt_logprobs);
+    return;
+  }
   Choice& choice = choices_[static_cast<size_t>(event.choice)];
+  if (return_ids_ && event.kind == TokenEvent::Kind::token) choice.ids.push_back(event.id);
   if (event.logprobs) {
     logprobs_ = true;
     choice.logprobs.push_back(chat_logprob(model_.tokenizer, *event.logprobs));
@@ -99,7 +108,7 @@ void ChatGeneration::tell(int index, const std::vector<CompletionStream::Event>&
 }
 
 // Log-probabilities go with the next chunk that is told: tokens may have no text of their own.
-std::string ChatGeneration::chunk(int index, Json delta, Json reason) {
+std::string ChatGeneration::chunk(int index, Json delta, Json reason, const AnswerStats* stats) {
   Choice& choice = choices_[static_cast<size_t>(index)];
   Json json = head(chunk_object());
   Json logprobs;
@@ -108,6 +117,9 @@ std::string ChatGeneration::chunk(int index, Json delta, Json reason) {
                                       {"delta", std::move(delta)},
                                       {"logprobs", std::move(logprobs)},
                                       {"finish_reason", std::move(reason)}}});
+  if (return_ids_) json["choices"][0]["token_ids"] = std::exchange(choice.ids, {});
+  if (!prompt_ids_.empty()) json["prompt_token_ids"] = std::exchange(prompt_ids_, {});
+  if (stats) json["timings"] = timings_json(*stats);
   if (continuous_usage_) json["usage"] = usage_.json();
   return event_of(json);
 }
@@ -118,11 +130,12 @@ void ChatGeneration::finish(int index, const TokenEvent& event, std::string& out
   choice.finish =
       event.reason == FinishReason::stop && !choice.calls.empty() ? "tool_calls" : finish_name(event.reason);
   if (entry_.finish.empty() || entry_.finish == "stop") entry_.finish = choice.finish;
+  if (timings_) last_timings_ = timings_json(event.stats);
   if (!streams_) return;
   Json last = Json::object();
   if (!choice.began) last = {{"role", "assistant"}, {"content", ""}};  // an answer without a word
   choice.began = true;
-  out += chunk(index, std::move(last), choice.finish);
+  out += chunk(index, std::move(last), choice.finish, timings_ ? &event.stats : nullptr);
 }
 
 std::string ChatGeneration::last_events() {
@@ -149,9 +162,13 @@ Json ChatGeneration::reply_body() {
                        {"message", std::move(message)},
                        {"logprobs", std::move(logprobs)},
                        {"finish_reason", c.finish}});
+    if (return_ids_) choices.back()["token_ids"] = c.ids;
   }
   body["choices"] = std::move(choices);
   body["usage"] = usage_.json();
+  if (return_ids_) body["prompt_token_ids"] = prompt_ids_;
+  if (prompt_logprobs_) body["prompt_logprobs"] = prompt_scores_;
+  if (timings_) body["timings"] = last_timings_;
   return body;
 }
 

@@ -28,17 +28,20 @@ class ChatGeneration : public Generation {
     std::string reasoning = {}, content = {};
     Json calls = Json::array();
     Json logprobs = Json::array();  // not yet told in a stream; all of them for a reply
+    std::vector<int32_t> ids = {};  // the same
     bool began = false;             // the role was told
     std::string finish = {};
   };
 
   Status read_logprobs(const Json& body, Request& request) const;
   void tell(int index, const std::vector<CompletionStream::Event>& events, std::string& out);
-  std::string chunk(int index, Json delta, Json reason);
+  std::string chunk(int index, Json delta, Json reason, const AnswerStats* stats = nullptr);
   void finish(int index, const TokenEvent& event, std::string& out);
 
   std::vector<Choice> choices_;
   bool logprobs_ = false;
+  std::vector<int32_t> prompt_ids_;  // where they are asked for, until a stream has told them
+  Json prompt_scores_, last_timings_;
 };
 
 std::vector<Endpoint> chat_completions_endpoints(Services& services);

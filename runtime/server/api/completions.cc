@@ -15,13 +15,19 @@ constexpr int64_t kDefaultMaxTokens = 16;  // OpenAI's
 Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
   TC_RETURN_IF_ERROR(read_common(body, "cmpl-"));
   const Fields fields(body);
-  static constexpr const char* kOwn[] = {
-      "prompt", "echo", "return_token_ids", "logprobs", "best_of", "add_special_tokens", "return_progress"};
+  static constexpr const char* kOwn[] = {"prompt",
+                                         "echo",
+                                         "logprobs",
+                                         "best_of",
+                                         "add_special_tokens",
+                                         "return_token_ids",
+                                         "return_progress",
+                                         "prompt_logprobs",
+                                         "timings_per_token"};
   TC_RETURN_IF_ERROR(check_fields(body, kOwn));
   const int64_t vocab = model_.vocab_size;
   TC_ASSIGN(const Request common, read_generation_fields(fields, model_.defaults, vocab, arrived_));
   TC_ASSIGN(echo_, fields.boolean("echo", false));
-  TC_ASSIGN(return_ids_, fields.boolean("return_token_ids", false));
   const Json* const logprobs = fields.find("logprobs");
   if (logprobs && *logprobs != false) {
     TC_ASSIGN(const int64_t top, fields.integer("logprobs", -1, 0, 20));
@@ -52,10 +58,14 @@ Result<std::vector<Request>> CompletionGeneration::read(const Json& body) {
     request.cache_salt = common.cache_salt;
     request.deadline = common.deadline;
     request.choices = best_of_;
-    TC_RETURN_IF_ERROR(read_progress(fields, request));
+    TC_RETURN_IF_ERROR(read_extras(fields, request));
     request.prompt = prompt.ids;
     request.top_logprobs = best_of_ > n_ ? std::max(top_, 0) : top_;
-    if (echo_ && top_ >= 0) request.prompt_top_logprobs = top_;
+    if (echo_ && top_ >= 0) {
+      if (prompt_logprobs_ && request.prompt_top_logprobs != top_)
+        return field_error("prompt_logprobs", "should be as many as logprobs where the prompt is echoed with them");
+      request.prompt_top_logprobs = top_;
+    }
     for (int i = 0; i < best_of_; ++i) prompt.choices.push_back({CompletionLogprobs(model_.tokenizer)});
     requests.push_back(std::move(request));
   }
@@ -153,18 +163,21 @@ void CompletionGeneration::tell(size_t index, const TokenEvent& event, std::stri
     if (entry_.finish.empty() || entry_.finish == "stop") entry_.finish = choice.finish;
   }
   const bool news = !text.empty() || !reason.is_null() || (return_ids_ && !ids.empty()) || !choice.logprobs.empty();
-  if (streams_ && news) out += chunk(index, event.choice, text, std::move(reason), ids);
+  if (timings_ && event.kind == TokenEvent::Kind::finish) last_timings_ = timings_json(event.stats);
+  if (streams_ && news) out += chunk(index, event, text, std::move(reason), ids);
 }
 
-std::string CompletionGeneration::chunk(size_t prompt, int choice, const std::string& text, Json reason,
+std::string CompletionGeneration::chunk(size_t prompt, const TokenEvent& event, const std::string& text, Json reason,
                                         const std::vector<int32_t>& ids) {
-  Json one = {{"text", text}, {"index", prompt * static_cast<size_t>(n_) + static_cast<size_t>(choice)}};
-  CompletionLogprobs& logprobs = prompts_[prompt].choices[static_cast<size_t>(choice)].logprobs;
+  const auto choice = static_cast<size_t>(event.choice);
+  Json one = {{"text", text}, {"index", prompt * static_cast<size_t>(n_) + choice}};
+  CompletionLogprobs& logprobs = prompts_[prompt].choices[choice].logprobs;
   one["logprobs"] = top_ >= 0 && !logprobs.empty() ? logprobs.take() : Json();
   one["finish_reason"] = std::move(reason);
   if (return_ids_) one["token_ids"] = ids;
   Json json = head(chunk_object());
   json["choices"] = Json::array({std::move(one)});
+  if (timings_ && event.kind == TokenEvent::Kind::finish) json["timings"] = timings_json(event.stats);
   if (continuous_usage_) json["usage"] = usage_.json();
   return event_of(json);
 }
@@ -200,10 +213,12 @@ Json CompletionGeneration::reply_body() {
       one["logprobs"] = top_ >= 0 ? c->logprobs.take() : Json();
       one["finish_reason"] = c->finish;
       if (return_ids_) one["token_ids"] = c->ids;
+      if (prompt_logprobs_) one["prompt_logprobs"] = prompt_logprobs(model_.tokenizer, prompt.logprobs);
       choices.push_back(std::move(one));
     }
   body["choices"] = std::move(choices);
   body["usage"] = usage_.json();
+  if (timings_) body["timings"] = last_timings_;
   return body;
 }
 

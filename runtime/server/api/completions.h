@@ -41,13 +41,15 @@ class CompletionGeneration : public Generation {
   bool shown(int32_t id) const { return !hide_special_ || !model_.tokenizer.is_special(id); }
   void tell(size_t index, const TokenEvent& event, std::string& out);
   std::string echo(Prompt& prompt, Choice& choice);
-  std::string chunk(size_t prompt, int choice, const std::string& text, Json reason, const std::vector<int32_t>& ids);
+  std::string chunk(size_t prompt, const TokenEvent& event, const std::string& text, Json reason,
+                    const std::vector<int32_t>& ids);
   std::vector<Choice*> chosen(Prompt& prompt) const;
 
   std::vector<Prompt> prompts_;
   int n_ = 1;        // choices a reply shows
   int best_of_ = 1;  // choices that are made
-  bool echo_ = false, return_ids_ = false, hide_special_ = true;
+  bool echo_ = false, hide_special_ = true;
+  Json last_timings_;
   int top_ = -1;  // alternatives; -1: no logprobs
 };
 

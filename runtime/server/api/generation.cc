@@ -24,6 +24,20 @@ Json Usage::json() const {
           {"completion_tokens_details", {{"reasoning_tokens", reasoning}}}};
 }
 
+Json timings_json(const AnswerStats& s) {
+  Json json = {{"cache_n", s.cached_tokens}};
+  const auto part = [&](const std::string& name, int64_t tokens, double seconds) {
+    const auto count = static_cast<double>(tokens);
+    json[name + "_n"] = tokens;
+    json[name + "_ms"] = 1000 * seconds;
+    json[name + "_per_token_ms"] = tokens > 0 ? 1000 * seconds / count : 0;
+    json[name + "_per_second"] = seconds > 0 ? count / seconds : 0;
+  };
+  part("prompt", s.prompt_tokens - s.cached_tokens, s.prefill_seconds);
+  part("predicted", s.completion_tokens, s.decode_seconds);
+  return json;
+}
+
 std::string event_of(const Json& json) { return "data: " + dump_json(json) + "\n\n"; }
 
 const char* finish_name(FinishReason reason) {
@@ -178,9 +192,17 @@ Status Generation::check_fields(const Json& body, std::span<const char* const> o
   return {};
 }
 
-Status Generation::read_progress(const Fields& fields, Request& request) const {
+Status Generation::read_extras(const Fields& fields, Request& request) {
   TC_ASSIGN(const bool wanted, fields.boolean("return_progress", false));
   request.report_progress = wanted && streams_;
+  TC_ASSIGN(return_ids_, fields.boolean("return_token_ids", false));
+  TC_ASSIGN(timings_, fields.boolean("timings_per_token", false));
+  const Json* const logprobs = fields.find("prompt_logprobs");
+  if (!logprobs || *logprobs == false) return {};
+  TC_ASSIGN(const int64_t top, fields.integer("prompt_logprobs", -1, 0, 20));
+  if (streams_) return field_error("prompt_logprobs", "cannot be streamed");
+  prompt_logprobs_ = true;
+  request.prompt_top_logprobs = static_cast<int>(top);
   return {};
 }
 

@@ -21,6 +21,9 @@ struct Usage {
   Json json() const;
 };
 
+/// llama.cpp's `timings` of an answer.
+Json timings_json(const AnswerStats& stats);
+
 /// One server-sent event.
 std::string event_of(const Json& json);
 constexpr const char* kDone = "data: [DONE]\n\n";
@@ -78,8 +81,9 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   /// Where unknown fields are refused (?strict=1, --strict-fields): that the body has none beside `own`, those that
   /// read_common and read_generation_fields read, and some that never change an answer.
   Status check_fields(const Json& body, std::span<const char* const> own) const;
-  /// `return_progress`, of a stream: chunks without choices that say how much of the prompt is computed.
-  Status read_progress(const Fields& fields, Request& request) const;
+  /// What OpenAI's endpoints tell besides, where it is asked for: `return_progress`, of a stream chunks without choices
+  /// that say how much of the prompt is computed; `prompt_logprobs`; `return_token_ids`; `timings_per_token`.
+  Status read_extras(const Fields& fields, Request& request);
   Json head(const char* object) const;
   /// Prep thread, between the stages of read(): whether anybody still wants what they make.
   Status wanted() const;
@@ -89,6 +93,7 @@ class Generation : public Exchange, public RequestInProgress, public std::enable
   const ServedModel& model_;
   const std::chrono::steady_clock::time_point arrived_ = std::chrono::steady_clock::now();
   bool include_usage_ = false, continuous_usage_ = false;
+  bool prompt_logprobs_ = false, return_ids_ = false, timings_ = false;
   std::atomic<bool> streams_{false};
   Usage usage_;        // so far; network thread
   bool read_ = false;  // read() is over, and what it made is there; network thread

@@ -34,6 +34,26 @@ Json chat_logprob(const Tokenizer& tokenizer, const SampledToken& token) {
   return json;
 }
 
+Json prompt_logprobs(const Tokenizer& tokenizer, const std::vector<SampledToken>& tokens) {
+  Json list = Json::array();
+  for (const SampledToken& token : tokens) {
+    if (list.empty()) {
+      list.push_back(nullptr);
+      continue;
+    }
+    Json table = Json::object();
+    const auto add = [&](int32_t id, float logprob, Json rank) {
+      table[std::to_string(id)] = {{"logprob", finite_or_null(logprob)},
+                                   {"rank", std::move(rank)},
+                                   {"decoded_token", token_text(tokenizer, id)}};
+    };
+    add(token.id, token.logprob, nullptr);
+    for (size_t i = 0; i < token.top.size(); ++i) add(token.top[i].id, token.top[i].logprob, i + 1);
+    list.push_back(std::move(table));
+  }
+  return list;
+}
+
 // Two tokens may have one text (halves of characters): the likelier one keeps it. The chosen token is always listed.
 void CompletionLogprobs::add(const SampledToken& token, const Token& what) {
   const std::string text = token_text(tokenizer_, token.id);

@@ -15,6 +15,10 @@ std::string token_text(const Tokenizer& tokenizer, int32_t id);
 /// An entry of a chat's `logprobs.content`: {token, logprob, bytes, top_logprobs}.
 Json chat_logprob(const Tokenizer& tokenizer, const SampledToken& token);
 
+/// vLLM's `prompt_logprobs`: of each token an object {logprob, rank, decoded_token} by id, its own first; null for the
+/// first of the prompt. The rank of one that is not among the likeliest asked for is null.
+Json prompt_logprobs(const Tokenizer& tokenizer, const std::vector<SampledToken>& tokens);
+
 /// The legacy object of completions: {tokens, token_logprobs, top_logprobs, text_offset}, filled token by token.
 class CompletionLogprobs {
  public:

@@ -135,11 +135,11 @@ Status read_sampling(const Fields& fields, int64_t vocab, SamplingParams& s) {
   return s.check(vocab);
 }
 
-constexpr size_t kMissing = 15;
+constexpr size_t kMissing = 14;
 constexpr const char* kFields[] = {
     // Those that are missing come first.
     "suffix", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar",
-    "json_schema", "prompt_logprobs", "functions", "bad_words", "allowed_token_ids", "use_beam_search", "prompt_embeds",
+    "json_schema", "functions", "bad_words", "allowed_token_ids", "use_beam_search", "prompt_embeds",
     "truncate_prompt_tokens",
     // read_sampling
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
