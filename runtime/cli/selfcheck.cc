@@ -168,12 +168,12 @@ class Selfcheck {
     return {};
   }
 
-  // A step is stopped on its way, then done again.
+  // A step is stopped on its way, then done again; by a device, which has written over the rings, from the start.
   Status cancel() {
     double most = 0;
     int stopped = 0;
     for (const int layers : {0, 1, engine_.geometry().n_layers / 2}) {
-      TC_ASSIGN(const std::unique_ptr<SequenceKv> kv, sequence());
+      TC_ASSIGN(std::unique_ptr<SequenceKv> kv, sequence());
       const std::span<const int32_t> text = prompt(texts_[0]);
       const size_t half = text.size() / 2;
       TC_RETURN_IF_ERROR(feed(*kv, text.first(half), step_->options().max_tokens, nullptr));
@@ -181,6 +181,10 @@ class Selfcheck {
       const Status status = feed(*kv, text.subspan(half), step_->options().max_tokens, nullptr, &stop);
       if (!status.ok() && status.error().code != ErrorCode::cancelled) return status;
       stopped += !status.ok();
+      if (kv->rollback_floor() > kv->length()) {
+        kv.reset();
+        TC_ASSIGN(kv, sequence());
+      }
       Logits out;
       TC_RETURN_IF_ERROR(feed(*kv, text.subspan(static_cast<size_t>(kv->length())), step_->options().max_tokens, &out));
       if (static_cast<size_t>(kv->length()) != text.size())

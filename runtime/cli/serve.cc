@@ -176,7 +176,7 @@ class Service {
 
   // At SIGHUP. A file that is broken changes nothing.
   void reload() {
-    const bool serving = started();
+    const bool serving = started() && !stopping_;
     if (serving) systemd_.reloading();
     read_keys_again();
     read_log_level_again();
@@ -266,6 +266,9 @@ Status serve(ServeOptions& o) {
   o.loop.step_budget = std::chrono::milliseconds(o.step_budget_ms);
   o.loop.watchdog = std::chrono::seconds(o.watchdog_seconds);
   o.http.drain = std::chrono::seconds(o.drain_seconds);
+  constexpr int64_t kLongest = 1'000'000;
+  if (std::max({o.drain_seconds, o.watchdog_seconds, o.request_timeout, o.queue_timeout}) > kLongest)
+    return invalid("--drain-seconds, --watchdog-seconds, --request-timeout and --queue-timeout are at most 1000000");
   if (o.request_timeout < 0 || o.queue_timeout < 0 || o.reasoning_budget < -1)
     return invalid("--request-timeout and --queue-timeout should not be negative, --reasoning-budget be at least -1");
   o.loop.queue_timeout = std::chrono::seconds(o.queue_timeout);

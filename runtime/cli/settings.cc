@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <set>
 
@@ -228,6 +229,8 @@ Result<std::string> Settings::read_log_level() const {
   const CLI::Option& option = *program_of(command_).get_option("--log-level");
   const std::string now = option.empty() ? option.get_default_str() : option.results().back();
   if (file_.empty() || (!option.empty() && !taken_.contains(&option))) return now;
+  std::error_code ignored;  // a pipe would be waited for
+  if (!std::filesystem::is_regular_file(file_, ignored)) return invalid(file_ + " is no file to be read again");
   try {
     for (const CLI::ConfigItem& item : read_file()) {
       if (option_of(item) != &option) continue;

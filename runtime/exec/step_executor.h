@@ -40,9 +40,10 @@ class StepExecutor {
 
   virtual ~StepExecutor() = default;
 
-  /// Computes one step and stores its rows. A step that does not end leaves its sequences as they were: they go on.
+  /// Computes one step and stores its rows. A step that does not end leaves its sequences as they were, and they go on;
+  /// but for those of a device that was stopped or failed between its layers: they are abandoned (SequenceKv).
   /// Errors: out_of_memory (no KV pages), invalid_argument (a token id outside the vocabulary), cancelled (input.stop
-  /// said so: between layers on the CPU, before the step on a device), internal (a device fault; it stays).
+  /// said so: between layers), internal (a device fault; it stays).
   Result<StepReport> run(const StepInput& input) {
     Result<StepReport> report = compute(input);
     if (report && report->tokens > 0)

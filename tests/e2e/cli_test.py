@@ -146,6 +146,13 @@ def test_selfcheck_finds_no_difference(tmp_path):
     run("selfcheck", "--model", DEMO, "--device", "none", "--max-model-len", 64, code=2)
 
 
+@pytest.mark.skipif(SLOW, reason="minutes on the interpreter")
+def test_selfcheck_finds_no_difference_on_a_device():
+    out, _ = run("selfcheck", "--model", GOLDEN / "tiny-csa", "--device", "simt", "--quick", "--threads", 1)
+    rows = [line.split() for line in out.splitlines()[1:-1]]
+    assert "cancel" in [row[0] for row in rows] and all(row[-1] == "none" for row in rows), out
+
+
 def test_bench_decodes_from_a_synthetic_context():
     flags = ("bench", "step", "--model", DEMO, "--device", "none", "-p", 0, "-n", 4, "-b", "1,2", "-r", 1)
     out, _ = run(*flags, "--fill-kv", "600,2000", "--json", "-")

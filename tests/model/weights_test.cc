@@ -186,6 +186,8 @@ TEST(Weights, EveryLieIsNamed) {
          t["mtp.0.enorm.weight"].info.shape = {512};
        },
        {"mtp.0.enorm.weight"}},
+      {[&](auto& t) { t["layers.99.attn.wq_a.weight"] = t["norm.weight"]; }, {"layers.99.", "num_hidden_layers"}},
+      {[&](auto& t) { t["layers.0.attn.compressor.extra"] = t["norm.weight"]; }, {"layers.0.attn.compressor.extra"}},
   };
   for (const auto& [change, expected] : cases) {
     Rewritten checkpoint(test::golden("tiny-csa"));
@@ -194,6 +196,14 @@ TEST(Weights, EveryLieIsNamed) {
     for (const char* part : expected)
       EXPECT_NE(error.find(part), std::string::npos) << "'" << part << "' is not in: " << error;
   }
+}
+
+TEST(Weights, TensorsOfNobodysLayersAreLeftAlone) {
+  Rewritten checkpoint(test::golden("tiny-csa"));
+  for (const char* name : {"layers.-99999999999.attn.compressor.evil", "layers.-1.attn.compressor.evil",
+                           "layers..attn.indexer.x", "layers.1x.attn.indexer.x", "layers.1", "layers."})
+    checkpoint.tensors[name] = checkpoint.tensors["norm.weight"];
+  EXPECT_EQ(checkpoint.error(), "");
 }
 
 // -Base checkpoints: FP8 experts with 128 x 128 blocks, every scale F32. The same weights must give the same logits.

@@ -200,6 +200,28 @@ TEST_F(ResponsesTest, OneThatRunsIsCancelledOnceAndStaysSo) {
   EXPECT_EQ(post("/v1/responses/resp_nothing/cancel", Json::object()).status, 404);
 }
 
+TEST_F(ResponsesTest, OneThatIsDeletedStaysSo) {
+  backend.script = [](const Request&, RequestHandle& handle) { put_token(handle, 0, 1, "one"); };
+  const auto client = begin({{"input", "x"}, {"stream", true}}, kResponses);
+  client->follow([](const Answer& a) { return a.stream.find("output_text.delta") != std::string::npos; });
+  const std::string id = events_of(client->answer.stream)[0].at("response").at("id");
+  EXPECT_EQ(erase("/v1/responses/" + id).status, 200);
+  put_end(*backend.await(0), 0, FinishReason::stop);
+  client->follow();
+  client->close();
+  EXPECT_EQ(get("/v1/responses/" + id).status, 404);
+}
+
+TEST_F(ResponsesTest, OneWhoseClientLeftWasCancelled) {
+  backend.script = [](const Request&, RequestHandle& handle) { put_token(handle, 0, 1, "one"); };
+  const auto client = begin({{"input", "x"}, {"stream", true}}, kResponses);
+  client->follow([](const Answer& a) { return a.stream.find("output_text.delta") != std::string::npos; });
+  const std::string id = events_of(client->answer.stream)[0].at("response").at("id");
+  client->close(false);
+  EXPECT_EQ(get("/v1/responses/" + id).json().at("status"), "cancelled");
+  EXPECT_EQ(post("/v1/responses/" + id + "/cancel", Json::object()).json().at("status"), "cancelled");
+}
+
 TEST_F(ResponsesTest, CutAnswersAreIncomplete) {
   backend.script = saying({"one"}, FinishReason::length);
   const Json body = reply({{"input", "x"}, {"max_output_tokens", 1}});

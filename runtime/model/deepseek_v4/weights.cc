@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -133,7 +134,10 @@ class Binder {
   Status check_left_over() const {
     for (const auto& [name, tensor] : checkpoint_.tensors()) {
       if (used_.contains(&tensor) || !name.starts_with("layers.")) continue;
-      const int64_t layer = std::strtoll(name.c_str() + 7, nullptr, 10);
+      int layer = -1;
+      const char* const end = name.data() + name.size();
+      const auto [dot, error] = std::from_chars(name.data() + 7, end, layer);
+      if (error != std::errc() || dot == end || *dot != '.' || layer < 0) continue;  // nobody's
       if (layer >= g_.n_layers)
         return tensor_error(checkpoint_, tensor,
                             "config.json has " + std::to_string(g_.n_layers) + " layers (num_hidden_layers)");

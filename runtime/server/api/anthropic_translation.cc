@@ -68,7 +68,7 @@ Status add_assistant_block(const Json& block, const std::string& place, Json& me
   if (!block.is_object()) return field_error(place, "should be an object with a type");
   const Fields fields(block, place + ".");
   TC_ASSIGN(const std::string type, fields.text("type", ""));
-  const auto append = [&](const char* to, const std::string& text) { message[to] = message.value(to, "") + text; };
+  const auto append = [&](const char* to, const std::string& text) { append_text(message, to, text); };
   if (type == "text") {
     TC_ASSIGN(const std::string text, fields.text("text", ""));
     append("content", text);

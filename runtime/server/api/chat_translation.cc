@@ -51,6 +51,12 @@ Error ChatTranslation::told(Error error) const {
   return renamed(std::move(error), place, list);
 }
 
+void append_text(Json& message, const char* member, const std::string& text) {
+  Json& value = message[member];
+  if (!value.is_string()) value = "";
+  value.get_ref<std::string&>() += text;
+}
+
 Error without_first_message(Error error) {
   return renamed(std::move(error), [](size_t i) { return "messages[" + std::to_string(i > 0 ? i - 1 : 0) + "]"; });
 }

@@ -30,6 +30,9 @@ Result<std::string> text_of_parts(const Json& content, const std::vector<std::st
 /// Text of one part; `place` is the part's own.
 Result<std::string> text_of_part(const Json& part, const std::vector<std::string>& types, const std::string& place);
 
+/// Appends to a text of a message, which need not be there yet.
+void append_text(Json& message, const char* member, const std::string& text);
+
 /// Takes a message that was put in front of the client's own out of the numbers an error names.
 Error without_first_message(Error error);
 

@@ -148,12 +148,21 @@ Reply unreadable_body(const Error& error) {
                      error.field);
 }
 
-LateReply::LateReply(Services& services, Call call)
-    : book_(services.book), call_(std::move(call)), entry_(call_.http.head) {
+constexpr uint64_t kMostLateBytes = 256 << 20;
+
+LateReply::LateReply(Services& services, Call call, KeyPlace place)
+    : services_(services),
+      call_(std::move(call)),
+      place_(std::move(place)),
+      bytes_(call_.http.body.size()),
+      entry_(call_.http.head) {
   entry_.key = call_.client.name;
+  services_.late_bytes += bytes_;
 }
 
 void LateReply::finish(Reply reply) {
+  std::string().swap(call_.http.body);
+  services_.late_bytes -= bytes_;
   {
     const std::lock_guard lock(mutex_);
     reply_ = std::move(reply);
@@ -182,11 +191,17 @@ Exchange::Output LateReply::told(Reply reply) {
 void LateReply::closed(bool complete, int status) {
   entry_.status = status;
   entry_.complete = complete;
-  book_.ended(entry_);
+  place_ = KeyPlace();
+  services_.book.ended(entry_);
 }
 
 Outcome prepared(Services& services, Call call, std::function<Result<Json>(const Call&, const Json& body)> make) {
-  const auto late = std::make_shared<LateReply>(services, std::move(call));
+  Result<KeyPlace> place = call.client.take_place();
+  if (!place) return error_reply(place.error());
+  if (services.late_bytes + call.http.body.size() > kMostLateBytes)
+    return error_reply(
+        Error{ErrorCode::overloaded, "bodies of requests like this one fill the memory they may: try again"});
+  const auto late = std::make_shared<LateReply>(services, std::move(call), std::move(*place));
   services.prep.run([late, make = std::move(make)] { late->finish(reply_of(late->call(), make)); });
   return std::static_pointer_cast<Exchange>(late);
 }

@@ -68,6 +68,12 @@ struct Services {
   Ticker& ticker;
   std::function<ServerState()> state;   // any thread
   std::vector<std::string> names = {};  // of the model, known before it is loaded
+  std::atomic<uint64_t> late_bytes{0};  // of bodies behind LateReplies
+
+  /// Whether that client may see what a request of that key does.
+  bool shows(const ApiClient& client, const std::string& key) const {
+    return !keys.required() || client.admin || key == client.name;
+  }
 };
 
 /// Without query, empty segments and a slash at the end; the /v1 of those that have one where it is missing, once where
@@ -89,7 +95,7 @@ Reply unreadable_body(const Error& error);
 /// An answer that is one reply, made elsewhere.
 class LateReply : public Exchange {
  public:
-  LateReply(Services& services, Call call);
+  LateReply(Services& services, Call call, KeyPlace place = {});
   const Call& call() const { return call_; }
   /// Any thread, once.
   void finish(Reply reply);
@@ -103,8 +109,10 @@ class LateReply : public Exchange {
  private:
   Output told(Reply reply);
 
-  RequestBook& book_;
-  const Call call_;
+  Services& services_;
+  Call call_;
+  KeyPlace place_;
+  const uint64_t bytes_;  // of its body, until it is read
   AccessEntry entry_;
   std::mutex mutex_;
   std::optional<Reply> reply_;

@@ -3,8 +3,17 @@
 namespace thermocline::server {
 
 void ResponseStore::put(const std::string& owner, const std::string& id, Kept kept) {
-  const size_t bytes = kept.response.size() + kept.messages.size();
   const std::lock_guard lock(mutex_);
+  put_locked(owner, id, std::move(kept));
+}
+
+void ResponseStore::update(const std::string& owner, const std::string& id, Kept kept) {
+  const std::lock_guard lock(mutex_);
+  if (find_locked(owner, id) != entries_.end()) put_locked(owner, id, std::move(kept));
+}
+
+void ResponseStore::put_locked(const std::string& owner, const std::string& id, Kept kept) {
+  const size_t bytes = kept.response.size() + kept.messages.size();
   if (const auto old = find_locked(owner, id); old != entries_.end()) erase_locked(old);
   if (bytes > caps_.bytes || by_id_.contains(id)) return;
   entries_.push_front({owner, id, std::move(kept), bytes});

@@ -30,6 +30,8 @@ class ResponseStore {
 
   // Any thread.
   void put(const std::string& owner, const std::string& id, Kept kept);
+  /// The same of one that is there: who deleted it does not see it again.
+  void update(const std::string& owner, const std::string& id, Kept kept);
   /// None: there is no such response of this owner (any more).
   std::optional<Kept> find(const std::string& owner, const std::string& id);
   /// Whether there was one.
@@ -42,6 +44,7 @@ class ResponseStore {
     size_t bytes = 0;
   };
   using Entries = std::list<Entry>;
+  void put_locked(const std::string& owner, const std::string& id, Kept kept);
   Entries::iterator find_locked(const std::string& owner, const std::string& id);
   void erase_locked(Entries::iterator entry);
 

@@ -277,7 +277,16 @@ std::string ResponsesGeneration::assistant_message() const {
 void ResponsesGeneration::keep(const char* status) {
   if (!stored_) return;
   const std::string messages = history_ + (history_.size() > 1 ? "," : "") + assistant_message() + "]";
-  store_.put(call_.client.name, id_, {dump_json(response(status)), messages});
+  kept_ = true;
+  store_.update(call_.client.name, id_, {dump_json(response(status)), messages});
+}
+
+// Whose client left, or whose reply is an error.
+void ResponsesGeneration::closed(bool complete, int status) {
+  Generation::closed(complete, status);
+  if (!read_ || !stored_ || kept_ || echoed_.is_null()) return;
+  const bool failed = complete && entry_.finish != "cancelled";
+  store_.update(call_.client.name, id_, {dump_json(response(failed ? "failed" : "cancelled"))});
 }
 
 // Codex counts events alone as life.
@@ -304,7 +313,8 @@ std::string ResponsesGeneration::error_events(const Reply& reply) {
   if (read_) failed = response(cancelled ? "cancelled" : "failed");
   failed["error"] = {{"code", code}, {"message", message}};
   if (!read_) return event("failed", {{"response", std::move(failed)}});
-  if (stored_ && !echoed_.is_null()) store_.put(call_.client.name, id_, {dump_json(failed)});
+  kept_ = true;
+  if (stored_ && !echoed_.is_null()) store_.update(call_.client.name, id_, {dump_json(failed)});
   std::string out;
   begin(out);
   return out + event("failed", {{"response", std::move(failed)}});
@@ -312,8 +322,19 @@ std::string ResponsesGeneration::error_events(const Reply& reply) {
 
 namespace {
 
+// One that nobody answers any more, as its client left before it was read, was cancelled.
+std::optional<ResponseStore::Kept> find_kept(ResponseStore& store, const Call& call) {
+  auto kept = store.find(call.client.name, call.rest);
+  if (!kept || kept->running.lock()) return kept;
+  Json response = parse_json(kept->response).value();
+  if (response["status"] != "in_progress") return kept;
+  response["status"] = "cancelled";
+  kept->response = dump_json(response);
+  return kept;
+}
+
 Reply kept_reply(ResponseStore& store, const Call& call) {
-  const auto kept = store.find(call.client.name, call.rest);
+  const auto kept = find_kept(store, call);
   return kept ? Reply{200, kept->response} : no_response(call.rest);
 }
 
@@ -324,7 +345,7 @@ Reply delete_reply(ResponseStore& store, const Call& call) {
 
 // One that is answered ends; of others the answer is how they ended.
 Reply cancel_reply(ResponseStore& store, const Call& call) {
-  auto kept = store.find(call.client.name, call.rest);
+  auto kept = find_kept(store, call);
   if (!kept) return no_response(call.rest);
   const std::shared_ptr<Exchange> running = kept->running.lock();
   if (!running) return {200, kept->response};
@@ -334,7 +355,7 @@ Reply cancel_reply(ResponseStore& store, const Call& call) {
   kept->response = dump_json(response);
   kept->running.reset();
   Reply reply{200, kept->response};
-  store.put(call.client.name, call.rest, std::move(*kept));
+  store.update(call.client.name, call.rest, std::move(*kept));
   return reply;
 }
 

@@ -23,6 +23,7 @@ class ResponsesGeneration : public Generation {
   std::string last_events() override;
   Json reply_body() override;
   const char* prompt_field() const override { return "input"; }
+  void closed(bool complete, int status) override;
   std::string sign_of_life() override;
   std::string error_events(const Reply& reply) override;
   const char* end_of_stream() const override { return ""; }
@@ -45,7 +46,7 @@ class ResponsesGeneration : public Generation {
   ResponseStore& store_;
   std::optional<CompletionStream> stream_;
   std::set<std::string> custom_tools_;
-  bool stored_ = true;
+  bool stored_ = true, kept_ = false;  // kept_: how it ended
   std::string history_;                // the prompt's messages, a JSON list that is not closed
   Json echoed_;                        // fields of the request that the response repeats
   Json items_ = Json::array();         // the output so far

@@ -8,10 +8,6 @@ namespace {
 const std::vector<std::string> kTextTypes = {"input_text", "output_text",  "text",
                                              "refusal",    "summary_text", "reasoning_text"};
 
-void append(Json& message, const char* member, const std::string& text) {
-  message[member] = message.value(member, "") + text;
-}
-
 bool has_calls(const ChatTranslation& chat) {
   const Json& messages = chat.body["messages"];
   return !messages.empty() && messages.back().contains("tool_calls");
@@ -23,7 +19,7 @@ Status add_message(const Fields& fields, const std::string& place, ChatTranslati
   if (!given) return field_error(place + ".content", "is missing");
   TC_ASSIGN(const std::string text, text_of_parts(*given, kTextTypes, place + ".content"));
   if (role == "assistant") {
-    append(chat.assistant(place, !has_calls(chat)), "content", text);
+    append_text(chat.assistant(place, !has_calls(chat)), "content", text);
     return {};
   }
   if (role == "developer") role = "system";
@@ -45,7 +41,7 @@ Status add_reasoning(const Fields& fields, const std::string& place, ChatTransla
   const Json& messages = chat.body["messages"];
   const bool open = !messages.empty() && messages.back()["role"] == "assistant" && messages.back()["content"] == "" &&
                     !has_calls(chat);
-  append(chat.assistant(place, open), "reasoning_content", text);
+  append_text(chat.assistant(place, open), "reasoning_content", text);
   return {};
 }
 

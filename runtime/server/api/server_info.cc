@@ -37,7 +37,11 @@ Reply slots(const Services& services, const Call& call) {
   std::vector<RequestBook::Active> active = services.book.active();
   std::stable_sort(active.begin(), active.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
   Json slots = Json::array();
-  for (const RequestBook::Active& request : active)
+  for (const RequestBook::Active& request : active) {
+    if (!services.shows(call.client, request.key)) {
+      slots.push_back({{"id", slots.size()}, {"is_processing", true}});
+      continue;
+    }
     slots.push_back({{"id", slots.size()},
                      {"id_task", request.id},
                      {"is_processing", true},
@@ -47,6 +51,7 @@ Reply slots(const Services& services, const Call& call) {
                      {"n_cached_tokens", request.look.cached_tokens},
                      {"n_decoded", request.look.completion_tokens},
                      {"seconds", request.seconds}});
+  }
   return {200, dump_json(slots)};
 }
 

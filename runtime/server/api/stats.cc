@@ -62,9 +62,7 @@ Json quantiles(const std::vector<double>& seconds) {
 }
 
 void add_requests(const Services& services, const ApiClient& client, const EngineStats& s, Json& out) {
-  const auto shown = [&](const std::string& key) {
-    return !services.keys.required() || client.admin || key == client.name;
-  };
+  const auto shown = [&](const std::string& key) { return services.shows(client, key); };
   Json active = Json::array(), ended = Json::array();
   for (const RequestBook::Active& request : services.book.active())
     if (shown(request.key)) active.push_back(active_json(request));
@@ -169,6 +167,7 @@ class StatsStream : public Exchange, public Ticker::Sleeper {
   }
   bool streams() const override { return true; }
   void cancel() override {}
+  bool ended() const override { return services_.state().draining; }
   Output abort(const Error&) override { return {event_of(stats_json(services_, client_)), {}, true}; }
   void closed(bool complete, int status) override {
     entry_.complete = complete;

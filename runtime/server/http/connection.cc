@@ -1,9 +1,11 @@
 #include "runtime/server/http/connection.h"
 
 #include <fmt/format.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -303,15 +305,28 @@ Clock::time_point Connection::stalled_at(Clock::time_point since) const {
   return made ? std::min(end, std::max(since, network_.drained_since) + options_.times.flush) : end;
 }
 
+/// Bytes that the client has not acknowledged.
+int Connection::unsent() {
+  int bytes = 0;
+  return ioctl(socket_.native_handle(), SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+}
+
+/// A large buffer is writable only when much of it is free again: who takes bytes slowly shows in what is left.
 asio::awaitable<void> Connection::writable() {
-  const Clock::time_point since = Clock::now();
+  Clock::time_point since = Clock::now();
+  int left = unsent();
   if (!std::exchange(writing_, true))
     socket_.async_wait(Stream::socket::wait_write, [self = shared_from_this()](error_code) {
       self->writing_ = false;
       self->notify();
     });
   while (writing_ && !gone_) {
-    const Clock::time_point now = Clock::now(), end = stalled_at(since);
+    const Clock::time_point now = Clock::now();
+    if (const int still = unsent(); still < left) {
+      left = still;
+      since = now;
+    }
+    const Clock::time_point end = stalled_at(since);
     if (now >= end) break;
     co_await wait_until(network_.draining ? std::min(end, now + kPausedPoll) : end);
   }

@@ -72,6 +72,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::awaitable<bool> follow(std::shared_ptr<Exchange> exchange);
   boost::asio::awaitable<bool> send(Reply reply);
   boost::asio::awaitable<bool> flush();
+  int unsent();
   boost::asio::awaitable<void> writable();
   Clock::time_point stalled_at(Clock::time_point since) const;
   boost::asio::awaitable<Input> more(Clock::time_point deadline);

@@ -106,7 +106,7 @@ Result<std::vector<std::pair<int32_t, float>>> read_logit_bias(const Fields& fie
   if (!value->is_object() || value->size() > 1024)
     return field_error("logit_bias", "should be an object of at most 1,024 token ids");
   for (const auto& [key, number] : value->items()) {
-    const std::string field = "logit_bias[" + key + "]";
+    const std::string field = "logit_bias[" + key.substr(0, 60) + "]";
     int32_t id = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (error != std::errc() || end != key.data() + key.size() || id < 0)
