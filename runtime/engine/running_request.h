@@ -22,6 +22,7 @@ struct SubmittedRequest {
   std::shared_ptr<RequestHandle> handle;
   std::chrono::steady_clock::time_point at;
   int choices_waiting = 0;            // the ticket goes back with the last one
+  bool waited_too_long = false;       // none of its choices is begun any more
   std::vector<uint64_t> behind = {};  // choices that wait until the first one's prompt is computed
 };
 

@@ -97,6 +97,7 @@ class StepLoop {
   void fail_all(const Error& error);
   void wait(Clock::time_point now);
   void count_gap(Clock::time_point start);
+  bool waits_too_long(RunningRequest& r, Clock::time_point now) const;
   void bark();
   void end_active(const Error& error);
   void publish_stats();

@@ -19,11 +19,19 @@ bool StepLoop::unwanted(RunningRequest& r, Clock::time_point now) {
   else if (r.request().deadline <= now)
     r.fail({ErrorCode::deadline,
             "the request's time is over; its answer had " + std::to_string(r.answered()) + " tokens so far"});
-  else if (const auto most = options_.queue_timeout;
-           most.count() > 0 && r.submitted().choices_waiting == r.request().choices && now - r.submitted().at > most)
+  else if (waits_too_long(r, now))
     r.fail({ErrorCode::overloaded, fmt::format("the request waited for {:.0f} s and was not begun (--queue-timeout)",
                                                std::chrono::duration<double>(now - r.submitted().at).count())});
   return r.ended();
+}
+
+// With the first of its choices that is looked at all are: none was begun.
+bool StepLoop::waits_too_long(RunningRequest& r, Clock::time_point now) const {
+  SubmittedRequest& s = r.submitted();
+  const auto most = options_.queue_timeout;
+  s.waited_too_long =
+      s.waited_too_long || (most.count() > 0 && s.choices_waiting == s.request.choices && now - s.at > most);
+  return s.waited_too_long;
 }
 
 void StepLoop::drop_unwanted(Clock::time_point now) {
