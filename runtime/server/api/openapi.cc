@@ -15,28 +15,27 @@ struct DocumentedError {
   bool (*occurs)(const Endpoint&) = [](const Endpoint&) { return true; };
 };
 
-bool posts(const Endpoint& e) { return e.method == std::string_view("POST"); }
+// Its body names a model, and takes a place of its key's and of the memory for such bodies.
+bool reads_request(const Endpoint& e) { return e.model && e.json && e.method == std::string_view("POST"); }
 
 constexpr DocumentedError kErrors[] = {
     {"400", "A field, or bytes that are no JSON or no HTTP"},
     {"401", "No API key of this server's", [](const Endpoint& e) { return e.access != Access::open; }},
     {"403", "A key that is no admin's, a Host or an Origin that is not allowed"},
-    {"404", "The model is not served here (--strict-model-name)",
-     [](const Endpoint& e) { return e.model && e.json && posts(e); }},
+    {"404", "The model is not served here (--strict-model-name)", reads_request},
     {"408", "The request came too slowly"},
     {"413", "The body is too large"},
     {"414", "The target is too long"},
     {"415", "The body is no JSON, or encoded"},
     {"417", "An expectation that is not 100-continue"},
-    {"429", "The queue is full, or the key has its share of it; come again after Retry-After seconds",
-     [](const Endpoint& e) { return e.queued; }},
+    {"429", "The queue is full, or the key has its share of it; come again after Retry-After seconds", reads_request},
     {"431", "The header is too large"},
     {"500", "A fault of the server's"},
     {"501", "Not offered: by the model, or the transfer coding"},
     {"503", "Loading, draining, failed, or no connection is free"},
     {"504", "The request's timeout is over", [](const Endpoint& e) { return e.queued; }},
     {"529", "The queue is full; come again after Retry-After seconds",
-     [](const Endpoint& e) { return e.queued && e.dialect == Dialect::anthropic; }},
+     [](const Endpoint& e) { return reads_request(e) && e.dialect == Dialect::anthropic; }},
 };
 
 Json reference(const std::string& section, const std::string& name) {
