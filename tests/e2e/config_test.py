@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -210,3 +211,26 @@ def test_a_hangup_reads_the_log_level_again(environment, tmp_path, start_server,
     file.write_text("log-level = 'error'\n")
     server.process.send_signal(signal.SIGHUP)
     says("info log level info")  # a flag is stronger
+
+
+def test_a_pipe_as_the_configuration_is_not_waited_for(environment, tmp_path, start_server, capfd):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("threads = 2\n",))
+    writer.start()
+    server = start_server("--config", pipe)
+    writer.join()
+    server.process.send_signal(signal.SIGHUP)
+    end = time.monotonic() + 30
+    said = ""
+    while "no file to be read again" not in said and time.monotonic() < end:
+        time.sleep(0.02)
+        said += capfd.readouterr().err
+    assert "no file to be read again" in said and server.request("GET", "/health")[0] == 200
+    server.stop()
+
+
+@pytest.mark.parametrize("flag", ["--drain-seconds", "--watchdog-seconds", "--request-timeout", "--queue-timeout"])
+def test_times_have_an_end(flag):
+    _, err = run("serve", DEMO, flag, 10**10, code=2)
+    assert flag in err and "1000000" in err, err

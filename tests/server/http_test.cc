@@ -284,6 +284,27 @@ TEST(HttpListener, AStalledClientOfAnAnswerThatIsMadeHoldsADrainForAFlush) {
   }
 }
 
+// Its socket is not writable for a long time, as much of a large buffer has to be free for that.
+TEST(HttpListener, AClientThatTakesLittleByLittleIsNoStalledOne) {
+  HttpOptions options;
+  options.drain = seconds(1000);
+  options.times.flush = milliseconds(200);
+  Server server(options);
+  Client client(server, "127.0.0.1", 4096);
+  client.get("/wait");
+  const auto exchange = server.handler.exchange();
+  exchange->finish({200, std::string(16 << 20, 'x')});
+  EXPECT_TRUE(client.read_for("xxx"));
+  server.listener->drain();
+  const auto end = Clock::now() + 8 * options.times.flush;
+  for (size_t bytes = 4096; Clock::now() < end; bytes += 4096) {
+    ASSERT_TRUE(client.read_until([&](const std::string& in) { return in.size() >= bytes; })) << bytes;
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+  EXPECT_FALSE(server.ended);
+  EXPECT_TRUE(eventually([&] { return server.ended.load(); })) << "it takes nothing any more";
+}
+
 TEST(HttpListener, AStopCancelsAndNothingCallsBackAfterwards) {
   std::shared_ptr<FakeExchange> exchange;
   {

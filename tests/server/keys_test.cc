@@ -100,6 +100,20 @@ TEST_F(KeysTest, AKeyHasAsManyRequestsAsItMay) {
   EXPECT_EQ(say("secret-a-1234").status, 200) << "each gives its place back";
 }
 
+TEST_F(KeysTest, SlotsShowAKeyItsOwnRequests) {
+  ASSERT_TRUE(load("a:secret-a-1234\nb:secret-b-1234\nroot:secret-r-1234 admin\n").ok());
+  backend.script = nullptr;
+  const std::string body = R"({"prompt":"hello"})";
+  HttpRequest request{with_key(head_of("POST", kText, body), "secret-a-1234"), body};
+  Client client(std::get<std::shared_ptr<Exchange>>(api->handle(std::move(request))));
+  backend.await(0);
+  const Json own = ask("/slots", "secret-a-1234").json()[0], others = ask("/slots", "secret-b-1234").json()[0];
+  EXPECT_TRUE(own.contains("id_task") && own.contains("n_prompt_tokens"));
+  EXPECT_EQ(others, (Json{{"id", 0}, {"is_processing", true}}));
+  EXPECT_TRUE(ask("/slots", "secret-r-1234").json()[0].contains("id_task"));
+  client.close(false);
+}
+
 TEST_F(KeysTest, AReloadTakesAndGivesKeys) {
   ASSERT_TRUE(load("a:secret-a-1234\n").ok());
   write_file("b:secret-b-1234 admin\n");
