@@ -15,7 +15,8 @@ RULES = [
     r"tool_calls have no answers",
     r"top_logprobs needs logprobs",
     r"max_tokens should be at least 1, or 0 with echo",
-    r"best_of (should not be less than n|cannot be streamed)",
+    r"best_of should not be less than n",
+    r"(best_of|prompt_logprobs) cannot be streamed",
     r"ask for more than \d+ answers",
     r"prompt(\[\d+\])? should not be empty",  # add_special_tokens: false
 ]
