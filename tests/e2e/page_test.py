@@ -186,6 +186,23 @@ def test_an_answer_streams_and_stops(browser, box):
     assert_only(browser, box.origin)
 
 
+def test_a_long_prompt_has_a_bar(browser, box):
+    def read(tokens):
+        return {"prompt_progress": {"total": 48000, "cache": 16384, "processed": tokens, "time_ms": 900}}
+
+    box.answer = [read(16384), 1.0, read(36000), 1.5, {"content": "done"}]
+    open_page(browser, box.origin)
+    browser.find("#prompt").send_keys("a long one", Keys.ENTER)
+    browser.wait("document.querySelector('.waiting')?.textContent.includes('16,384 of 48,000 tokens')", "it begins where the cache ends")
+    bar = browser.find(".waiting progress")
+    assert bar.is_displayed() and bar.get_attribute("aria-label")
+    browser.wait("document.querySelector('.waiting progress').position === 0.75", "it goes on")
+    browser.wait(ENDED)
+    assert not bar.is_displayed() and browser.find(".message.assistant .text").text == "done"
+    assert box.bodies[0]["return_progress"] is True
+    assert_only(browser, box.origin)
+
+
 def test_an_answer_goes_on_while_another_conversation_is_read(browser, box):
     box.answer = [{"content": "begin "}, 1.0, {"content": "end"}]
     open_page(browser, box.origin)

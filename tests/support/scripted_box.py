@@ -59,7 +59,7 @@ class ScriptedBox:
         self.streams = True  # whether it knows /v1/stats?stream=1
         self.experts = experts()
         self.plan = PLAN
-        self.answer = [{"content": "Hello"}]  # deltas, or seconds to wait, or an error's message
+        self.answer = [{"content": "Hello"}]  # deltas, or seconds to wait, or an error's message, or how far the prompt is
         self.usage = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
         self.bodies = []  # of chats
         self.keys = []  # that came with chats
@@ -153,6 +153,8 @@ class ScriptedBox:
                     time.sleep(piece)
                 elif isinstance(piece, str):
                     return event({"error": {"message": piece}})
+                elif "prompt_progress" in piece:
+                    event({"choices": [], **piece})
                 else:
                     event({"choices": [{"index": 0, "delta": piece, "finish_reason": None}]})
             event({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if "tool_calls" in self.answer[-1] else "stop"}]})

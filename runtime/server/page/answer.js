@@ -19,7 +19,7 @@ function sent(messages) {
   return list;
 }
 
-export const emptyAnswer = () => ({ role: "assistant", content: "", reasoning: "", calls: [], finish: "", stats: null, error: "" });
+export const emptyAnswer = () => ({ role: "assistant", content: "", reasoning: "", calls: [], finish: "", stats: null, error: "", read: null });
 
 function add(message, delta) {
   message.reasoning += delta.reasoning_content ?? "";
@@ -39,7 +39,7 @@ export async function answer(model, before, message, signal, changed) {
   const began = performance.now();
   let first = 0, last = 0, usage = null, ended = false;
   try {
-    const body = { model: model || undefined, messages: sent(before), stream: true, stream_options: { include_usage: true }, ...requestFields() };
+    const body = { model: model || undefined, messages: sent(before), stream: true, stream_options: { include_usage: true }, return_progress: true, ...requestFields() };
     for await (const data of events(await post("v1/chat/completions", body, signal))) {
       if (data === "[DONE]") {
         ended = true;
@@ -48,8 +48,12 @@ export async function answer(model, before, message, signal, changed) {
       const event = JSON.parse(data);
       if (event.error) throw new ApiError(0, event.error.message, event.error);
       usage = event.usage ?? usage;
+      message.read = event.prompt_progress ?? message.read;
       const choice = event.choices?.[0];
-      if (!choice) continue;
+      if (!choice) {
+        changed();
+        continue;
+      }
       if (choice.delta && saysSomething(choice.delta)) {
         last = performance.now();
         first ||= last;
@@ -64,6 +68,7 @@ export async function answer(model, before, message, signal, changed) {
     else message.error = error instanceof ApiError ? error.message : "The connection to the server broke.";
   }
   message.stats = statsOf(usage, began, first, last);
+  message.read = null;
 }
 
 // Speed is that of the tokens after the first, whose time is the prompt's.

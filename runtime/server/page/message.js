@@ -53,6 +53,8 @@ function statsLine(message) {
   return parts.join(" · ");
 }
 
+const readText = (read) => (read ? `: ${number(read.processed)} of ${number(read.total)} tokens` : "");
+
 /** Of the model: thinking folded, markdown, tool calls, and what it took. */
 export function assistantView(message, actions) {
   const thought = h("div", { class: "markdown" });
@@ -60,7 +62,8 @@ export function assistantView(message, actions) {
   const thinking = h("details", { class: "thinking", hidden: true }, summary, thought);
   const text = h("div", { class: "text markdown" });
   const calls = h("div", { class: "calls" });
-  const waiting = h("p", { class: "waiting", hidden: true });
+  const waited = h("span"), read = h("progress", { "aria-label": "How much of the prompt is read", hidden: true });
+  const waiting = h("p", { class: "waiting", hidden: true }, waited, read);
   const error = h("p", { class: "error", role: "alert", hidden: true });
   const stats = h("p", { class: "stats" });
   const tools = h("div", { class: "tools" }, copyButton(() => message.content), button("Retry", actions.retry));
@@ -86,7 +89,9 @@ export function assistantView(message, actions) {
     views.text.update(message.content);
     showCalls();
     waiting.hidden = running == null || !silent || Boolean(message.reasoning);
-    waiting.textContent = `Reading the prompt${running >= 1 ? `, ${Math.floor(running)} s` : ""}…`;
+    waited.textContent = `Reading the prompt${readText(message.read)}${running >= 1 ? `, ${Math.floor(running)} s` : ""}…`;
+    read.hidden = !message.read;
+    if (message.read) (read.max = message.read.total), (read.value = message.read.processed);
     error.hidden = !message.error;
     error.textContent = message.error;
     stats.textContent = running == null ? statsLine(message) : "";
