@@ -73,7 +73,10 @@ void store_row(const InputFormat& format, float* x, int64_t k, const RowChunks& 
       std::fill(to + count, to + kTileCols, bf16{0});
     } else {
       float* to = reinterpret_cast<float*>(chunk);
-      std::copy_n(x + begin, count, to);
+      if (format.activation == Activation::wide_bf16)
+        for (int64_t i = 0; i < count; ++i) to[i] = bf16_to_float(float_to_bf16(x[begin + i]));
+      else
+        std::copy_n(x + begin, count, to);
       std::fill(to + count, to + kTileCols, 0.0f);
     }
   }

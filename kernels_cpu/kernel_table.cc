@@ -6,6 +6,7 @@ KernelTable make_kernel_table(const CpuFeatures& cpu, Isa max_isa) {
   KernelTable table = scalar::table();
   if (cpu.avx2 && max_isa >= Isa::avx2) avx2::fill(table);
   if (cpu.avx512 && max_isa >= Isa::avx512) avx512::fill(table);
+  if (cpu.avx512 && !cpu.fast_bf16_dots() && max_isa >= Isa::avx512) avx512::fill_intel(table);
   if (cpu.amx && max_isa == Isa::amx) amx::fill(table);
   if (cpu.avx2 && max_isa == Isa::amx_emulated) amx_emulated::fill(table);
   return table;
@@ -28,7 +29,11 @@ GemmKind gemm_kind(const PackedShape& shape) {
 }
 
 std::string KernelTable::to_string() const {
-  return "kernels: " + std::string(isa_name(isa)) + (activation == Activation::bf16 ? ", bf16 inputs" : ", f32 inputs");
+  return "kernels: " + std::string(isa_name(isa)) +
+         (activation == Activation::bf16        ? ", bf16 inputs"
+          : activation == Activation::wide_bf16 ? ", bf16 inputs as f32"
+                                                : ", f32 inputs") +
+         (prefetch ? std::string(", weights asked for ") + prefetch + " ahead" : "");
 }
 
 }  // namespace thermocline::cpu

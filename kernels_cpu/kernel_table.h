@@ -17,8 +17,9 @@ namespace thermocline::cpu {
 enum class GemmKind { mxfp4_e8m0, mxfp4_f32, fp8_f32, bf16, int8_f32, int4_f32 };
 inline constexpr int kGemmKinds = 6;
 
-/// What a GEMM's activations are stored as. f32 and bf16 are exact; int8 rounds.
-enum class Activation : uint8_t { f32, bf16, int8 };
+/// What a GEMM's activations are stored as. f32 keeps them as they are; bf16 and wide_bf16 (a bf16 value as f32, for
+/// kernels that multiply in f32) keep what published numerics leave in them; int8 rounds.
+enum class Activation : uint8_t { f32, bf16, wide_bf16, int8 };
 
 /// 32 columns of one row of INT8 activations: x = scale * codes. Columns lie in the order 0 4 1 5 2 6 3 7 of every
 /// eight, which is how the nibbles of a line come apart.
@@ -30,7 +31,14 @@ struct Int8Chunk {
 
 /// Bytes of one row's 32 columns.
 constexpr int64_t chunk_bytes(Activation activation) {
-  return activation == Activation::f32 ? 128 : activation == Activation::bf16 ? 64 : sizeof(Int8Chunk);
+  switch (activation) {
+    case Activation::bf16:
+      return 64;
+    case Activation::int8:
+      return sizeof(Int8Chunk);
+    default:
+      return 128;
+  }
 }
 
 /// The most tokens a GEMM micro-kernel takes on any instruction set.
@@ -58,7 +66,7 @@ using UnpackFp8Rows = void (*)(const void* const* rows, int64_t n, int64_t nope,
 /// Dims that share a scale in an FP8 row (spec 5.2).
 inline constexpr int64_t kFp8Block = 64;
 
-/// Queries a call of attention_dots takes, heads x c: they fit the stack as bf16.
+/// Queries a call of attention_dots takes, heads x c: they fit the stack.
 inline constexpr int64_t kMaxDotQueries = 8192;
 
 /// Scores of 16-row groups of FP4 index keys: scores[16 g + r] = sum_h bf16(gates[h] max(0, bf16(q[h] . key))).
@@ -69,7 +77,7 @@ using IndexScoresFp4 = void (*)(const Int8Chunk* q, const float* gates, int head
 
 struct KernelTable {
   Isa isa = Isa::scalar;
-  Activation activation = Activation::f32;  // what gemm[] takes: f32 or bf16
+  Activation activation = Activation::f32;  // what gemm[] takes: any but int8
   int token_block = kMaxTokenBlock;         // tokens a GemmTile call takes
   GemmTile gemm[kGemmKinds] = {};
   GemmTile gemm_int8[kGemmKinds] = {};  // on INT8 activations; null for fp8 and bf16 weights, which are no integers
@@ -97,6 +105,9 @@ struct KernelTable {
   float (*sum_squares)(const float* x, int64_t n) = nullptr;
   /// out[i] = dot(w[i], x), w [n, k] row-major f32.
   void (*gemv_f32)(const float* w, const float* x, int64_t n, int64_t k, float* out) = nullptr;
+
+  /// How far ahead gemm[] asks for weights (prefetch.h), in words; null: it does not.
+  const char* prefetch = nullptr;
 
   /// Runs the multiply-add instruction of gemm[] on registers, `rounds` times; returns the FLOPs done.
   double (*peak_flops)(int64_t rounds) = nullptr;
@@ -131,6 +142,7 @@ void fill(KernelTable& table);
 namespace avx512 {
 void fill(KernelTable& table);
 void fill_gemm(KernelTable& table);
+void fill_intel(KernelTable& table);  // over fill: the same bits by other instructions
 }  // namespace avx512
 namespace amx {
 void fill(KernelTable& table);

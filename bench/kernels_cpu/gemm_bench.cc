@@ -11,7 +11,7 @@
 namespace thermocline::cpu {
 namespace {
 
-constexpr uint64_t kRotation = uint64_t{256} << 20;  // copies of the weight, more than a last-level cache holds
+constexpr uint64_t kRotation = uint64_t{1} << 30;  // copies of the weight, more than any last-level cache holds
 
 PackedMatrix shape_of(GemmKind kind, int64_t n, int64_t k) {
   PackedMatrix m;

@@ -8,6 +8,7 @@
 #include "kernels_cpu/kernel_table.h"
 #ifdef __AVX512VBMI__
 #include "kernels_cpu/avx512/decode.h"
+#include "kernels_cpu/prefetch.h"
 #endif
 
 #include <atomic>
@@ -46,7 +47,7 @@ void widen(const uint8_t* tile, uint8_t* lines) {
     using Lines = std::remove_cvref_t<decltype(decoder)>;
 #pragma GCC unroll 16
     for (int line = 0; line < Lines::kLines; ++line) {
-      _mm_prefetch(reinterpret_cast<const char*>(tile + line * 64 + kPrefetchBytes), _MM_HINT_T0);
+      IntelAhead::ask(tile + line * 64);
       __m512i v[Lines::kVectors];
       decoder.decode(tile + line * 64, v);
       for (int i = 0; i < Lines::kVectors; ++i) _mm512_store_si512(lines + (line * Lines::kVectors + i) * 64, v[i]);
@@ -95,6 +96,8 @@ void widen_int8(const uint8_t* tile, uint8_t* lines) {
     const NibbleBytes<format == WeightFormat::int4> decoder;
     const __m512i bias = _mm512_set1_epi8(static_cast<char>(decoder.kBias));
     for (int block = 0; block < 4; ++block) {
+      for (int line = 0; line < decoder.kLines / 4; ++line)
+        IntelAhead::ask(tile + (block * decoder.kLines / 4 + line) * 64);
       __m512i v[2];
       decoder.decode(tile, block, v);
       for (int half = 0; half < 2; ++half)
@@ -104,6 +107,8 @@ void widen_int8(const uint8_t* tile, uint8_t* lines) {
   } else {
     const Int8Bytes decoder;
     for (int block = 0; block < 4; ++block) {
+      for (int line = 0; line < decoder.kLines / 4; ++line)
+        IntelAhead::ask(tile + (block * decoder.kLines / 4 + line) * 64);
       __m512i v[2];
       decoder.decode(tile, block, v);
       for (int half = 0; half < 2; ++half)
@@ -311,6 +316,9 @@ void fill(KernelTable& table) {
   set(GemmKind::bf16, gemm<WeightFormat::bf16, none>, nullptr);
   set(GemmKind::int8_f32, gemm<int8, f32_rows>, gemm_int8<int8, f32_rows>);
   set(GemmKind::int4_f32, gemm<int4, f32_rows>, gemm_int8<int4, f32_rows>);
+#ifdef __AVX512VBMI__
+  table.prefetch = IntelAhead::kText;
+#endif
   table.peak_flops = peak_flops;
   table.peak_int8_ops = peak_int8_ops;
   table.set_switch_over = set_switch_over;

@@ -2,12 +2,11 @@
 #include <immintrin.h>
 
 #include "kernels_cpu/avx512/decode.h"
+#include "kernels_cpu/avx512/lanes.h"
 #include "kernels_cpu/kernel_table.h"
 
 namespace thermocline::cpu::avx512 {
 namespace {
-
-__mmask16 tail_mask(int64_t left) { return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
 
 __m512 load_bf16(const uint16_t* p, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
@@ -73,33 +72,7 @@ void attention_values(const float* p, int64_t p_stride, int heads, const void* c
 
 // --- bf16 x bf16: q and p are rounded, so vdpbf16ps takes them as they are ---
 
-// Lane i of the result is the sum of the lanes of v[i]; always the same tree.
-__m512 sum_lanes(const __m512* v) {
-  __m512 t[8], u[4];
-  for (int i = 0; i < 8; ++i)
-    t[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
-    u[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  const auto halve = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  return halve(halve(u[0], u[1]), halve(u[2], u[3]));
-}
-
 __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
-
-__m512i round_bf16_bits(__m512 x) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-}
-__m512 round_bf16(__m512 x) {
-  return _mm512_castsi512_ps(_mm512_and_si512(round_bf16_bits(x), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-}
-
-__m256i to_bf16(__m512 x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16_bits(x), 16)); }
 
 // Four heads x four rows share their loads: 8 loads and 16 vdpbf16ps per 32 dims, then 45 instructions for 16 sums.
 void attention_dots(const float* queries, int64_t q_stride, int heads, const void* const* rows, int64_t n, int64_t c,
@@ -130,11 +103,7 @@ void attention_dots(const float* queries, int64_t q_stride, int heads, const voi
             acc[4 * k + j] = _mm512_dpbf16_ps(acc[4 * k + j], as_bf16(query), as_bf16(row[j]));
         }
       }
-      const __m512 sums = _mm512_mul_ps(sum_lanes(acc), _mm512_set1_ps(scale));
-      alignas(64) float out[16];
-      _mm512_store_ps(out, sums);
-      for (int k = 0; k < head_count; ++k)
-        for (int j = 0; j < row_count; ++j) scores[(h + k) * stride + i + j] = out[4 * k + j];
+      store_scores(acc, scale, head_count, row_count, scores + h * stride + i, stride);
     }
   }
 }

@@ -9,8 +9,6 @@
 namespace thermocline::cpu {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 6144;  // 4-8 KiB ahead keeps one core's read stream full
-
 // --- decoders to bf16: one 64-byte line into vectors of 32 bf16, 16 rows x a column pair, pairs in rising order ---
 
 template <bool is_int4>
@@ -86,7 +84,7 @@ struct Bf16Lines {
 
 template <bool is_int4>
 struct NibbleBytes {
-  static constexpr int64_t kTileBytes = 256;
+  static constexpr int kLines = 4;
   static constexpr int kBias = is_int4 ? 8 : 12;
   static constexpr float kValue = is_int4 ? 1.0f : 0.5f;  // e2m1 in halves is an integer
   const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
@@ -94,21 +92,18 @@ struct NibbleBytes {
       _mm512_broadcast_i32x4(is_int4 ? _mm_setr_epi8(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
                                      : _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   void decode(const uint8_t* tile, int block, __m512i* v) const {
-    const uint8_t* line = tile + block * 64;
-    _mm_prefetch(reinterpret_cast<const char*>(line + kPrefetchBytes), _MM_HINT_T0);
-    const __m512i codes = _mm512_loadu_si512(line);
+    const __m512i codes = _mm512_loadu_si512(tile + block * 64);
     v[0] = _mm512_shuffle_epi8(values, _mm512_and_si512(codes, low_nibbles));
     v[1] = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low_nibbles));
   }
 };
 
 struct Int8Bytes {
-  static constexpr int64_t kTileBytes = 512;
+  static constexpr int kLines = 8;
   static constexpr int kBias = 128;
   static constexpr float kValue = 1.0f;
   // Sign and magnitude to value + 128.
   static __m512i biased(const uint8_t* line) {
-    _mm_prefetch(reinterpret_cast<const char*>(line + kPrefetchBytes), _MM_HINT_T0);
     const __m512i codes = _mm512_loadu_si512(line), bias = _mm512_set1_epi8(static_cast<char>(0x80));
     const __mmask64 negative = _mm512_movepi8_mask(codes);
     // A negative code is 128 + magnitude, its value + 128 is 128 - magnitude = 0 - code mod 256.

@@ -238,9 +238,9 @@ Status bench_loading(Bench& bench, const std::string& folder) {
 void print_table(const MachineInfo& machine, Bench& bench) {
   const Peaks& p = bench.peaks();
   fmt::print(
-      "{}\nSTREAM read {:.1f} GB/s, BF16 peak {:.0f} GFLOP/s, INT8 peak {:.0f} GOP/s, measured around every "
+      "{}\n{}\nSTREAM read {:.1f} GB/s, BF16 peak {:.0f} GFLOP/s, INT8 peak {:.0f} GOP/s, measured around every "
       "repetition\n\n",
-      machine_line(machine), p.read_bandwidth / 1e9, p.flops / 1e9, p.int8_ops / 1e9);
+      machine_line(machine), bench.cpu().table.to_string(), p.read_bandwidth / 1e9, p.flops / 1e9, p.int8_ops / 1e9);
   fmt::print("| {:<50} | {:>16} | {:<11} | {:>6} | {:>7} | {:<4} |\n", "bench", "value", "bound", "share", "target",
              "");
   fmt::print("| {:-<50} | {:->15}: | {:-<11} | {:->5}: | {:->6}: | {:-<4} |\n", "", "", "", "", "", "");
@@ -273,6 +273,7 @@ Status write_json(const MachineInfo& machine, Bench& bench, const KernelsOptions
   }
   const Json document = {{"machine", machine_json(machine)},
                          {"build", build_json()},
+                         {"kernels", bench.cpu().table.to_string()},
                          {"stream_read_bytes_per_second", bench.peaks().read_bandwidth},
                          {"peak_flops", bench.peaks().flops},
                          {"peak_int8_ops", bench.peaks().int8_ops},

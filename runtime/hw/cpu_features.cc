@@ -35,6 +35,15 @@ bool request_amx_permission() {
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
 }
 
+bool is_intel() {
+  const Registers r = cpuid(0);
+  char vendor[12];
+  std::memcpy(vendor, &r.ebx, 4);
+  std::memcpy(vendor + 4, &r.edx, 4);
+  std::memcpy(vendor + 8, &r.ecx, 4);
+  return std::string_view(vendor, sizeof vendor) == "GenuineIntel";
+}
+
 std::string brand_string() {
   char text[49] = {};
   for (uint32_t i = 0; i < 3; ++i) {
@@ -59,7 +68,8 @@ Result<Isa> parse_isa(std::string_view name) {
 std::string CpuFeatures::to_string() const {
   std::string text = "x86-64";
   if (avx2) text += " avx2";
-  if (avx512) text += " avx512-bf16 avx512-vnni";
+  if (avx512) text += " avx512-vnni";
+  if (avx512_bf16) text += " avx512-bf16";
   if (amx) text += " amx";
   return text;
 }
@@ -67,16 +77,17 @@ std::string CpuFeatures::to_string() const {
 CpuFeatures detect_cpu_features() {
   CpuFeatures features;
   features.model = brand_string();
+  features.intel = is_intel();
   const Registers leaf1 = cpuid(1), leaf7 = cpuid(7), leaf7_1 = cpuid(7, 1);
   if (!bit(leaf1.ecx, 27)) return features;  // OSXSAVE
   const uint64_t states = saved_states();
   const bool ymm = (states & 0x6u) == 0x6u, zmm = (states & 0xe6u) == 0xe6u, tiles = (states & 0x60000u) == 0x60000u;
   features.avx2 = ymm && bit(leaf7.ebx, 5) && bit(leaf1.ecx, 12) && bit(leaf1.ecx, 29);
   const bool avx512_base = bit(leaf7.ebx, 16) && bit(leaf7.ebx, 17) && bit(leaf7.ebx, 30) && bit(leaf7.ebx, 31);
-  features.avx512 =
-      features.avx2 && zmm && avx512_base && bit(leaf7.ecx, 1) && bit(leaf7.ecx, 11) && bit(leaf7_1.eax, 5);
+  features.avx512 = features.avx2 && zmm && avx512_base && bit(leaf7.ecx, 1) && bit(leaf7.ecx, 11);
+  features.avx512_bf16 = features.avx512 && bit(leaf7_1.eax, 5);
   const bool amx_cpu = bit(leaf7.edx, 22) && bit(leaf7.edx, 24) && bit(leaf7.edx, 25);
-  features.amx = features.avx512 && tiles && amx_cpu && request_amx_permission();
+  features.amx = features.avx512_bf16 && tiles && amx_cpu && request_amx_permission();
   return features;
 }
 

@@ -11,9 +11,9 @@ namespace thermocline {
 /// Memory that every worker of a pool reads its share of.
 class StreamRead {
  public:
-  /// `bytes` should be more than the last-level cache holds. Errors: out_of_memory, before any is touched where that
-  /// much is not free (free_memory).
-  static Result<StreamRead> create(WorkerPool& pool, uint64_t bytes = uint64_t{256} << 20);
+  /// `bytes` should be more than the last-level cache holds; 0: twice of that, and no less than 256 MiB. Errors:
+  /// out_of_memory, before any is touched where that much is not free (free_memory).
+  static Result<StreamRead> create(WorkerPool& pool, uint64_t bytes = 0);
   /// The best bandwidth, in bytes per second, of `passes` passes that sum the memory. A GiB takes about 0.1 s.
   double measure(int passes = 3);
 

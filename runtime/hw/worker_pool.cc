@@ -53,7 +53,8 @@ std::vector<Core> choose_cores(const Topology& topology, int count) {
 
 }  // namespace
 
-WorkerPool::WorkerPool(const Topology& topology, int threads) {
+WorkerPool::WorkerPool(const Topology& topology, int threads)
+    : last_level_cache_bytes_(topology.last_level_cache_bytes) {
   const int count = threads > 0 ? threads : topology.default_threads();
   const std::vector<Core> cores = choose_cores(topology, count);
   int last_node = -1;

@@ -46,6 +46,9 @@ class WorkerPool {
   /// The OS core of worker 0, where a StepScope keeps its thread; -1: workers are not pinned.
   int driver_cpu() const { return driver_cpu_; }
 
+  /// Bytes of all last-level caches of the topology; 0 where the system hides them.
+  uint64_t last_level_cache_bytes() const { return last_level_cache_bytes_; }
+
   /// Held by the thread that drives a step, for as long as it does: workers are awake and spin, the thread stays on
   /// worker 0's core (where workers are pinned), and allocating host memory is a bug. Scopes nest.
   class StepScope {
@@ -111,6 +114,7 @@ class WorkerPool {
   std::vector<int> group_of_;  // by worker; of the driver: none
   int num_groups_ = 0;
   std::unique_ptr<Group[]> groups_;
+  uint64_t last_level_cache_bytes_ = 0;
   int driver_cpu_ = -1;   // of worker 0, -1: not pinned
   bool crowded_ = false;  // more workers than CPUs: who waits lets others run
   int scopes_ = 0;        // held; the driving thread's
