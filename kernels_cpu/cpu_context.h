@@ -64,6 +64,10 @@ struct CpuContext {
   void count(int worker, const PackedMatrix& w, int64_t first_group, int64_t groups) const {
     if (traffic) traffic->add(worker, w.node_of(first_group), groups * (w.group_tile_bytes() + w.group_scale_bytes()));
   }
+  /// At the end of a worker's part of a region that multiplied weights.
+  void finish() const {
+    if (table.finish) table.finish();
+  }
 };
 
 }  // namespace thermocline::cpu

@@ -42,7 +42,7 @@ constexpr int64_t chunk_bytes(Activation activation) {
 }
 
 /// The most tokens a GEMM micro-kernel takes on any instruction set.
-inline constexpr int kMaxTokenBlock = 16;
+inline constexpr int kMaxTokenBlock = 64;
 
 /// y[token][0..15] = sum_k w[row, k] x[token, k] for one row group; 1 <= m <= KernelTable::token_block.
 ///   x  [k_tiles][m] chunks of 32 columns, zero beyond K
@@ -78,7 +78,7 @@ using IndexScoresFp4 = void (*)(const Int8Chunk* q, const float* gates, int head
 struct KernelTable {
   Isa isa = Isa::scalar;
   Activation activation = Activation::f32;  // what gemm[] takes: any but int8
-  int token_block = kMaxTokenBlock;         // tokens a GemmTile call takes
+  int token_block = 16;                     // tokens a GemmTile call takes
   GemmTile gemm[kGemmKinds] = {};
   GemmTile gemm_int8[kGemmKinds] = {};  // on INT8 activations; null for fp8 and bf16 weights, which are no integers
 
@@ -114,10 +114,9 @@ struct KernelTable {
   /// The same for gemm_int8[], in integer operations.
   double (*peak_int8_ops)(int64_t rounds) = nullptr;
 
-  /// AMX, null elsewhere: the fewest tokens of a call that go through tiles; fewer take vector instructions in the same
-  /// order. calibrate measures it on this core and returns it.
-  void (*set_switch_over)(int tokens) = nullptr;
-  int (*calibrate_switch_over)() = nullptr;
+  /// Called by a worker that is done with gemm[] and gemm_int8[] for now, at the end of a region; null: nothing to do.
+  /// AMX keeps its tile configuration from call to call until then.
+  void (*finish)() = nullptr;
 
   /// One line for the log: which version won each entry.
   std::string to_string() const;

@@ -41,9 +41,10 @@ Result<MoeWorkspace> MoeWorkspace::allocate(int workers, int64_t max_tokens, int
   MoeWorkspace w;
   w.workers_.resize(static_cast<size_t>(workers));
   for (Worker& worker : w.workers_) {
-    TC_ASSIGN(worker.x, GemmInput::allocate(max_tokens, dim));
-    TC_ASSIGN(worker.gate, HostArray<float>::allocate(max_tokens * kUnitCols));
-    TC_ASSIGN(worker.up, HostArray<float>::allocate(max_tokens * kUnitCols));
+    const int64_t rows = std::min(max_tokens, kMoeRows);
+    TC_ASSIGN(worker.x, GemmInput::allocate(rows, dim));
+    TC_ASSIGN(worker.gate, HostArray<float>::allocate(rows * kUnitCols));
+    TC_ASSIGN(worker.up, HostArray<float>::allocate(rows * kUnitCols));
   }
   TC_ASSIGN(w.h_routed_, GemmInput::allocate(pairs, inter_dim));
   TC_ASSIGN(w.h_shared_, GemmInput::allocate(max_tokens, inter_dim));
@@ -75,13 +76,22 @@ class MoeLayer {
   int64_t token_of(const Active& active, int64_t i) const {
     return is_shared(active) ? i : w_.pair_token_[active.pairs.first + i];
   }
-  const GemmInput& gather(const Active& active, Worker& worker) const;
-  void run_unit(const PackedMatrix& w, const GemmInput& x, const RowRange& rows, int64_t first, int64_t last,
-                float* out) const;
+  // Rows of an expert, at most kMoeRows of them, as the micro-kernels take them: blocks [begin, end) of `range`.
+  struct Part {
+    RowRange rows;  // of the expert's
+    const GemmInput* x;
+    RowRange range;
+    int64_t begin, end;
+  };
+  Part part(const Active& active, int64_t first, Worker& worker) const;
+  void gather(const Active& active, const RowRange& rows, Worker& worker) const;
+  void run_unit(const PackedMatrix& w, const Part& part, int64_t first, int64_t last, float* out) const;
   /// fn(active, row, n, count, y): a pair's outputs [n, n + count) of w2, every active expert in order.
   template <class Fn>
   void for_down_tiles(int id, int64_t first, int64_t last, const Fn& fn) const;
-  void activate(const Active& active, int64_t first_group, int64_t width, float* gate, float* up) const;
+  void activate(const Active& active, const RowRange& rows, int64_t first_group, int64_t width, float* gate,
+                float* up) const;
+  void run_unit_of(const Active& active, int64_t first, int64_t last, Part* whole, Worker& worker) const;
 
   const CpuContext& cpu_;
   const MoeOptions& options_;
@@ -116,50 +126,80 @@ void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const Exp
   if (shared) w_.h_shared_.reshape(cpu_.table, options_.shared.activation, tokens_, shared->w2.k);
 }
 
-// The expert's rows of x, laid out for the micro-kernels: a copy of each worker's own, in its cache, except where every
-// token is there and the input lies right already.
-const GemmInput& MoeLayer::gather(const Active& active, Worker& worker) const {
+// A copy of the expert's rows in the worker's own cache.
+void MoeLayer::gather(const Active& active, const RowRange& rows, Worker& worker) const {
   const GemmInput& x = *active.x;
-  if (active.pairs.count == tokens_ && (is_shared(active) || tokens_ == 1)) return x;
-  worker.x.reshape(cpu_.table, x.activation(), active.pairs.count, x.k());
+  worker.x.reshape(cpu_.table, x.activation(), rows.count, x.k());
   const int64_t chunk = chunk_bytes(x.activation()), chunks = x.row_bytes() / chunk;
-  for (int64_t i = 0; i < active.pairs.count; ++i) {
-    const RowChunks from = x.row({0, tokens_}, token_of(active, i)), to = worker.x.row({0, active.pairs.count}, i);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const RowChunks from = x.row({0, tokens_}, token_of(active, rows.first + i)), to = worker.x.row({0, rows.count}, i);
     for (int64_t c = 0; c < chunks; ++c)
       std::memcpy(to.first + c * to.stride, from.first + c * from.stride, static_cast<size_t>(chunk));
   }
-  return worker.x;
 }
 
-// Row groups [first, last) of w, at most a unit, times the expert's rows: out [count, 128].
-void MoeLayer::run_unit(const PackedMatrix& w, const GemmInput& x, const RowRange& rows, int64_t first, int64_t last,
-                        float* out) const {
-  const int64_t blocks = x.blocks(rows);
-  const GemmTile tile = gemm_tile(cpu_.table, w, x.activation());
+// From row `first` on, gathered, except where every token is there and the input lies right already.
+MoeLayer::Part MoeLayer::part(const Active& active, int64_t first, Worker& worker) const {
+  const GemmInput& x = *active.x;
+  if (active.pairs.count == tokens_ && (is_shared(active) || tokens_ == 1)) {
+    const RowRange all{0, tokens_};
+    int64_t begin = 0;
+    while (x.block(all, begin).first < first) ++begin;
+    const int64_t end = std::min(x.blocks(all), begin + kMoeRows / cpu_.table.token_block);
+    const RowBlock last = x.block(all, end - 1);
+    return {{first, last.first + last.rows - first}, &x, all, begin, end};
+  }
+  const RowRange rows{first, std::min(kMoeRows, active.pairs.count - first)};
+  gather(active, rows, worker);
+  const RowRange range{0, rows.count};
+  return {rows, &worker.x, range, 0, worker.x.blocks(range)};
+}
+
+// Row groups [first, last) of w, at most a unit, times the part's rows: out [count, 128].
+void MoeLayer::run_unit(const PackedMatrix& w, const Part& part, int64_t first, int64_t last, float* out) const {
+  const GemmTile tile = gemm_tile(cpu_.table, w, part.x->activation());
+  const int64_t first_row = part.x->block(part.range, part.begin).first;
   alignas(64) float y[kMaxTokenBlock * kTileRows];
   for (int64_t group = first; group < last; ++group) {
     const RowGroup weights = w.row_group(group);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const RowBlock block = x.block(rows, b);
-      tile(weights, x.data(block), block.rows, y);
+    for (int64_t b = part.begin; b < part.end; ++b) {
+      const RowBlock block = part.x->block(part.range, b);
+      tile(weights, part.x->data(block), block.rows, y);
       for (int i = 0; i < block.rows; ++i)
-        std::memcpy(out + (block.first - rows.first + i) * kUnitCols + (group - first) * kTileRows, y + i * kTileRows,
+        std::memcpy(out + (block.first - first_row + i) * kUnitCols + (group - first) * kTileRows, y + i * kTileRows,
                     kTileRows * sizeof(float));
     }
   }
 }
 
 // swiglu of one unit, into the prepared inputs of w2. A unit is a whole block of every rounding.
-void MoeLayer::activate(const Active& active, int64_t first_group, int64_t width, float* gate, float* up) const {
+void MoeLayer::activate(const Active& active, const RowRange& rows, int64_t first_group, int64_t width, float* gate,
+                        float* up) const {
   const bool shared = is_shared(active);
   const GemmInput& h = shared ? w_.h_shared_ : w_.h_routed_;
   const InputFormat& format = shared ? options_.shared : options_.routed;
-  for (int64_t i = 0; i < active.pairs.count; ++i) {
+  for (int64_t i = 0; i < rows.count; ++i) {
     float* g = gate + i * kUnitCols;
     cpu_.table.swiglu(g, up + i * kUnitCols, kUnitCols, options_.swiglu_limit,
-                      shared ? 1.0f : w_.pair_weight_[active.pairs.first + i], options_.round, g);
-    const RowChunks row = h.row(active.pairs, i);
+                      shared ? 1.0f : w_.pair_weight_[active.pairs.first + rows.first + i], options_.round, g);
+    const RowChunks row = h.row(active.pairs, rows.first + i);
     store_row(format, g, width, {row.first + first_group * kTileRows / kTileCols * row.stride, row.stride});
+  }
+}
+
+// Gate and up of one unit for all rows. `whole`: the only part, where all rows are one; else the rows are gathered part
+// by part, and the unit's weights come from cache from the second part on.
+void MoeLayer::run_unit_of(const Active& active, int64_t first, int64_t last, Part* whole, Worker& worker) const {
+  const ExpertWeights& e = *active.weights;
+  const int64_t width = std::min(e.w1.n - first * kTileRows, kUnitCols);
+  for (int64_t row = 0; row < active.pairs.count;) {
+    const Part p = whole ? *whole : part(active, row, worker);
+    prefetch_start(e.w3, first);
+    run_unit(e.w1, p, first, std::min(last, first + kMoeUnit), worker.gate.data());
+    if (first + kMoeUnit < last) prefetch_start(e.w1, first + kMoeUnit);
+    run_unit(e.w3, p, first, std::min(last, first + kMoeUnit), worker.up.data());
+    activate(active, p.rows, first, width, worker.gate.data(), worker.up.data());
+    row += p.rows.count;
   }
 }
 
@@ -175,20 +215,14 @@ void MoeLayer::gate_and_up() {
                    [&](int64_t item, int64_t first, int64_t last) {
                      const Active& active = w_.active_[static_cast<size_t>(item)];
                      const ExpertWeights& e = *active.weights;
-                     const GemmInput& x = gather(active, worker);
-                     const RowRange rows{0, active.pairs.count};
                      cpu_.count(id, e.w1, first, last - first);
                      cpu_.count(id, e.w3, first, last - first);
-                     for (; first < last; first += kMoeUnit) {
-                       const int64_t unit_last = std::min(last, first + kMoeUnit);
-                       prefetch_start(e.w3, first);
-                       run_unit(e.w1, x, rows, first, unit_last, worker.gate.data());
-                       if (unit_last < last) prefetch_start(e.w1, unit_last);
-                       run_unit(e.w3, x, rows, first, unit_last, worker.up.data());
-                       activate(active, first, std::min(e.w1.n - first * kTileRows, kUnitCols), worker.gate.data(),
-                                worker.up.data());
-                     }
+                     Part whole = part(active, 0, worker);
+                     const bool one = whole.rows.count == active.pairs.count;
+                     for (; first < last; first += kMoeUnit)
+                       run_unit_of(active, first, last, one ? &whole : nullptr, worker);
                    });
+    cpu_.finish();
   });
 }
 
@@ -232,6 +266,7 @@ void MoeLayer::down(float* out) {
       if (options_.round)
         for (int64_t token = 0; token < tokens_; ++token) ref::round_to_bf16(out + token * dim + begin, width);
     });
+    cpu_.finish();
   });
 }
 
@@ -245,6 +280,7 @@ void MoeLayer::down_pairs(bf16* out) {
         for (int64_t r = 0; r < count; ++r) row[r] = float_to_bf16(y[r]);
       });
     });
+    cpu_.finish();
   });
 }
 

@@ -22,6 +22,10 @@ struct ExpertWeights {
 /// Row groups of gate and up that stay with one worker: 128 outputs, the block in which inputs of w2 are rounded.
 inline constexpr int64_t kMoeUnit = 8;
 
+/// Rows that a worker gathers at once, and takes through a unit of gate and up: a buffer of its own holds no more of
+/// them, however long the step.
+inline constexpr int64_t kMoeRows = 128;
+
 /// Buffers of the layer, for up to max_tokens tokens.
 class MoeWorkspace {
  public:
@@ -38,7 +42,7 @@ class MoeWorkspace {
   };
   struct Worker {
     GemmInput x;                // gathered rows of one expert
-    HostArray<float> gate, up;  // [max_tokens, 128] of one unit
+    HostArray<float> gate, up;  // [kMoeRows, 128] of one unit
   };
   std::vector<Worker> workers_;
   GemmInput h_routed_, h_shared_;  // inputs of w2, one row a pair

@@ -29,6 +29,8 @@ struct alignas(64) Config {
 };
 static_assert(sizeof(Config) == 64);
 
+#ifdef TC_AMX_EMULATED
+
 /// Denormals are zero, in and out, while it lives.
 class FlushDenormals {
  public:
@@ -82,8 +84,6 @@ inline Row16 dot_bf16_row(const uint16_t* a, const uint8_t* b, int64_t b_stride,
   return add(c, add(even, odd));
 }
 
-#ifdef TC_AMX_EMULATED
-
 struct State {
   Config config;
   alignas(64) uint8_t data[8][16][64] = {};
@@ -122,14 +122,23 @@ __attribute__((noinline)) void dot_bf16_flushed() {
         .store(c);
   }
 }
+// What the instruction is undefined for.
+template <int C, int A, int B>
+inline void check_shapes() {
+  const Config& c = state.config;
+  if (c.rows[C] != c.rows[A] || c.row_bytes[C] != c.row_bytes[B] || 4 * c.rows[B] != c.row_bytes[A]) __builtin_trap();
+}
+
 template <int C, int A, int B>
 inline void dot_bf16() {
+  check_shapes<C, A, B>();
   const FlushDenormals flush;
   dot_bf16_flushed<C, A, B>();  // a call, so that no operation moves out of the scope of MXCSR
 }
 
 template <int C, int A, int B>
 inline void dot_int8() {
+  check_shapes<C, A, B>();
   for (int m = 0; m < state.config.rows[C]; ++m) {
     int32_t* c = reinterpret_cast<int32_t*>(state.data[C][m]);
     for (int k = 0; k < state.config.row_bytes[A] / 4; ++k) {

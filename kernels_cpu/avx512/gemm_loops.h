@@ -10,24 +10,6 @@
 namespace thermocline::cpu {
 namespace {
 
-// --- scales ---
-
-// Scales of `group`, which covers `scale_tiles` tiles: a vector of 16 rows.
-template <ScaleFormat format>
-__m512 load_scale(const RowGroup& w, int64_t group) {
-  if constexpr (format == ScaleFormat::e8m0_rows) {
-    const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(w.scales) + group);
-    const __m512i exponents = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
-    // Byte 0 is 2^-127, a subnormal float.
-    return _mm512_castsi512_ps(
-        _mm512_mask_mov_epi32(exponents, _mm512_testn_epi32_mask(exponents, exponents), _mm512_set1_epi32(0x00400000)));
-  } else if constexpr (format == ScaleFormat::f32_rows) {
-    return _mm512_loadu_ps(static_cast<const float*>(w.scales) + group * 16);
-  } else {
-    return _mm512_set1_ps(static_cast<const float*>(w.scales)[group]);
-  }
-}
-
 // Calls tile_fn(tile, scale) for every tile, with the scale of the group it lies in.
 template <ScaleFormat format, class TileFn>
 inline __attribute__((always_inline)) void for_scaled_tiles(const RowGroup& w, const TileFn& tile_fn) {

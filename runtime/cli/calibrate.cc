@@ -158,7 +158,6 @@ Status run_calibrate(const CalibrateFlags& flags) {
   if (!flags.disk_folder.empty() && !std::filesystem::is_directory(flags.disk_folder, error))
     return invalid("--dir " + flags.disk_folder + " is no folder");
   TC_ASSIGN(const std::vector<std::unique_ptr<gpu::Device>> devices, devices_of(flags.device));
-  if (table.calibrate_switch_over) table.calibrate_switch_over();
 
   auto progress = std::make_shared<CalibrateProgress>();
   CalibrateOptions options{.quick = flags.quick, .disk_folder = flags.disk_folder, .devices = devices};

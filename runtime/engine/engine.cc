@@ -78,8 +78,6 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   engine->cpu_ = detect_cpu_features();
   engine->table_ =
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
-  if (engine->table_.calibrate_switch_over)
-    log_debug("AMX tiles from {} tokens an expert", engine->table_.calibrate_switch_over());
   log_debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
   if (const int best = engine->topology_.default_threads(); o.threads > 2 * best && !engine->topology_.synthetic)
     log_warn("{} threads where {} would be best wait for each other: leave out --threads", o.threads, best);

@@ -110,7 +110,7 @@ def test_models_that_are_planned_and_not_computed(name, config, words, tmp_path)
     # A folder with the config.json alone is planned alike, and refused where it would have to be computed.
     shutil.copyfile(DATA / f"{config}.json", tmp_path / "config.json")
     assert {**plan(*box, model=tmp_path), "model": name} == found
-    for command in (["run", "--prompt", "Hi"], ["serve"]):
+    for command in (["run", "--prompt", "Hi"], ["serve", "--port", "0"]):
         done = subprocess.run([PROGRAM, *command, "--model", tmp_path, "--device", "none", "--quiet"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 3 and config in done.stderr and "thermocline plan" in done.stderr and done.stdout == "", done
     rows = json.loads(run("sim", "--model", name, "--gpu", "h100", "--ram", "24x6000", "--tokens", 20, "--policy", "static", "--resident", "0.1", "--json", "-")[0])
