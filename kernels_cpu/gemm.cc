@@ -147,12 +147,15 @@ void run_job(const KernelTable& table, const GemmJob& job, int64_t first, int64_
 }  // namespace
 
 void gemm(const CpuContext& cpu, std::span<const GemmJob> jobs) {
-  const WeightTraffic::Timer timer(cpu.traffic);
-  for (const GemmJob& job : jobs) TC_CHECK_EQ(job.w->k, job.x->k());
+  WeightTraffic::Timer timer(cpu.traffic);
+  const auto groups_of = [](const GemmJob& job) { return job.groups < 0 ? job.w->row_groups() : job.groups; };
+  for (const GemmJob& job : jobs) {
+    TC_CHECK_EQ(job.w->k, job.x->k());
+    cpu.expect(timer, *job.w, groups_of(job));
+  }
   const auto range_of = [&](int64_t i) {
     const GemmJob& job = jobs[static_cast<size_t>(i)];
-    const int64_t groups = job.groups < 0 ? job.w->row_groups() : job.groups;
-    return GroupRange{job.w, job.first_group, job.first_group + groups, group_cost(*job.w, job.rows.count)};
+    return GroupRange{job.w, job.first_group, job.first_group + groups_of(job), group_cost(*job.w, job.rows.count)};
   };
   cpu.pool.run([&](int worker) {
     for_own_groups(cpu.pool, worker, static_cast<int64_t>(jobs.size()), 1, range_of,

@@ -63,6 +63,7 @@ class MoeLayer {
 
   void group_by_expert(std::span<const ExpertWeights> experts, const ExpertWeights* shared, const GemmInput& routed_x,
                        const GemmInput& shared_x, TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights);
+  void expect(WeightTraffic::Timer& timer) const;
   void gate_and_up();
   /// Sums [tokens, D], or every pair's own result [pairs, D].
   void down(float* out);
@@ -124,6 +125,12 @@ void MoeLayer::group_by_expert(std::span<const ExpertWeights> experts, const Exp
     }
   w_.h_routed_.reshape(cpu_.table, options_.routed.activation, tokens_ * top_k_, experts[0].w2.k);
   if (shared) w_.h_shared_.reshape(cpu_.table, options_.shared.activation, tokens_, shared->w2.k);
+}
+
+void MoeLayer::expect(WeightTraffic::Timer& timer) const {
+  for (const Active& active : w_.active_)
+    for (const PackedMatrix* w : {&active.weights->w1, &active.weights->w3, &active.weights->w2})
+      cpu_.expect(timer, *w, w->row_groups());
 }
 
 // A copy of the expert's rows in the worker's own cache.
@@ -289,9 +296,10 @@ void moe(const CpuContext& cpu, std::span<const ExpertWeights> experts, const Ex
          TensorView<const float, 2> weights, const MoeOptions& options, MoeWorkspace& workspace, float* out) {
   const int64_t tokens = routed_x.rows();
   if (tokens == 0) return;
-  const WeightTraffic::Timer timer(cpu.traffic);
+  WeightTraffic::Timer timer(cpu.traffic);
   MoeLayer layer(cpu, options, workspace, tokens, ids.shape[1]);
   layer.group_by_expert(experts, shared, routed_x, shared_x, ids, weights);
+  layer.expect(timer);
   layer.gate_and_up();
   layer.down(out);
 }
@@ -300,9 +308,10 @@ void moe_pairs(const CpuContext& cpu, std::span<const ExpertWeights> experts, co
                TensorView<const int32_t, 2> ids, TensorView<const float, 2> weights, const MoeOptions& options,
                MoeWorkspace& workspace, bf16* out) {
   if (std::all_of(ids.data, ids.data + ids.size(), [](int32_t id) { return id < 0; })) return;
-  const WeightTraffic::Timer timer(cpu.traffic);
+  WeightTraffic::Timer timer(cpu.traffic);
   MoeLayer layer(cpu, options, workspace, x.rows(), ids.shape[1]);
   layer.group_by_expert(experts, nullptr, x, x, ids, weights);
+  layer.expect(timer);
   layer.gate_and_up();
   layer.down_pairs(out);
 }

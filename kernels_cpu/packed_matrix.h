@@ -72,6 +72,7 @@ struct PackedShape {
     }
     return 0;
   }
+  constexpr int64_t group_bytes() const { return group_tile_bytes() + group_scale_bytes(); }
   constexpr int64_t tile_plane_bytes() const { return row_groups() * group_tile_bytes(); }
   constexpr int64_t scale_plane_bytes() const { return row_groups() * group_scale_bytes(); }
   constexpr int64_t bytes() const { return tile_plane_bytes() + scale_plane_bytes(); }

@@ -2,50 +2,29 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
-#include "runtime/cli/bench_peaks.h"
+#include "runtime/base/timing.h"
+#include "runtime/cli/bench_step_report.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/model_folder.h"
-#include "runtime/cli/prediction.h"
-#include "runtime/engine/machine_info.h"
 #include "runtime/engine/model_costs.h"
 #include "runtime/engine/stored_profile.h"
 #include "runtime/io/file.h"
 #include "runtime/kv/synthetic_rows.h"
+#include "runtime/model/deepseek_v4/config.h"
 #include "scheduler/cost/cost_model.h"
 
 namespace thermocline::cli {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 struct BenchOptions {
   ModelOptions model;
   std::vector<int64_t> prefill = {512}, decode = {64}, batch = {1}, fill_kv;
   int64_t chunk = 512;
-  int repetitions = 3;
+  int repetitions = 3, full_layers = 0;
+  bool layers_only = false;
   std::string json_path, profile_path;
-};
-
-struct StepRow {
-  const char* kind;
-  int64_t tokens = 0;                // of each sequence
-  int64_t batch = 1;                 // sequences of a step
-  int64_t context = 0;               // tokens that a sequence ends with; 0: its own alone
-  std::vector<double> seconds = {};  // one per repetition
-  std::vector<double> shares = {};   // of the bound measured right before that repetition
-  double bytes_per_token = 0;        // of weights
-  double kv_bytes_per_token = 0;     // read of the KV cache, at the end of a long context
-  double bound_tokens_per_second = 0;
-  double predicted_tokens_per_second = 0;  // by the cost model; 0: there is no profile of this box
-  ForecastStats forecast = {};             // of the repetitions' steps
-};
-
-/// Seconds and weight bytes of one repetition.
-struct Sample {
-  double seconds = 0, bytes = 0;
 };
 
 // Token ids from a fixed generator: routing should see the variety of a text, not one token.
@@ -59,72 +38,56 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocab) {
   return ids;
 }
 
-// One token of every sequence a step, each of them with a text of its own, behind a context of synthetic rows if any.
-Result<Sample> decode_together(Engine& engine, const StepRow& row) {
-  const int64_t vocab = engine.geometry().vocab_size, filled = row.context > 0 ? row.context - row.tokens - 1 : 0;
-  const std::vector<int32_t> ids = random_ids((row.tokens + 1) * row.batch, vocab);
-  std::vector<std::unique_ptr<SequenceKv>> sequences;
-  std::vector<SequenceKv*> kv;
-  for (int64_t s = 0; s < row.batch; ++s) {
+using Sequences = std::vector<std::unique_ptr<SequenceKv>>;
+
+// Each of them a content of its own.
+Result<Sequences> synthetic_sequences(Engine& engine, int64_t count, int64_t tokens) {
+  Sequences sequences;
+  for (int64_t s = 0; s < count; ++s) {
     TC_ASSIGN(std::unique_ptr<SequenceKv> sequence,
-              synthetic_sequence(engine.driver().kv(), engine.geometry(), engine.pool(), filled,
-                                 static_cast<uint32_t>(1000 * s)));
-    kv.push_back(sequence.get());
+              synthetic_sequence(engine.driver().kv(), engine.geometry(), engine.pool(), tokens,
+                                 static_cast<uint32_t>(1000 * s + 1)));
     sequences.push_back(std::move(sequence));
   }
-  Sample sample;
-  Clock::time_point start;
-  for (int64_t t = 0; t <= row.tokens; ++t) {
-    if (t == 1) start = Clock::now();  // the first token is their prompt
-    sched::Batch batch;
-    for (int64_t s = 0; s < row.batch; ++s) {
-      batch.add(static_cast<int>(s), filled + t, &ids[static_cast<size_t>(t * row.batch + s)], 1);
-      batch.logit_rows.push_back(static_cast<int32_t>(s));
-    }
-    TC_RETURN_IF_ERROR(engine.step().run({batch, kv}));
-    if (t > 0) sample.bytes += static_cast<double>(engine.step().traffic().total_bytes());
-  }
-  sample.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return sample;
+  return sequences;
 }
 
-Result<Sample> run_once(Engine& engine, const StepRow& row) {
-  const bool prefill = std::string_view(row.kind) == "prefill";
-  if (!prefill && (row.batch > 1 || row.context > 0)) return decode_together(engine, row);
-  const std::vector<int32_t> ids = random_ids(row.tokens + 1, engine.geometry().vocab_size);
-  TC_ASSIGN(const std::unique_ptr<SequenceKv> sequence,
-            synthetic_sequence(engine.driver().kv(), engine.geometry(), engine.pool(),
-                               row.context > 0 ? row.context - row.tokens : 0));
-  if (!prefill) TC_RETURN_IF_ERROR(engine.driver().decode(*sequence, ids[0]));
-  Sample sample;
-  const auto start = Clock::now();
-  for (int64_t done = 0; done < row.tokens;) {
-    const int64_t count = prefill ? std::min(engine.options().max_chunk, row.tokens - done) : 1;
-    TC_RETURN_IF_ERROR(engine.driver().prefill(
-        *sequence, std::span(ids).subspan(static_cast<size_t>(done + 1), static_cast<size_t>(count))));
-    sample.bytes += static_cast<double>(engine.step().traffic().total_bytes());
+// Chunks of a prompt, or a token of every sequence a step, each with a text of its own and after a prompt of one token,
+// which does not count; behind a context of synthetic rows if any. Logits are made of every sequence's last token.
+Result<StepSample> run_once(Engine& engine, const StepRow& row) {
+  const int64_t prompt = row.prefill() ? 0 : 1, end = prompt + row.tokens,
+                filled = row.context > 0 ? row.context - end : 0;
+  const std::vector<int32_t> ids = random_ids(end * row.batch, engine.geometry().vocab_size);
+  TC_ASSIGN(const Sequences sequences, synthetic_sequences(engine, row.batch, filled));
+  std::vector<SequenceKv*> kv;
+  for (const std::unique_ptr<SequenceKv>& sequence : sequences) kv.push_back(sequence.get());
+  StepSample sample;
+  Clock::time_point start;
+  for (int64_t done = 0; done < end;) {
+    if (done == prompt) start = Clock::now();
+    const int64_t count = row.prefill() ? std::min(engine.options().max_chunk, end - done) : 1;
+    sched::Batch batch;
+    for (int64_t s = 0; s < row.batch; ++s) {
+      batch.add(static_cast<int>(s), filled + done, &ids[static_cast<size_t>(done * row.batch + s)], count);
+      batch.logit_rows.push_back(static_cast<int32_t>(batch.size()) - 1);
+    }
+    TC_ASSIGN(const StepReport report, engine.step().run({batch, kv}));
+    if (done >= prompt) sample.add(report, engine.step().traffic());
     done += count;
   }
-  sample.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  sample.seconds = seconds_since(start);
   return sample;
 }
 
 // Multiplications of weights: every token's, but the vocabulary only where logits are made, once a chunk.
-double macs_of(const Engine& engine, const StepRow& row) {
+void count_macs(const Engine& engine, StepRow& row) {
   const ModelGeometry& g = engine.geometry();
   const double head = static_cast<double>(g.vocab_size * g.dim), tokens = static_cast<double>(row.tokens),
-               chunk = std::string_view(row.kind) == "prefill" ? static_cast<double>(engine.options().max_chunk) : 1;
-  return static_cast<double>(row.batch) *
-         ((static_cast<double>(engine.weights().macs_per_token(g)) - head) * tokens + head * std::ceil(tokens / chunk));
+               chunk = row.prefill() ? static_cast<double>(engine.options().max_chunk) : 1,
+               batch = static_cast<double>(row.batch);
+  row.head_macs = batch * head * std::ceil(tokens / chunk);
+  row.macs = batch * (static_cast<double>(engine.weights().macs_per_token(g)) - head) * tokens + row.head_macs;
 }
-
-/// What one token reads and multiplies of the KV cache at the end of a context.
-struct KvNeed {
-  double bytes = 0, flops = 0, int8_ops = 0;
-  double seconds(const Peaks& peaks) const {
-    return std::max(bytes / peaks.read_bandwidth, flops / peaks.flops + int8_ops / peaks.int8_ops);
-  }
-};
 
 KvNeed kv_need(Engine& engine, int64_t context) {
   const ModelGeometry& g = engine.geometry();
@@ -148,162 +111,68 @@ KvNeed kv_need(Engine& engine, int64_t context) {
   return need;
 }
 
+// With a device the CPU's part is its bytes; what the device does is not of these peaks.
+void count_needs(Engine& engine, StepRow& row) {
+  row.step_tokens = row.prefill() ? std::min(engine.options().max_chunk, row.tokens) : row.batch;
+  if (engine.gpu_step()) return;
+  count_macs(engine, row);
+  if (row.context > 0) row.kv = kv_need(engine, row.context);
+  if (row.prefill()) row.kv.bytes = 0;  // a chunk's tokens share them
+}
+
 // Every repetition measures the peaks again first, and is judged by those: both see the same neighbours.
-Status measure(Engine& engine, const BenchOptions& o, PeakMeter& meter, StepRow& row, Peaks& peaks) {
+Status measure(Engine& engine, int repetitions, PeakMeter& meter, StepRow& row, Peaks& peaks) {
+  count_needs(engine, row);
   TC_RETURN_IF_ERROR(run_once(engine, row));  // warm-up: page faults, caches
-  std::vector<double> bounds;
   const ForecastStats before = engine.forecast();
-  for (int repetition = 0; repetition < o.repetitions; ++repetition) {
+  for (int repetition = 0; repetition < repetitions; ++repetition) {
     const Peaks now = meter.measure();
-    TC_ASSIGN(const Sample sample, run_once(engine, row));
-    const double tokens = static_cast<double>(row.tokens * row.batch);
-    // With a device the CPU's part is its bytes; what the device does is not of these peaks.
-    double bound_seconds =
-        std::max(sample.bytes / now.read_bandwidth, engine.gpu_step() ? 0.0 : 2 * macs_of(engine, row) / now.flops);
-    if (row.context > 0 && !engine.gpu_step()) {  // layers wait for their attention: its time comes on top
-      KvNeed need = kv_need(engine, row.context);
-      if (std::string_view(row.kind) == "prefill") need.bytes = 0;  // a chunk's tokens share them
-      bound_seconds += tokens * need.seconds(now);
-      row.kv_bytes_per_token = need.bytes;
-    }
-    row.bytes_per_token = sample.bytes / tokens;
-    row.seconds.push_back(sample.seconds);
-    row.shares.push_back(bound_seconds / sample.seconds);
-    bounds.push_back(bound_seconds > 0 ? tokens / bound_seconds : 0);
+    TC_ASSIGN(StepSample sample, run_once(engine, row));
+    sample.peaks = now;
+    row.samples.push_back(std::move(sample));
     peaks.raise(now);
   }
   row.forecast = engine.forecast().since(before);
-  row.bound_tokens_per_second = median(bounds);
   return {};
-}
-
-double tokens_per_second(const StepRow& row) {
-  return static_cast<double>(row.tokens * row.batch) / median(row.seconds);
 }
 
 // --- what the cost model says ---
 
 // A prompt's chunks or an answer's steps, each attending to the middle of what it passes.
-double predicted_tokens_per_second(const sched::CostModel& model, const StepRow& row, int64_t chunk) {
+double predicted_tokens_per_second(const sched::CostModel& model, const StepRow& row, int64_t chunk, StepPart part) {
   const double tokens = static_cast<double>(row.tokens),
                begin = row.context > 0 ? static_cast<double>(row.context) - tokens : 0;
+  const auto ns_of = [&](const sched::StepQuestion& question) {
+    const sched::StepTime time = model.step(question);
+    // The CPU does one phase after another.
+    return part == StepPart::whole ? time.total : time.total - time[sched::Phase::head];
+  };
   const auto batch = static_cast<double>(row.batch);
-  if (row.kind[0] == 'd') return 1e9 * batch / model.step({.tokens = batch, .context = begin + tokens / 2}).total;
+  if (!row.prefill()) return 1e9 * batch / ns_of({.tokens = batch, .context = begin + tokens / 2});
   double ns = 0;
   for (int64_t done = 0; done < row.tokens; done += chunk) {
     const auto count = static_cast<double>(std::min(chunk, row.tokens - done));
-    ns +=
-        model.step({.tokens = count, .prefill = true, .context = begin + static_cast<double>(done) + count / 2}).total;
+    ns += ns_of({.tokens = count, .prefill = true, .context = begin + static_cast<double>(done) + count / 2});
   }
   return 1e9 * tokens / ns;
 }
 
 // Where what the machine can do is known, and holds: of the CPU alone, of exact kernels.
-void predict_rows(Engine& engine, std::vector<StepRow>& rows) {
+void predict_rows(Engine& engine, StepBench& bench) {
   const EngineOptions& o = engine.options();
   if (!engine.predictable() || engine.gpu_step()) return;
   sched::MachineProfile machine = *o.machine;
   machine.gpus.clear();
   const sched::ModelCosts costs = model_costs(engine.geometry(), engine.step().options().fp8_rows);
   const sched::CostModel model(costs, machine);
-  for (StepRow& row : rows) row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, o.max_chunk);
+  for (StepRow& row : bench.rows)
+    row.predicted_tokens_per_second = predicted_tokens_per_second(model, row, o.max_chunk, bench.part);
 }
 
-// How far the prediction is above what was measured, in percent.
-double off_by(const StepRow& row) { return 100 * (row.predicted_tokens_per_second / tokens_per_second(row) - 1); }
-
-double share_of(int64_t part, int64_t whole) {
-  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
-}
-
-std::string name_of(const StepRow& row) {
-  return (row.kind[0] == 'p' ? "pp" : "tg") + std::to_string(row.tokens) +
-         (row.batch > 1 ? " x" + std::to_string(row.batch) : "") +
-         (row.context > 0 ? " @" + std::to_string(row.context) : "");
-}
-
-void print_table(Engine& engine, const BenchOptions& o, const std::vector<StepRow>& rows, const Peaks& peaks) {
-  for (const std::string& line : engine.weights().placement) fmt::print("{}\n", line);
-  fmt::print("{}\nSTREAM read {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s, both measured between the rows\n\n",
-             machine_line(machine_of(engine)), peaks.read_bandwidth / 1e9, peaks.flops / 1e9);
-  const bool predicted = rows[0].predicted_tokens_per_second > 0;
-  fmt::print(
-      "| {:<9} | {:<18} | {:>12} | {:>14} | {:>12} | {:>14} |{}\n| {:-<9} | {:-<18} | {:-<11}: | {:-<13}: | {:-<11}: | "
-      "{:-<13}: |{}\n",
-      "numerics", "test", "t/s", "MB a token", "bound t/s", "share of bound",
-      predicted ? " predicted t/s |  off by |" : "", "", "", "", "", "", "",
-      predicted ? " ------------: | ------: |" : "");
-  for (const StepRow& row : rows)
-    fmt::print(
-        "| {:<9} | {:<18} | {:>12.2f} | {:>14.2f} | {:>12.2f} | {:>12.0f} % |{}\n",
-        kNumericsNames[static_cast<int>(engine.options().numerics)], name_of(row), tokens_per_second(row),
-        (row.bytes_per_token + row.kv_bytes_per_token) / 1e6, row.bound_tokens_per_second, 100 * median(row.shares),
-        predicted ? fmt::format(" {:>13.2f} | {:>+5.0f} % |", row.predicted_tokens_per_second, off_by(row)) : "");
-  fmt::print(
-      "\nmedian of {}; bound: weight bytes at the STREAM-read rate, or multiplications at the peak, whichever takes "
-      "longer\n",
-      o.repetitions);
-  if (predicted)
-    fmt::print("predicted: by the cost model from the machine's profile, with uniform routing (docs/calibration.md)\n");
-  for (const StepRow& row : rows)
-    if (const std::string line = forecast_line(row.forecast); !line.empty()) fmt::print("{}: {}\n", name_of(row), line);
-  if (!o.fill_kv.empty())
-    fmt::print(
-        "@N: rows of a context of N tokens are synthetic; the bound has on top what a token reads or multiplies of "
-        "them\n");
-  if (DeepseekV4GpuStep* const step = engine.gpu_step()) {
-    const DeepseekV4GpuStep::Counters& c = step->counters();
-    for (const std::string& line : step->describe()) fmt::print("{}\n", line);
-    fmt::print(
-        "{:.0f} % of (token, expert) pairs on the CPU, {:.0f} % of layers without one; the bound is that of the CPU's "
-        "bytes alone\n",
-        100 * share_of(c.cpu_pairs, c.pairs), 100 * share_of(c.zero_miss_layers, c.layers));
-  }
-}
-
-Status write_json(Engine& engine, const BenchOptions& o, const std::vector<StepRow>& rows, const Peaks& peaks) {
-  Json results = Json::array();
-  for (const StepRow& row : rows) {
-    results.push_back({{"kind", row.kind},
-                       {"tokens", row.tokens},
-                       {"batch", row.batch},
-                       {"context", row.context},
-                       {"tokens_per_second", tokens_per_second(row)},
-                       {"bytes_per_token", row.bytes_per_token},
-                       {"kv_bytes_per_token", row.kv_bytes_per_token},
-                       {"bound_tokens_per_second", row.bound_tokens_per_second},
-                       {"share_of_bound", median(row.shares)},
-                       {"repetitions", row.seconds.size()}});
-    if (row.predicted_tokens_per_second > 0) {
-      results.back()["predicted_tokens_per_second"] = row.predicted_tokens_per_second;
-      results.back()["predicted_off_by_percent"] = off_by(row);
-      Json phases = Json::object();
-      for (size_t i = 0; i < sched::kPhaseNames.size(); ++i)
-        if (row.forecast.measured.phases[i] > 0)
-          phases[sched::kPhaseNames[i]] = {{"ms", row.forecast.measured.phases[i] / 1e6},
-                                           {"predicted_ms", row.forecast.predicted.phases[i] / 1e6}};
-      results.back()["steps"] = row.forecast.steps;
-      results.back()["phases"] = std::move(phases);
-    }
-  }
-  Json document = {{"model", o.model.model()},
-                   {"numerics", kNumericsNames[static_cast<int>(engine.options().numerics)]},
-                   {"machine", machine_json(machine_of(engine))},
-                   {"weights", engine.weights().placement},
-                   {"build", build_json()},
-                   {"stream_read_bytes_per_second", peaks.read_bandwidth},
-                   {"peak_flops", peaks.flops},
-                   {"peak_resident_bytes", peak_resident_bytes()},
-                   {"results", results}};
-  if (DeepseekV4GpuStep* const step = engine.gpu_step()) {
-    const DeepseekV4GpuStep::Counters& c = step->counters();
-    document["devices"] = step->describe();
-    document["cpu_pair_share"] = share_of(c.cpu_pairs, c.pairs);
-    document["zero_miss_layer_share"] = share_of(c.zero_miss_layers, c.layers);
-  }
-  const std::string text = dump_json(document, 2) + "\n";
-  if (o.json_path != "-") return write_text_file(o.json_path, text);
-  fmt::print("{}", text);
+// A device's layers and head are not timed apart.
+Status refuse_parts(const BenchOptions& o) {
+  if (o.layers_only) return invalid("--layers-only needs the whole step on the CPU: --device none");
+  if (o.full_layers != 0) return invalid("--full-layers needs the whole step on the CPU: --device none");
   return {};
 }
 
@@ -347,6 +216,12 @@ Result<std::vector<StepRow>> rows_of(const BenchOptions& o, int64_t max_context)
   return rows;
 }
 
+Status write_document(const std::string& text, const std::string& path) {
+  if (path != "-") return write_text_file(path, text);
+  fmt::print("{}", text);
+  return {};
+}
+
 Status bench_step(const BenchOptions& o) {
   TC_ASSIGN(const int64_t longest, check(o));
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
@@ -359,14 +234,18 @@ Status bench_step(const BenchOptions& o) {
   if (!options.calibrated) {
     TC_ASSIGN(options.machine, read_profile(o.profile_path));
   }
+  StepBench bench{.part = o.layers_only ? StepPart::layers : StepPart::whole, .repetitions = o.repetitions};
+  TC_ASSIGN(const ModelGeometry geometry, of_model(deepseek_v4::read_config(options.model)));
+  TC_ASSIGN(bench.whole, whole_model(geometry, o.full_layers));
   TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));
-  TC_ASSIGN(std::vector<StepRow> rows, rows_of(o, engine->max_context()));
+  if (engine->gpu_step()) TC_RETURN_IF_ERROR(refuse_parts(o));
+  TC_ASSIGN(bench.rows, rows_of(o, engine->max_context()));
   TC_ASSIGN(PeakMeter meter, PeakMeter::create(engine->pool(), engine->kernels()));
-  Peaks peaks;
-  for (StepRow& row : rows) TC_RETURN_IF_ERROR(measure(*engine, o, meter, row, peaks));
-  predict_rows(*engine, rows);
-  if (o.json_path != "-") print_table(*engine, o, rows, peaks);
-  return o.json_path.empty() ? Status() : write_json(*engine, o, rows, peaks);
+  for (StepRow& row : bench.rows) TC_RETURN_IF_ERROR(measure(*engine, o.repetitions, meter, row, bench.peaks));
+  predict_rows(*engine, bench);
+  if (o.json_path != "-") print_step_bench(*engine, bench);
+  if (o.json_path.empty()) return {};
+  return write_document(dump_json(step_bench_json(*engine, o.model.model(), bench), 2) + "\n", o.json_path);
 }
 
 }  // namespace
@@ -383,7 +262,14 @@ void add_bench_step(CLI::App& bench, Outcome& outcome) {
                    "Also prefill and decode up to these contexts, behind synthetic rows instead of a long prefill")
       ->delimiter(',');
   command->add_option("--chunk", o->chunk, "Tokens of a prefill step")->capture_default_str();
-  command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the median counts")->capture_default_str();
+  command->add_option("--repetitions,-r", o->repetitions, "Repetitions; the middle one counts")->capture_default_str();
+  command->add_flag(
+      "--layers-only", o->layers_only,
+      "Leave the head out of rates, bounds and shares: it is computed, its time and bytes are subtracted");
+  command
+      ->add_option("--full-layers", o->full_layers,
+                   "Layers of the whole model, for the projection of a slice; 0: of the published model it begins")
+      ->capture_default_str();
   command->add_option("--json", o->json_path, "Also a JSON document: a file, or - for standard output alone");
   command->add_option("--profile", o->profile_path,
                       "Predict from this machine profile instead of the one that calibrate stored for this box");

@@ -43,6 +43,7 @@ DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4:
       w_(weights),
       traffic_(cpu.pool.size(), cpu.pool.nodes()),
       cpu_{cpu.pool, cpu.table, &traffic_},
+      head_cpu_{cpu.pool, cpu.table, &traffic_, cpu::WeightKind::head},
       round_(rounding_of(numerics)),
       plain_{cpu.table.activation, false},
       linear_{cpu.table.activation, round_.linear_inputs},
@@ -55,6 +56,7 @@ DeepseekV4Step::DeepseekV4Step(const ModelGeometry& geometry, const deepseek_v4:
                                           g_.beta_fast, g_.beta_slow);
   routed_ids_.resize(static_cast<size_t>(g_.n_layers));
   routed_weights_.resize(routed_ids_.size());
+  layer_ns_.resize(routed_ids_.size());
   routed_near_.resize(options.near_misses > 0 ? routed_ids_.size() : 0);
   for (auto& guesses : routed_guesses_) guesses.resize(options.guesses > 0 ? routed_ids_.size() : 0);
 }
@@ -83,7 +85,9 @@ Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
   logit_rows_ = mtp_rows_ = 0;
   for (int i = 0; i < g_.n_layers; ++i) {
     if (stop && stop->stop_requested()) return nobody_wants_it();
+    const double begin = clock_.elapsed_ns();
     layer(i, w_.layers[i], b_.streams.data(), batch.token_ids, batch.segments);
+    layer_ns_[static_cast<size_t>(i)] = clock_.elapsed_ns() - begin;
     if (observer_) observer_(i, {b_.streams.data(), {tokens_, g_.hc_mult, g_.dim}});
   }
   clock_.lap(Phase::dense);
@@ -101,7 +105,7 @@ Result<StepReport> DeepseekV4Step::compute(const StepInput& input) {
     for (int d = 0; d < 2 && options_.guesses > 0; ++d)
       routed_guesses_[d][static_cast<size_t>(i)] = &b_.guess_ids[d][i * tokens_ * options_.guesses];
   }
-  return StepReport{tokens_, logit_rows_, clock_.time(), traffic_.total_bytes(), counted_, routed()};
+  return StepReport{tokens_, logit_rows_, clock_.time(), traffic_.total_bytes(), counted_, routed(), {}, layer_ns_};
 }
 
 cpu::GemmJob DeepseekV4Step::job(const PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const {
@@ -170,8 +174,9 @@ void DeepseekV4Step::hc_read(const HcWeights& hc, const float* streams, const fl
 
 // Reads the mixing weights once a step: outputs are split over the workers, and with them the weights.
 void DeepseekV4Step::hc_mixes(const HcWeights& hc, const float* streams) {
-  const cpu::WeightTraffic::Timer timer(&traffic_);
+  cpu::WeightTraffic::Timer timer(&traffic_);
   const int64_t width = g_.hc_mult * g_.dim, outputs = g_.hc_outputs();
+  timer.reads(cpu::WeightKind::other, outputs * width * 4);
   cpu_.pool.run([&](int worker) {
     const WorkerPool::Team& team = cpu_.pool.team(worker);
     const int64_t first = outputs * worker / cpu_.pool.size(), last = outputs * (worker + 1) / cpu_.pool.size();
@@ -272,13 +277,25 @@ void DeepseekV4Step::moe(int index, const LayerWeights& w, std::span<const int32
   clock_.lap(Phase::experts_cpu);
 }
 
-// Collapses the streams of the wanted tokens, norms them and multiplies by the vocabulary.
+// The streams of the wanted tokens times the vocabulary.
 int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows, const HcWeights& hc,
                              const float* norm, float* logits) {
-  const int64_t width = g_.hc_mult * g_.dim, count = static_cast<int64_t>(rows.size());
+  const int64_t count = static_cast<int64_t>(rows.size());
   if (count == 0) return 0;
+  collapse_streams(streams, rows, hc, norm);
+  cpu::prepare(cpu_, TensorView<const float, 2>(b_.hidden.data(), {count, g_.dim}), plain_, b_.head_input);
+  cpu::gemm(head_cpu_, w_.head, b_.head_input, logits, false);
+  return count;
+}
+
+// The streams of each row become one, normed: b.hidden. Each worker with rows reads the mixing weights.
+void DeepseekV4Step::collapse_streams(const float* streams, std::span<const int32_t> rows, const HcWeights& hc,
+                                      const float* norm) {
+  const int64_t width = g_.hc_mult * g_.dim, bytes = g_.hc_mult * width * 4, count = static_cast<int64_t>(rows.size());
+  cpu::WeightTraffic::Timer timer(&traffic_);
+  timer.reads(cpu::WeightKind::head, std::min<int64_t>(count, cpu_.pool.size()) * bytes);
   cpu_.pool.split(count, [&](int64_t begin, int64_t end, int worker) {
-    traffic_.add(worker, cpu_.pool.team(worker).node, g_.hc_mult * width * 4);
+    traffic_.add(worker, cpu_.pool.team(worker).node, bytes);
     for (int64_t i = begin; i < end; ++i) {
       const float* in = streams + rows[i] * width;
       float* mix = &b_.mixes[i * g_.hc_outputs()];
@@ -291,9 +308,6 @@ int64_t DeepseekV4Step::head(const float* streams, std::span<const int32_t> rows
       cpu::rms_norm(cpu_.table, hidden, norm, g_.dim, g_.norm_eps, round_.results, hidden);
     }
   });
-  cpu::prepare(cpu_, TensorView<const float, 2>(b_.hidden.data(), {count, g_.dim}), plain_, b_.head_input);
-  cpu::gemm(cpu_, w_.head, b_.head_input, logits, false);
-  return count;
 }
 
 // The MTP block on every token whose successor is known: one whole layer on streams made of the main model's streams

@@ -96,6 +96,8 @@ class DeepseekV4Step : public StepExecutor {
   }
   int64_t head(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc, const float* norm,
                float* logits);
+  void collapse_streams(const float* streams, std::span<const int32_t> rows, const deepseek_v4::HcWeights& hc,
+                        const float* norm);
   void mtp(std::span<const int32_t> next_ids, std::span<const int32_t> rows, const Segments& segments);
 
   cpu::GemmJob job(const cpu::PackedMatrix& w, const cpu::GemmInput& x, float* y, bool round) const;
@@ -116,7 +118,7 @@ class DeepseekV4Step : public StepExecutor {
   const ModelGeometry& g_;
   const deepseek_v4::Weights& w_;
   cpu::WeightTraffic traffic_;
-  const cpu::CpuContext cpu_;
+  const cpu::CpuContext cpu_, head_cpu_;  // what the second reads is of the head
   const Rounding round_;
   const cpu::InputFormat plain_, linear_,
       expert_;                         // how inputs are stored: as they are, of FP8 and FP4 linears, of routed experts
@@ -125,6 +127,7 @@ class DeepseekV4Step : public StepExecutor {
   PhaseClock clock_;
   DistinctCounter distinct_;
   StepExperts counted_;                    // of the step that runs
+  std::vector<double> layer_ns_;           // of the last step
   std::vector<cpu::GemmJob> output_jobs_;  // one a group of wo_a
   int64_t tokens_ = 0, logit_rows_ = 0, mtp_rows_ = 0;
   std::span<SequenceKv* const> sequences_;

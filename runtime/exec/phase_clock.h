@@ -20,12 +20,13 @@ class PhaseClock {
     time_[phase] += ns(now - last_);
     last_ = now;
   }
+  double elapsed_ns() const { return ns(Clock::now() - start_); }
   /// What went by is waiting for others, and in the whole alone.
   void skip() { last_ = Clock::now(); }
   /// The phases so far, and all of the time.
   sched::StepTime time() const {
     sched::StepTime time = time_;
-    time.total = ns(Clock::now() - start_);
+    time.total = elapsed_ns();
     return time;
   }
 

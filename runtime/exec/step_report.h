@@ -55,6 +55,7 @@ struct StepReport {
   StepExperts experts = {};
   RoutedExperts routed = {};
   std::span<const int64_t> cpu_pairs = {};  // by layer, of its (token, expert) pairs; empty: all of them
+  std::span<const double> layer_ns = {};    // of each layer; empty: they cannot be told apart, on devices
 };
 
 /// Selected rows where CSA rows lie in host memory: those with a copy on the device, those that got one, and those that

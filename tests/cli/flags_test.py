@@ -48,7 +48,7 @@ SWEEP = {
             "--presence-penalty": REAL, "--frequency-penalty": REAL, "--stop": [""], "--reasoning-effort": ["", "heroic"], "--system": ["", "a" * 100_000]},
     "logits": {"--chunk": WHOLE, "--decode-from": [*WHOLE, "4", "5", "6"], "--max-model-len": [*WHOLE, "4", "5"]},
     "perplexity": {"--max-model-len": [*WHOLE, "2", "3"], "--reference-tensor": [""], "--reference": ["", "/dev/null", "/no/such"]},
-    "step": {"--chunk": WHOLE, "--prefill": [*WHOLE, "1,,2", "63", "64"], "--decode": [*WHOLE, "63", "64"], "--repetitions": ["", "x", "-1", "0", "9223372036854775807"], "--max-model-len": WHOLE},
+    "step": {"--chunk": WHOLE, "--prefill": [*WHOLE, "1,,2", "63", "64"], "--decode": [*WHOLE, "63", "64"], "--repetitions": ["", "x", "-1", "0", "9223372036854775807"], "--max-model-len": WHOLE, "--full-layers": WHOLE},
     "synth": {"--layers": [v for v in WHOLE if v != "0"], "--seed": WHOLE, "--like": ["", "gpt"]},
 }
 

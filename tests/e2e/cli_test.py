@@ -176,8 +176,9 @@ def test_bench_and_perplexity_report(logits, tmp_path):
         assert row["tokens"] > 0 and row["tokens_per_second"] > 0 and row["bytes_per_token"] > 0 and row["share_of_bound"] > 0, row
     assert document["stream_read_bytes_per_second"] > 1e8 and document["machine"]["cpu"] and document["build"]["version"]
     out, _ = run("bench", "step", "--model", DEMO, "-p", "16", "-n", "4", "-r", 1, "--json", tmp_path / "bench.json")
-    widths = {len(line) for line in out.splitlines() if line.startswith("|")}
-    assert len(widths) == 1 and json.loads((tmp_path / "bench.json").read_text())["results"], out
+    tables = [[len(line) for line in part.splitlines() if line.startswith("|")] for part in out.split("\n\n") if "\n|" in "\n" + part]
+    assert [len(set(widths)) for widths in tables] == [1, 1] and [len(widths) for widths in tables] == [2 + 2, 2 + 2 * 5], out
+    assert json.loads((tmp_path / "bench.json").read_text())["results"], out
     text = "In the beginning God created the heaven and the earth. " * 4
     (tmp_path / "text").write_text(text)
     ids = [0] + jsonl("tokenize", DEMO, [{"text": text}])[0]["ids"]

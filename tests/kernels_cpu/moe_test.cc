@@ -37,9 +37,10 @@ struct Layer {
 };
 
 std::vector<float> run(const KernelTable& table, int threads, const Layer& layer, const std::vector<float>& x,
-                       const std::vector<int32_t>& ids, const std::vector<float>& weights, int64_t tokens) {
+                       const std::vector<int32_t>& ids, const std::vector<float>& weights, int64_t tokens,
+                       WeightTraffic* traffic = nullptr) {
   WorkerPool pool(read_topology("node:2 core:2 pu:1").value(), threads);
-  const CpuContext cpu{pool, table};
+  const CpuContext cpu{pool, table, traffic};
   GemmInput input = GemmInput::allocate(tokens, Layer::kDim).value();
   MoeWorkspace workspace =
       MoeWorkspace::allocate(threads, tokens, 2, Layer::kExperts, Layer::kDim, Layer::kInter).value();
@@ -102,6 +103,44 @@ TEST_P(MoeTest, MatchesTheReferenceAndIsBatchInvariant) {
     for (size_t d = 0; d < expected.size(); ++d)
       norm += expected[d] * expected[d], error += (expected[d] - got[d]) * (expected[d] - got[d]);
     EXPECT_LT(std::sqrt(error / norm), 0.01) << "token " << token;  // bf16 results: one in 256 each
+  }
+}
+
+TEST(MoeTraffic, CountsEachExpertThatIsAskedForAndTheSharedOne) {
+  std::mt19937 random(12);
+  const Layer layer(random);
+  const std::vector<float> x = test::random_floats(random, 3 * Layer::kDim, 0.1f);
+  const KernelTable table = make_kernel_table(detect_cpu_features(), Isa::amx);
+  for (const int threads : {1, 3}) {
+    WeightTraffic traffic(threads, 2);
+    run(table, threads, layer, x, {4, 1, 1, 2, 4, 2}, std::vector<float>(6, 0.5f), 3, &traffic);
+    const auto bytes = [&](WeightKind kind) { return traffic.kinds()[static_cast<size_t>(kind)].bytes; };
+    EXPECT_EQ(bytes(WeightKind::fp4), 3 * layer.experts[0].bytes());
+    EXPECT_EQ(bytes(WeightKind::fp8), layer.shared.bytes());
+    EXPECT_EQ(traffic.total_bytes(), bytes(WeightKind::fp4) + bytes(WeightKind::fp8));
+  }
+}
+
+// More rows of an expert, and of the shared one, than a worker takes at once.
+TEST_P(MoeTest, MoreRowsThanAWorkerGathersAtOnceChangeNoBit) {
+  std::mt19937 random(12);
+  const Layer layer(random);
+  const int64_t tokens = 2 * kMoeRows + 9;
+  std::vector<float> x = test::random_floats(random, tokens * Layer::kDim, 0.1f), weights;
+  std::vector<int32_t> ids;
+  for (int64_t token = 0; token < tokens; ++token) {
+    ids.insert(ids.end(), {0, token % 5 == 0 ? 1 : 2});  // the first has every token, the others some
+    weights.insert(weights.end(), {0.5f, 0.01f * static_cast<float>(token % 50)});
+  }
+  const std::vector<float> together = run(table_, 2, layer, x, ids, weights, tokens);
+  for (int64_t first = 0; first < tokens; first += 100) {
+    const int64_t count = std::min<int64_t>(100, tokens - first);
+    const auto part = [&](const auto& all, int64_t width) {
+      return std::remove_cvref_t<decltype(all)>(all.begin() + first * width, all.begin() + (first + count) * width);
+    };
+    EXPECT_EQ(run(table_, 2, layer, part(x, Layer::kDim), part(ids, 2), part(weights, 2), count),
+              part(together, Layer::kDim))
+        << "tokens from " << first;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <future>
+#include <tuple>
 
 #include "runtime/base/number_formats.h"
 #include "runtime/hw/uneven_work.h"
@@ -223,6 +224,20 @@ ModelGeometry demo_geometry() {
   return g;
 }
 
+// What a layer's weights and the head's come from, but for the number of routed experts.
+auto shapes_of(const ModelGeometry& g) {
+  return std::tie(g.vocab_size, g.dim, g.n_heads, g.head_dim, g.rope_head_dim, g.q_lora_rank, g.o_lora_rank, g.o_groups,
+                  g.window_size, g.index_n_heads, g.index_head_dim, g.index_topk, g.n_activated_experts,
+                  g.moe_inter_dim, g.hc_mult);
+}
+
+bool begins_with(const ModelGeometry& whole, const ModelGeometry& slice) {
+  const auto ratios = slice.compress_ratios.begin();
+  return slice.n_layers < whole.n_layers && slice.n_routed_experts <= whole.n_routed_experts &&
+         shapes_of(slice) == shapes_of(whole) &&
+         std::equal(ratios, ratios + slice.n_layers, whole.compress_ratios.begin());
+}
+
 /// Writes one tensor after another: a buffer is filled by all cores while the one before goes to the disk.
 class ShardStream {
  public:
@@ -283,6 +298,12 @@ Result<ModelGeometry> published_geometry(const std::string& name, int layers, in
                    ".." + std::to_string(g.n_routed_experts) + ", from those of a token to all of a layer of " + name);
   if (experts > 0) g.n_routed_experts = experts;
   return g;
+}
+
+std::optional<ModelGeometry> published_whole(const ModelGeometry& slice) {
+  for (const auto& geometry : {flash_geometry, pro_geometry, demo_geometry})
+    if (ModelGeometry whole = geometry(); begins_with(whole, slice)) return whole;
+  return std::nullopt;
 }
 
 Status synthesize(const ModelGeometry& geometry, const std::filesystem::path& folder,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "runtime/base/result.h"
@@ -13,6 +14,10 @@ namespace thermocline::deepseek_v4 {
 /// `experts` routed experts a layer (0: all), without MTP block. A token reads the same bytes of fewer experts. Errors:
 /// read_config's, invalid_argument for another name, more than the model has, or fewer experts than a token has.
 Result<ModelGeometry> published_geometry(const std::string& name, int layers, int experts = 0);
+
+/// The published model whose first layers are those of `slice`, which may have fewer routed experts. None: there are no
+/// more layers, or no published model begins so.
+std::optional<ModelGeometry> published_whole(const ModelGeometry& slice);
 
 struct SynthesizeOptions {
   uint64_t seed = 0;
