@@ -132,6 +132,9 @@ TEST(Config, OtherSpellingsAreTheSameModel) {
     changed[Json::json_pointer(where)] = value;
     EXPECT_NE(error_of(changed).find(word), std::string::npos) << where << ": " << error_of(changed);
   };
+  refused(plain, "/rope_scaling/attention_factor", 2, "attention_factor");
+  refused(plain, "/rope_scaling/mscale_all_dim", 0.7, "mscale_all_dim");
+  refused(plain, "/rope_scaling/truncate", false, "truncate");
   refused(plain, "/rope_scaling/rope_type", "linear", "other spelling says \"linear\"");
   refused(both, "/rope_parameters/compress/factor", 32, "rope_scaling");
   refused(both, "/rope_parameters/main/rope_theta", 20000, "rope_theta");

@@ -188,6 +188,10 @@ TEST(Weights, EveryLieIsNamed) {
        {"mtp.0.enorm.weight"}},
       {[&](auto& t) { t["layers.99.attn.wq_a.weight"] = t["norm.weight"]; }, {"layers.99.", "num_hidden_layers"}},
       {[&](auto& t) { t["layers.0.attn.compressor.extra"] = t["norm.weight"]; }, {"layers.0.attn.compressor.extra"}},
+      {[&](auto& t) { t["layers.0.attn.wq_b.bias"] = t["norm.weight"]; }, {"layers.0.attn.wq_b.bias", "no such part"}},
+      {[&](auto& t) { t["layers.0.ffn.experts.99.w1.weight"] = t["norm.weight"]; },
+       {"layers.0.ffn.experts.99.w1.weight", "no such part"}},
+      {[&](auto& t) { t["head.bias"] = t["norm.weight"]; }, {"head.bias", "no such part"}},
   };
   for (const auto& [change, expected] : cases) {
     Rewritten checkpoint(test::golden("tiny-csa"));

@@ -93,6 +93,8 @@ TEST_F(ApiTest, MalformedChatsNameTheField) {
       {{{"response_format", format}}, "response_format"},
       {{{"structured_outputs", {{"json", Json::object()}}}}, "structured_outputs"},
       {{{"guided_regex", "a+"}}, "guided_regex"},
+      {{{"guided_json", Json::object()}}, "guided_json"},
+      {{{"json_schema", Json::object()}}, "json_schema"},
       {{{"grammar", "root ::= x"}}, "grammar"},
       {{{"prompt_logprobs", 21}}, "prompt_logprobs"},
       {{{"prompt_logprobs", -1}}, "prompt_logprobs"},

@@ -47,7 +47,8 @@ Status spell_rope(Json& json) {
   Json scaling =
       json.contains("rope_scaling") && json["rope_scaling"].is_object() ? json["rope_scaling"] : Json::object();
   const Json& compress = parameters["compress"];
-  for (const char* field : {"type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"})
+  for (const char* field : {"type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+                            "attention_factor", "mscale", "mscale_all_dim", "truncate"})
     if (compress.contains(field))
       if (Status status = spell(scaling, field, compress[field]); !status.ok())
         return std::move(status).error().with("rope_scaling");
@@ -133,6 +134,12 @@ Status read_rope(const Json& json, ModelGeometry& g) {
   const Json& scaling = json["rope_scaling"];
   const auto read = [&]() -> Status {
     TC_RETURN_IF_ERROR(require(scaling, "type", "yarn"));
+    // Of other models' YaRN: they would change numbers here too.
+    for (const auto& [name, neutral] : {std::pair<const char*, Json>("attention_factor", 1.0),
+                                        {"mscale", 1.0},
+                                        {"mscale_all_dim", 1.0},
+                                        {"truncate", true}})
+      if (scaling.contains(name) && !scaling[name].is_null()) TC_RETURN_IF_ERROR(require(scaling, name, neutral));
     TC_RETURN_IF_ERROR(read_positive(scaling, "factor", g.rope_factor));
     TC_RETURN_IF_ERROR(read_int(scaling, "original_max_position_embeddings", 1, int64_t{1} << 40, g.original_seq_len));
     TC_RETURN_IF_ERROR(read_positive(scaling, "beta_fast", g.beta_fast));

@@ -131,9 +131,14 @@ class Binder {
 
   /// Whether what is left over says that config.json is another model's: whole layers, or parts of one that change what
   /// it computes. Others, of MTP blocks or of later releases, are none of ours.
+  static constexpr const char* kNoSuchPart =
+      "a model of this config.json has no such part: its answers would be another's";
   Status check_left_over() const {
     for (const auto& [name, tensor] : checkpoint_.tensors()) {
-      if (used_.contains(&tensor) || !name.starts_with("layers.")) continue;
+      if (used_.contains(&tensor)) continue;
+      for (const std::string_view part : {"embed.", "head.", "norm."})
+        if (name.starts_with(part)) return tensor_error(checkpoint_, tensor, kNoSuchPart);
+      if (!name.starts_with("layers.")) continue;
       int layer = -1;
       const char* const end = name.data() + name.size();
       const auto [dot, error] = std::from_chars(name.data() + 7, end, layer);
@@ -146,6 +151,7 @@ class Binder {
                             "config.json says that this layer has no such part (compress_ratios[" +
                                 std::to_string(layer) + "] is " +
                                 std::to_string(g_.compress_ratios[static_cast<size_t>(layer)]) + ")");
+      return tensor_error(checkpoint_, tensor, kNoSuchPart);
     }
     return {};
   }

@@ -148,12 +148,15 @@ constexpr const char* kFields[] = {
     "max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "stop", "include_stop_str_in_output",
     "stop_token_ids", "skip_special_tokens", "n", "priority", "cache_salt", "timeout"};
 
-// What would change the answer and is not there: refused by name, never ignored. An empty or switched-off one is fine.
+// What would change the answer and is not there: refused by name, never ignored. An empty or switched-off one is fine,
+// but for the schema {}: it asks for JSON.
 Status refuse_missing_features(const Fields& fields) {
-  for (const char* name : std::span(kFields).first(kMissing)) {
-    const Json* const value = fields.find(name);
-    if (!value || *value == false || *value == "" || (value->is_structured() && value->empty())) continue;
-    return not_offered(name, "is not offered by this server");
+  for (const std::string_view name : std::span(kFields).first(kMissing)) {
+    const Json* const value = fields.find(name.data());
+    if (!value || *value == false || *value == "") continue;
+    const bool schema = value->is_object() && (name == "guided_json" || name == "json_schema");
+    if (value->is_structured() && value->empty() && !schema) continue;
+    return not_offered(std::string(name), "is not offered by this server");
   }
   return {};
 }
