@@ -436,6 +436,7 @@ void StepLoop::step(const sched::StepPlan& plan) {
   if (batch.size() == 0) return make_room_for(crowded_out);
   const Clock::time_point start = Clock::now();
   count_gap(start);
+  publish_running();
   watchdog_.begin();
   const Result<StepReport> report = [&] {
     const WorkerPool::StepScope scope(m_.pool);  // the workers stay awake from the step to its samples

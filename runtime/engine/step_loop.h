@@ -100,6 +100,7 @@ class StepLoop {
   bool waits_too_long(RunningRequest& r, Clock::time_point now) const;
   void bark();
   void end_active(const Error& error);
+  void publish_running();
   void publish_stats();
   sched::KvPages pages() const;
   RunningRequest* running(uint64_t id);

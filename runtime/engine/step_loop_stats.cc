@@ -26,6 +26,14 @@ void StepLoop::publish_stats() {
   rates_.add(Clock::now(), counts);
 }
 
+// Before a step, which may take long: a request in its first one runs, and holds pages.
+void StepLoop::publish_running() {
+  const sched::KvPages p = pages();
+  const std::lock_guard lock(mutex_);
+  stats_.running = static_cast<int64_t>(running_.size());
+  stats_.kv_tokens_used = (p.total - p.free) * p.page_tokens;
+}
+
 EngineStats StepLoop::stats() const {
   const QueueCounters::Amount waiting = counters_->waiting();
   const std::chrono::duration<double> running = watchdog_.running();

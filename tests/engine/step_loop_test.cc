@@ -492,6 +492,18 @@ TEST(StepLoop, AHangingStepFailsItsRequestsAndHealthIsRedUntilItEnds) {
   EXPECT_EQ(test::ask(*served.engine, served.request(kQuestions[0])).text, "The capital of Norway is Oslo.");
 }
 
+TEST(StepLoop, ARequestInItsFirstStepRuns) {
+  Served served({.sequences = 1});
+  served.hold_at_layer(1);
+  const auto handle = served.submit(served.request(kQuestions[0]));
+  while (served.engine->stats().step_running_seconds == 0) std::this_thread::sleep_for(1ms);
+  const EngineStats stats = served.engine->stats();
+  EXPECT_EQ(stats.running, 1);
+  EXPECT_GT(stats.kv_tokens_used, 0);
+  served.release();
+  EXPECT_EQ(test::collect(*handle)[0].text, "The capital of Norway is Oslo.");
+}
+
 TEST(StepLoop, AnExceptionOnTheStepThreadEndsWhatIsThereAndTheLoopGoesOn) {
   Served served({.sequences = 1});
   served.engine->step().set_observer([](int, TensorView<const float, 3>) { throw std::runtime_error("planted"); });
