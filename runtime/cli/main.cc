@@ -58,7 +58,7 @@ int main(int argc, char** argv) {
   cli::add_launch(app, outcome);
   cli::add_version(app, outcome);
   cli::add_docs(app, outcome);
-  cli::refuse_empty_numbers(app);
+  cli::refuse_what_is_no_value(app);
   cli::set_up_help(app);
   for (const std::string& line : cli::stray_variables(app)) fmt::print(stderr, "warning: {}\n", line);
   std::vector<std::string> args = cli::spell_out({argv + 1, argv + argc});

@@ -71,35 +71,22 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string>& 
   return near.empty() ? "" : "; did you mean " + near + "?";
 }
 
-// CLI11's reader takes a # for a comment inside quotes too, and a list without its end for one that has it.
-void check_lines(const std::string& file, std::istream& in) {
-  std::string line;
-  int number = 0, list_from = 0;
-  while (std::getline(in, line)) {
-    ++number;
-    char quote = 0;
-    for (const char c : line) {
-      if (!quote && c == '#') break;
-      if (quote && c == '#')
-        throw CLI::ConfigError(fmt::format("{}:{}: a # inside a string is not understood here", file, number));
-      if (quote ? c == quote : c == '"' || c == '\'') quote = quote ? 0 : c;
-      if (!quote && c == '[') list_from = number;
-      if (!quote && c == ']') list_from = 0;
-    }
-    if (quote) throw CLI::ConfigError(fmt::format("{}:{}: a string without its end", file, number));
-  }
-  if (list_from > 0) throw CLI::ConfigError(fmt::format("{}:{}: a list without its end", file, list_from));
+std::vector<ConfigLine> read_lines(const std::string& file) {
+  std::ifstream in(file);
+  if (!in || in.peek() == std::ifstream::traits_type::eof())
+    throw CLI::ConfigError("the configuration file " + file + " cannot be read, or is empty");
+  return read_config(in, file);
 }
 
-std::vector<CLI::ConfigItem> read_items(const std::string& file) {
-  std::ifstream in(file);
-  std::stringstream text;
-  if (!in || !(text << in.rdbuf()))
-    throw CLI::ConfigError("the configuration file " + file + " cannot be read, or is empty");
-  check_lines(file, text);
-  text.clear();
-  text.seekg(0);
-  return CLI::ConfigTOML().from_config(text);
+// Of a flag's value: empty, or what is wrong with it. CLI11 takes any number, and words such as enable.
+std::string flag_problem(const std::string& text) {
+  return text == "true" || text == "false" ? "" : "is on or off: true or false, not '" + text + "'";
+}
+
+void check_kind(const CLI::Option& option, const ConfigLine& line) {
+  if (line.kind == ConfigLine::Kind::list && !is_list(option)) throw CLI::ConfigError("is one value, not a list");
+  if (line.kind == ConfigLine::Kind::text && is_flag(option))
+    throw CLI::ConfigError("is true or false, without quotes");
 }
 
 // CLI11 does not tell a variable of the program's from a flag.
@@ -111,7 +98,7 @@ std::string of_command_line(const CLI::Option& option) {
 std::string value_of(const CLI::Option& option) {
   if (option.empty()) return is_flag(option) ? "false" : is_list(option) ? "[]" : option.get_default_str();
   if (option.get_type_name().starts_with(Settings::kSecret)) return "(set)";
-  if (is_flag(option)) return CLI::detail::to_flag_value(option.results().back()) > 0 ? "true" : "false";
+  if (is_flag(option)) return option.results().back();
   return is_list(option) ? "[" + CLI::detail::join(option.results(), ",") + "]" : option.results().back();
 }
 
@@ -156,9 +143,8 @@ void Settings::settle(const std::string& file) {
   take_environment();
   file_ = file;
   if (!file.empty())
-    for (const CLI::ConfigItem& item : read_file())
-      if (CLI::Option* const option = option_of(item); option && option->empty())
-        take(*option, item.inputs, "file " + file);
+    for (const ConfigLine& line : read_file())
+      if (CLI::Option* const option = option_of(line); option && option->empty()) take_line(*option, line);
   if (!print_->empty() && command_.remaining().empty()) {
     print();
     throw CLI::Success();
@@ -185,30 +171,34 @@ void Settings::take_environment() {
     const std::string name = env_name(command_, *option);
     const char* const text = std::getenv(name.c_str());
     if (is_of_program(*option) || !text || !*text || !option->empty()) continue;  // set to nothing is not set
-    take(*option, is_list(*option) ? CLI::detail::split(text, ',') : std::vector<std::string>{text}, "env " + name);
+    try {
+      take(*option, is_list(*option) ? CLI::detail::split(text, ',') : std::vector<std::string>{text}, "env " + name);
+    } catch (const CLI::ParseError& error) {
+      throw CLI::ConfigError(name + ": " + error.what());
+    }
   }
 }
 
 // Its lines, those of sections first.
-std::vector<CLI::ConfigItem> Settings::read_file() const {
-  std::vector<CLI::ConfigItem> items = read_items(file_);
-  std::erase_if(items, [](const auto& item) { return item.name == "++" || item.name == "--"; });  // a section's ends
+std::vector<ConfigLine> Settings::read_file() const {
+  std::vector<ConfigLine> lines = read_lines(file_);
   std::set<std::string> seen;
-  for (const CLI::ConfigItem& item : items)
-    if (!seen.insert(item.fullname()).second) throw CLI::ConfigError(file_ + ": " + item.fullname() + " is set twice");
-  std::stable_partition(items.begin(), items.end(), [](const auto& item) { return !item.parents.empty(); });
-  return items;
+  for (const ConfigLine& line : lines)
+    if (!seen.insert(line.full_name()).second)
+      throw CLI::ConfigError(file_ + ": " + line.full_name() + " is set twice");
+  std::stable_partition(lines.begin(), lines.end(), [](const auto& line) { return !line.section.empty(); });
+  return lines;
 }
 
 // Keys before any section are for every command that has such an option; a section is one command's alone, and wins.
 // Null: another command's.
-CLI::Option* Settings::option_of(const CLI::ConfigItem& item) const {
-  std::string key = item.name;
+CLI::Option* Settings::option_of(const ConfigLine& line) const {
+  std::string key = line.key;
   std::replace(key.begin(), key.end(), '_', '-');
-  bool known_section = item.parents.empty();
+  bool known_section = line.section.empty();
   std::vector<std::string> known;
   const auto add_keys_of = [&](const CLI::App& other) {
-    if (!has_settings(other) || (!item.parents.empty() && path_of_command(other) != item.parents)) return;
+    if (!has_settings(other) || (!line.section.empty() && path_of_command(other) != line.section)) return;
     known_section = true;
     for (std::string& name : keys_of(other)) known.push_back(std::move(name));
   };
@@ -216,10 +206,10 @@ CLI::Option* Settings::option_of(const CLI::ConfigItem& item) const {
   for_each_command(program_of(command_), add_keys_of);
   for (const CLI::Option* option : program_settings(command_)) known.push_back(key_of(*option));
   if (!known_section)
-    throw CLI::ConfigError(file_ + ": there is no command [" + CLI::detail::join(item.parents, ".") + "]");
+    throw CLI::ConfigError(file_ + ": there is no command [" + CLI::detail::join(line.section, ".") + "]");
   if (std::find(known.begin(), known.end(), key) == known.end())
-    throw CLI::ConfigError(file_ + ": there is no setting " + item.fullname() + did_you_mean(key, known));
-  if (!item.parents.empty() && item.parents != path_of_command(command_)) return nullptr;
+    throw CLI::ConfigError(file_ + ": there is no setting " + line.full_name() + did_you_mean(key, known));
+  if (!line.section.empty() && line.section != path_of_command(command_)) return nullptr;
   for (CLI::Option* const option : settings_of(command_))
     if (key_of(*option) == key) return option;
   return nullptr;
@@ -232,10 +222,10 @@ Result<std::string> Settings::read_log_level() const {
   std::error_code ignored;  // a pipe would be waited for
   if (!std::filesystem::is_regular_file(file_, ignored)) return invalid(file_ + " is no file to be read again");
   try {
-    for (const CLI::ConfigItem& item : read_file()) {
-      if (option_of(item) != &option) continue;
-      if (item.inputs.size() == 1 && std::ranges::find(kLogLevels, item.inputs[0]) != kLogLevels.end())
-        return item.inputs[0];
+    for (const ConfigLine& line : read_file()) {
+      if (option_of(line) != &option) continue;
+      if (line.values.size() == 1 && std::ranges::find(kLogLevels, line.values[0]) != kLogLevels.end())
+        return line.values[0];
       return invalid(file_ + ": log-level should be one of " + CLI::detail::join(kLogLevels, ", "));
     }
   } catch (const CLI::ParseError& error) {
@@ -244,21 +234,20 @@ Result<std::string> Settings::read_log_level() const {
   return option.get_default_str();
 }
 
-void Settings::take(CLI::Option& option, const std::vector<std::string>& values, const std::string& source) {
-  const std::string name = option.get_name();
-  const std::string what = source.starts_with("file ") ? source.substr(5) + ": " + key_of(option) : source.substr(4);
+void Settings::take_line(CLI::Option& option, const ConfigLine& line) {
   try {
-    if (is_flag(option) && values.size() != 1) throw CLI::ConversionError(name, values);
-    if (is_flag(option)) CLI::detail::to_flag_value(values[0]);
-    option.add_result(values);
-    taken_[&option] = {value_of(option), source};  // as it was written: 1GiB, not its bytes
-    option.run_callback();
+    check_kind(option, line);
+    take(option, line.values, "file " + file_);
   } catch (const CLI::ParseError& error) {
-    throw CLI::ConfigError(what + ": " + error.what());
-  } catch (const std::logic_error&) {  // of to_flag_value
-    throw CLI::ConfigError(fmt::format("{}: {} is on or off: true or false, not '{}'", what, name, values[0]));
+    throw CLI::ConfigError(fmt::format("{}:{}: {}: {}", file_, line.number, key_of(option), error.what()));
   }
-  g_taken += fmt::format("{}{} ({})", g_taken.empty() ? "" : ", ", name, source);
+}
+
+void Settings::take(CLI::Option& option, const std::vector<std::string>& values, const std::string& source) {
+  option.add_result(values);
+  taken_[&option] = {value_of(option), source};  // as it was written: 1GiB, not its bytes
+  option.run_callback();
+  g_taken += fmt::format("{}{} ({})", g_taken.empty() ? "" : ", ", option.get_name(), source);
 }
 
 std::vector<SettingRow> Settings::rows() const {
@@ -292,13 +281,15 @@ void Settings::print() const {
     fmt::print("{:<{}}  {:<{}}  {}\n", row.name, width, row.value.empty() ? "-" : row.value, value_width, row.source);
 }
 
-void refuse_empty_numbers(CLI::App& program) {
-  for (CLI::Option* const option : program.get_options())
+void refuse_what_is_no_value(CLI::App& program) {
+  for (CLI::Option* const option : program.get_options()) {
     for (const char* type : {"INT", "UINT", "FLOAT"})
       if (option->get_type_name().starts_with(type))
         option->check(CLI::Validator(
             [](const std::string& text) { return text.empty() ? "a number is missing" : std::string(); }, ""));
-  for (CLI::App* const command : program.get_subcommands({})) refuse_empty_numbers(*command);
+    if (is_flag(*option) && is_setting(*option)) option->check(CLI::Validator(flag_problem, ""));
+  }
+  for (CLI::App* const command : program.get_subcommands({})) refuse_what_is_no_value(*command);
 }
 
 bool has_settings(const CLI::App& command) { return command.get_option_no_throw("--config") != nullptr; }

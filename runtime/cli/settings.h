@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/base/result.h"
+#include "runtime/cli/config_file.h"
 
 namespace thermocline::cli {
 
@@ -53,8 +54,9 @@ class Settings {
   void settle(const std::string& file);
   void take_foreign_spellings();
   void take_environment();
-  std::vector<CLI::ConfigItem> read_file() const;
-  CLI::Option* option_of(const CLI::ConfigItem& item) const;
+  std::vector<ConfigLine> read_file() const;
+  CLI::Option* option_of(const ConfigLine& line) const;
+  void take_line(CLI::Option& option, const ConfigLine& line);
   void take(CLI::Option& option, const std::vector<std::string>& values, const std::string& source);
   void print() const;
   std::vector<SettingRow> rows() const;
@@ -70,9 +72,9 @@ class Settings {
   std::function<std::vector<SettingRow>()> more_rows_;
 };
 
-/// No option of the program or its commands takes an empty word for a number: CLI11 would read 0, which often means
-/// something else.
-void refuse_empty_numbers(CLI::App& program);
+/// No option of the program or its commands takes an empty word for a number, and no flag another word than true and
+/// false: CLI11 would read 0, which often means something else, and take any number for true.
+void refuse_what_is_no_value(CLI::App& program);
 /// Whether the command reads settings from elsewhere.
 bool has_settings(const CLI::App& command);
 /// Options of the program itself that are settings of every command: the log's.

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from program import DEMO, PROGRAM, run
+from program import DEMO, PROGRAM, ROOT, run
 
 # A setting of each kind with two good values: a number, a flag, a list, a size, a text.
 SETTINGS = {"port": ("9001", "9002"), "think": ("true", "false"), "allowed-host": ("[a.example,b.example:80]", "[c.example]"), "kv-host-memory": ("1GiB", "2GiB"), "kv-disk-dir": ("/ours", "/theirs"),
@@ -73,11 +73,46 @@ def test_sections_are_of_one_command_and_win(environment, tmp_path):
     assert json.loads(out)["chunk"]["value"] == "7", out
 
 
+def test_the_documented_file_is_taken_as_it_stands(environment, tmp_path):
+    block = (ROOT / "docs/configuration.md").read_text().split("```toml\n")[1].split("```")[0]
+    file = tmp_path / "box.toml"
+    file.write_text(block)
+    settings = printed("--config", file)
+    assert {name: settings[name][0] for name in ("threads", "port", "max-num-seqs", "allowed-host", "think", "kv-host-memory")} == {
+        "threads": "32", "port": "8080", "max-num-seqs": "4", "allowed-host": "[box.lan,box.lan:8080]", "think": "true", "kv-host-memory": "8GiB"}, settings
+    out, _ = run("bench", "step", "--config", file, "--print-config=json")
+    assert json.loads(out)["repetitions"]["value"] == "5", out
+
+
+def test_toml_means_what_it_says(environment, tmp_path):
+    file = tmp_path / "box.toml"
+    for text, name, value in [("[ serve ]  # ours\nport = 9001 # behind", "port", "9001"), ('served-model-name = "a#b"  # c', "served-model-name", "[a#b]"), (r'kv-disk-dir = "a\"b\\c"', "kv-disk-dir", 'a"b\\c'),
+                              (r"kv-disk-dir = 'a\b'", "kv-disk-dir", r"a\b"), ("allowed-host = [  # two\n 'a', # one\n\n 'b',\n]  # end\nport = 1", "allowed-host", "[a,b]"), ("serve.port = 9002", "port", "9002"),
+                              ('"port" = 9003', "port", "9003"), ("port=9004\r\nthink=true\r\n", "port", "9004"), ("host = localhost", "host", "localhost"), ("kv-disk-dir = ''", "kv-disk-dir", "")]:
+        file.write_bytes(text.encode())
+        assert printed("--config", file)[name] == (value, f"file {file}"), text
+
+
+def test_a_flag_is_true_or_false_and_nothing_else(environment, tmp_path):
+    file = tmp_path / "box.toml"
+    for value in ("2", "1", "0", "1.5", "-1", "[true]", "'true'", "on", "True", "t"):
+        file.write_text(f"think = {value}\n")
+        _, err = run("serve", "--config", file, "--print-config", code=2)
+        assert f"{file}:1: think: " in err and "true" in err, (value, err)
+    for value in ("2", "1.5", "on", "yes"):
+        assert "--think" in run("serve", f"--think={value}", "--print-config", code=2)[1], value
+        environment.setenv("THERMOCLINE_THINK", value)
+        assert "THERMOCLINE_THINK" in run("serve", "--print-config", code=2)[1], value
+        environment.delenv("THERMOCLINE_THINK")
+    assert printed("--think=false")["think"] == ("false", "flag")
+
+
 def test_a_bad_file_is_named(environment, tmp_path):
     file = tmp_path / "box.toml"
     for text, *words in [("prot = 1", "prot", "did you mean port?"), ("port = x", "port: ", "= x"), ("[sevre]\nport = 1", "no command [sevre]"), ("[run]\nport = 1", "run.port"), ("port = 1\nport = 2", "port"),
                          ("port = 1\nhost = '::1'\nport = 2", "port is set twice"), ("think = maybe", "think", "maybe"), ("think = [true, false]", "think"), ("port = [1, 2]", "port"), ("port 9000", "port 9000"),
-                         ('served-model-name = "a#b"', "box.toml:1", "#"), ("\nallowed-host = [\n'a',\n", "box.toml:2", "list"), ("host = '::1", "box.toml:1", "string"), ("max-num-seqs = -", "max-num-seqs"),
+                         ('served-model-name = "a\\b"', "box.toml:1", "single quotes"), ("port = 1 2", "box.toml:1", "1 2"), ("port = '1' 2", "box.toml:1", "'2' is too much"), ("port =", "box.toml:1", "a value is missing"), ("[serve\nport = 1", "box.toml:1", "section"), ("[serve] port", "'port' is too much"),
+                         ("\nallowed-host = [\n'a',\n", "box.toml:2", "list"), ("host = '::1", "box.toml:1", "string"), ("max-num-seqs = -", "max-num-seqs"),
                          ("kv-host-memory = -1", "kv-host-memory", "not negative"), ("", "empty")]:
         file.write_text(text + ("\n" if text else ""))
         for command in ("--print-config", "--quiet"):
