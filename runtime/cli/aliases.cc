@@ -55,7 +55,7 @@ constexpr ForeignFlag kForeign[] = {
      "the model's own chat encoding, tools included, is built in"},
     {"--tool-call-parser,--reasoning-parser", false, Foreign::noted, "the model's own format is read"},
     {"--trust-remote-code", true, Foreign::noted, "no code of a checkpoint is run"},
-    {"--flash-attn", false, Foreign::noted, "there is one attention"},
+    {"--flash-attn", true, Foreign::noted, "there is one attention"},
 };
 
 struct ShortWord {
@@ -65,6 +65,15 @@ constexpr ShortWord kShortWords[] = {{"-np", "--parallel"},        {"-ngl", "--n
                                      {"-cb", "--cont-batching"},   {"-fa", "--flash-attn"},
                                      {"-ub", "--ubatch-size"},     {"-tp", "--tensor-parallel-size"},
                                      {"-ot", "--override-tensor"}, {"-sys", "--system-prompt"}};
+
+// llama.cpp's --flash-attn, and --enable-* of vLLM's older versions, may stand bare or before one of these words.
+constexpr std::string_view kBareOrSwitched[] = {"--flash-attn", "--enable-chunked-prefill", "--enable-prefix-caching"};
+constexpr std::string_view kSwitches[] = {"on", "off", "auto", "0", "1", "true", "false"};
+
+template <size_t kSize>
+bool is_one_of(const std::string_view (&words)[kSize], std::string_view word) {
+  return std::find(std::begin(words), std::end(words), word) != std::end(words);
+}
 
 // Those that the command has no option for yet.
 std::string free_names(const CLI::App& command, const char* names) {
@@ -86,15 +95,23 @@ void add_aliases(CLI::App& command, Settings& settings) {
       settings.add_foreign(names, foreign.flag, foreign.kind, foreign.text);
 }
 
-std::vector<std::string> spell_out(std::vector<std::string> args) {
+std::vector<std::string> spell_out(const std::vector<std::string>& args) {
   if (args.empty() || (args[0] != "serve" && args[0] != "run")) return args;
-  for (std::string& arg : args) {
-    if (arg == "--") break;
+  std::vector<std::string> spelled;
+  for (auto arg = args.begin(); arg != args.end(); ++arg) {
+    if (*arg == "--") {
+      spelled.insert(spelled.end(), arg, args.end());
+      break;
+    }
+    if (!spelled.empty() && is_one_of(kBareOrSwitched, spelled.back()) && is_one_of(kSwitches, *arg)) {
+      spelled.back() += "=" + *arg;
+      continue;
+    }
     const auto* const word = std::find_if(std::begin(kShortWords), std::end(kShortWords),
-                                          [&](const ShortWord& w) { return arg == w.given; });
-    if (word != std::end(kShortWords)) arg = word->meant;
+                                          [&](const ShortWord& w) { return *arg == w.given; });
+    spelled.emplace_back(word != std::end(kShortWords) ? word->meant : *arg);
   }
-  return args;
+  return spelled;
 }
 
 }  // namespace thermocline::cli

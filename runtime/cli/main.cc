@@ -5,6 +5,7 @@
 #include "runtime/cli/aliases.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/help.h"
+#include "runtime/cli/option_values.h"
 #include "runtime/cli/settings.h"
 
 namespace {
@@ -63,6 +64,13 @@ int main(int argc, char** argv) {
   for (const std::string& line : cli::stray_variables(app)) fmt::print(stderr, "warning: {}\n", line);
   std::vector<std::string> args = cli::spell_out({argv + 1, argv + argc});
   if (!args.empty() && args[0] == "launch") outcome.client_args = cut_behind_dashes(args);
+  const CLI::App* command = &app;
+  try {
+    args = cli::settle_values(command, args);
+  } catch (const CLI::ParseError& error) {
+    command->exit(error);
+    return cli::kUsage;
+  }
   std::reverse(args.begin(), args.end());  // as CLI11 wants them
   try {
     app.parse(std::move(args));

@@ -107,6 +107,27 @@ def test_a_flag_is_true_or_false_and_nothing_else(environment, tmp_path):
     assert printed("--think=false")["think"] == ("false", "flag")
 
 
+def test_a_value_is_never_the_next_option(environment):
+    assert printed("--kv-disk-dir=", "--think")["kv-disk-dir"] == ("", "flag")
+    assert printed("--kv-disk-dir=", "--think")["think"] == ("true", "flag")
+    assert printed("--kv-disk-dir=--think")["kv-disk-dir"] == ("--think", "flag")
+    for args, words in [(["--kv-disk-dir", "--think"], "--kv-disk-dir=--think"), (["--alias", "--think"], "--alias lacks its value"), (["--host", "--port=1"], "--host=--port=1"), (["--host", "--log-level", "info"], "--host lacks its value"),
+                        (["--port=", "--think"], "a number is missing"), (["--think="], "--think lacks its value")]:
+        _, err = run("serve", *args, "--print-config", code=2)
+        assert words in err and "`thermocline serve --help`" in err, (args, err)
+    assert printed("--kv-disk-dir", "--no-such-option")["kv-disk-dir"] == ("--no-such-option", "flag")
+    assert "--log-level lacks its value" in run("--log-level", "--log-format=text", "version", code=2)[1]
+
+
+def test_flags_that_may_stand_bare_take_no_other_word(environment):
+    for flag in ("--flash-attn", "-fa", "--enable-chunked-prefill", "--enable-prefix-caching"):
+        for value in ([], *([word] for word in ("on", "off", "auto", "0", "1", "true", "false"))):
+            settings = printed(flag, *value, "--max-num-seqs", 3)
+            assert settings["max-num-seqs"] == ("3", "flag") and settings["model"] == ("", "default"), (flag, value)
+        assert printed(flag, DEMO)["model"] == (str(DEMO), "flag"), flag
+    assert printed("--flash-attn=on", DEMO)["model"] == (str(DEMO), "flag")
+
+
 def test_a_bad_file_is_named(environment, tmp_path):
     file = tmp_path / "box.toml"
     for text, *words in [("prot = 1", "prot", "did you mean port?"), ("port = x", "port: ", "= x"), ("[sevre]\nport = 1", "no command [sevre]"), ("[run]\nport = 1", "run.port"), ("port = 1\nport = 2", "port"),
