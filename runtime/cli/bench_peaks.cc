@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "runtime/base/log.h"
+
 namespace thermocline::cli {
 namespace {
 
@@ -26,6 +28,7 @@ void Peaks::raise(const Peaks& other) {
 
 Result<PeakMeter> PeakMeter::create(WorkerPool& pool, const cpu::KernelTable& table) {
   TC_ASSIGN(StreamRead stream, StreamRead::create(pool));
+  if (!stream.note().empty()) log_warn("STREAM {}", stream.note());
   return PeakMeter(pool, table, std::move(stream));
 }
 

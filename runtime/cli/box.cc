@@ -119,9 +119,11 @@ Result<Box> measured_box() {
   const CpuFeatures features = detect_cpu_features();
   WorkerPool pool(topology);
   double read = 0;
+  std::string note;
   {
     TC_ASSIGN(StreamRead stream, StreamRead::create(pool));
     read = stream.measure();
+    if (!stream.note().empty()) note = ", " + stream.note();
   }
   Box box;
   box.cpu_sheet = sched::CpuSheet{.cores = pool.size(),
@@ -130,7 +132,7 @@ Result<Box> measured_box() {
   box.machine.cpu = sched::cpu_profile(*box.cpu_sheet);
   box.machine.cpu.name = features.model;
   add_cpu_figures(box, "this box, " + features.model,
-                  fmt::format("measured, STREAM read of {:.1f} GB/s x {}", read / kGB, sched::kStreamShare));
+                  fmt::format("measured, STREAM read of {:.1f} GB/s x {}{}", read / kGB, sched::kStreamShare, note));
   return box;
 }
 

@@ -43,8 +43,8 @@ sched::CpuKernels cpu_kernels(Isa isa);
 
 /// --ram and --cpu describe another box, without a card unless --gpu names some; --gpu alone puts cards into this one,
 /// --ram-size and --nvme change that alone. This box is what was calibrated, or else its topology, free memory, cards
-/// of the list, and STREAM read, measured here in a fraction of a second with 256 MiB. Errors: invalid_argument of a
-/// flag, naming it; out_of_memory where nothing can be measured.
+/// of the list, and STREAM read, measured here in a fraction of a second with 256 MiB or what is free. Errors:
+/// invalid_argument of a flag, naming it; out_of_memory where nothing can be measured.
 Result<Box> box_of(const HardwareFlags& flags);
 
 }  // namespace thermocline::cli

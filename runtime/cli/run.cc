@@ -248,8 +248,8 @@ void print_totals(Session& session) {
   fmt::print(stderr, "prefill {} tokens, {:.1f} t/s; decode {} tokens, {:.1f} t/s", t.prefill_tokens, prefill,
              t.decode_tokens, decode);
   if (peak > 0)
-    fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s", bandwidth / 1e9,
-               100 * bandwidth / peak, peak / 1e9);
+    fmt::print(stderr, ", {:.2f} GB/s of weights = {:.0f} % of the STREAM-read peak of {:.1f} GB/s{}", bandwidth / 1e9,
+               100 * bandwidth / peak, peak / 1e9, stream->note().empty() ? "" : " (" + stream->note() + ")");
   fmt::print(stderr, "; {:.0f} MiB of memory at most\n", static_cast<double>(memory) / (1 << 20));
   if (const std::string line = expert_line(session.engine().stats().experts); !line.empty())
     fmt::print(stderr, "{}\n", line);

@@ -38,12 +38,22 @@ TC_VECTOR_CLONES uint64_t sum_lines(const std::byte* data, int64_t bytes) {
   return sum;
 }
 
+constexpr uint64_t kLeastBytes = 16 << 20;  // fewer say nothing about memory
+
 }  // namespace
 
 Result<StreamRead> StreamRead::create(WorkerPool& pool, uint64_t bytes) {
   StreamRead stream(pool);
-  if (bytes == 0) bytes = std::max(uint64_t{256} << 20, 2 * pool.last_level_cache_bytes());
-  if (const MemoryBudget free = free_memory(); free.bytes < bytes)
+  const MemoryBudget free = free_memory();
+  if (bytes == 0) {
+    bytes = std::max(uint64_t{256} << 20, 2 * pool.last_level_cache_bytes());
+    if (const uint64_t half = free.bytes / 2; free.bytes < bytes && half >= kLeastBytes) {
+      bytes = half;
+      stream.note_ =
+          "read from " + std::to_string(bytes >> 20) + " MiB, as little more is free: caches may have helped";
+    }
+  }
+  if (free.bytes < bytes)
     return Error{ErrorCode::out_of_memory, "measuring how fast memory is read takes " + std::to_string(bytes >> 20) +
                                                " MiB, and " + std::to_string(free.bytes >> 20) + " MiB are free (" +
                                                free.source + ")"};

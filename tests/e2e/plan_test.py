@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from program import DEMO, PROGRAM, run
+from program import DEMO, PROGRAM, run, run_with_free_memory
 
 DATA = pathlib.Path(__file__).parents[1] / "data" / "plan"
 
@@ -78,6 +78,17 @@ def test_this_box_is_measured():
     sources = {row["name"]: row["source"] for row in found["hardware"]}
     assert "measured" in sources["RAM read"] or sources["RAM read"] == "calibrated", sources
     assert found["fits"] and found["context"] == 4096 and "--device" in found["serve"]
+
+
+def test_a_box_with_little_memory_is_measured_with_less(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no profile of this box
+    out, _ = run_with_free_memory(200_000, tmp_path, "plan", "--model", DEMO, "--json")
+    source = next(row["source"] for row in json.loads(out)["hardware"] if row["name"] == "RAM read")
+    assert "measured, STREAM read of" in source and "read from 97 MiB, as little more is free" in source, source
+    _, err = run_with_free_memory(400_000, tmp_path, "run", "--model", DEMO, "--device", "none", "--prompt", "Hi", "--max-tokens", 2)
+    assert "STREAM-read peak" in err and "(read from 195 MiB, as little more is free" in err, err
+    out, err = run_with_free_memory(400_000, tmp_path, "bench", "step", "--model", DEMO, "--device", "none", "-p", 8, "-n", 2, "-r", 1)
+    assert "warn" in err and "STREAM read from 195 MiB" in err and "share of bound" in out, (out, err)
 
 
 def test_a_folder_needs_its_config_alone(tmp_path):

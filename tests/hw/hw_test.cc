@@ -309,6 +309,9 @@ TEST(MemoryBandwidth, IsAPlausibleNumber) {
   EXPECT_GT(bandwidth, 1e7);
   EXPECT_LT(bandwidth, 1e13);
   EXPECT_GT(peak_resident_bytes(), uint64_t{32} << 20);
+  const Result<StreamRead> large = StreamRead::create(pool, uint64_t{1} << 60);
+  ASSERT_FALSE(large);  // who names a size gets that or nothing
+  EXPECT_EQ(large.error().code, ErrorCode::out_of_memory);
 }
 
 }  // namespace

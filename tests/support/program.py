@@ -8,6 +8,7 @@ import socket
 import subprocess
 
 import openai
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Taken out of the environment, as the program warns of a THERMOCLINE_ variable that is none of its options'.
@@ -23,6 +24,18 @@ def run(*args, stdin="", code=0, timeout=600):
     """Runs the program and checks its exit code; returns stdout and stderr as text."""
     done = subprocess.run([PROGRAM, *map(str, args)], input=stdin, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == code, f"{args}: exit code {done.returncode}, expected {code}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}"
+    return done.stdout, done.stderr
+
+
+def run_with_free_memory(kilobytes, folder, *args):
+    """run(), on a machine that says it has so little free: its /proc/meminfo is another file, in a mount namespace of its own."""
+    told = folder / "meminfo"
+    told.write_text(f"MemTotal: {kilobytes} kB\nMemFree: {kilobytes} kB\nMemAvailable: {kilobytes} kB\n")
+    inside = ["unshare", "-rm", "sh", "-c", 'mount --bind "$0" /proc/meminfo && exec "$@"', str(told)]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    done = subprocess.run([*inside, PROGRAM, *map(str, args)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (args, done.stdout[-500:], done.stderr[-2000:])
     return done.stdout, done.stderr
 
 
