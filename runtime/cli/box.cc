@@ -6,6 +6,7 @@
 
 #include "kernels_gpu/device_list.h"
 #include "runtime/base/log.h"
+#include "runtime/cli/command.h"
 #include "runtime/cli/hardware_flags.h"
 #include "runtime/engine/stored_profile.h"
 #include "runtime/hw/cgroup.h"
@@ -177,15 +178,17 @@ sched::CpuKernels cpu_kernels(Isa isa) {
 }
 
 void add_hardware_flags(CLI::App& command, HardwareFlags& flags) {
-  command
-      .add_option("--gpu", flags.gpus,
-                  "A card: 5090, h100, '4090,48GiB' ...; given again, one more; none: the CPU alone. Without --ram and "
-                  "--cpu in this box")
+  const auto add = [&](const char* name, auto& value, const char* text) {
+    return not_empty(command.add_option(name, value, text));
+  };
+  add("--gpu", flags.gpus,
+      "A card: 5090, h100, '4090,48GiB' ...; given again, one more; none: the CPU alone. Without --ram and "
+      "--cpu in this box")
       ->allow_extra_args(false);
-  command.add_option("--ram", flags.ram, "Memory of another box: channels of all sockets x MT/s, such as 12x6000");
-  command.add_option("--ram-size", flags.ram_size, "Its size, such as 384GiB");
-  command.add_option("--cpu", flags.cpu, "Processor of another box: '64 cores, avx512', or amx");
-  command.add_option("--nvme", flags.nvme, "Read rate of its disk, such as 7GB/s");
+  add("--ram", flags.ram, "Memory of another box: channels of all sockets x MT/s, such as 12x6000");
+  add("--ram-size", flags.ram_size, "Its size, such as 384GiB");
+  add("--cpu", flags.cpu, "Processor of another box: '64 cores, avx512', or amx");
+  add("--nvme", flags.nvme, "Read rate of its disk, such as 7GB/s");
 }
 
 Result<Box> box_of(const HardwareFlags& flags) {

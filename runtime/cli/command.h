@@ -67,6 +67,9 @@ class ModelOptions {
 /// An option of bytes, such as 8GiB, 0 by default. A command line error: what is none, and negative ones.
 CLI::Option* as_size(CLI::Option* option);
 
+/// Takes no empty word: a command line error, where it would count as not given.
+CLI::Option* not_empty(CLI::Option* option);
+
 /// What the program ends with; docs/configuration.md tells users.
 enum ExitCode {
   kOther = 1,         // also: doctor found a problem, a check failed

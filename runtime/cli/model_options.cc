@@ -19,6 +19,11 @@ CLI::Option* as_size(CLI::Option* option) {
   return option;
 }
 
+CLI::Option* not_empty(CLI::Option* option) {
+  return option->check(
+      CLI::Validator([](const std::string& text) { return text.empty() ? "a value is missing" : std::string(); }, ""));
+}
+
 void ModelOptions::add_to(CLI::App& command, bool weights) {
   settings_ = Settings::add_to(command);
   weights_ = weights;

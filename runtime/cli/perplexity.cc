@@ -167,7 +167,7 @@ void add_perplexity(CLI::App& app, Outcome& outcome) {
   command->add_option("--text", o->text_path, "Text file; a BOS is put in front unless it is there")->required();
   command->add_option("--reference", o->reference_path,
                       "Logits of the same tokens, as `thermocline logits` writes them");
-  command->add_option("--reference-tensor", o->reference_tensor, "Name of the tensor in that file")
+  not_empty(command->add_option("--reference-tensor", o->reference_tensor, "Name of the tensor in that file"))
       ->capture_default_str();
   command->add_flag("--json", o->json, "One JSON object on standard output");
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(perplexity(*o)); });

@@ -87,8 +87,8 @@ void add_plan(CLI::App& app, Outcome& outcome) {
                    "v4-flash, v4-pro, v4.1-flash, v3, demo, or a folder with a config.json; weights need not be there")
       ->required();
   add_hardware_flags(*command, o->hardware);
-  command->add_option("--context", o->context,
-                      "Tokens of each sequence, such as 128k; 32k, or the model's limit, unless said");
+  not_empty(command->add_option("--context", o->context,
+                                "Tokens of each sequence, such as 128k; 32k, or the model's limit, unless said"));
   command->add_option("--batch", o->batch, "Sequences that run together")->capture_default_str();
   command->add_flag("--json", o->json, "The same as data");
   command->callback([o, &outcome] { outcome.exit_code = exit_code_of(plan(*o)); });

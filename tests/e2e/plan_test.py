@@ -161,6 +161,9 @@ def test_flags_that_contradict_each_other():
     assert "limit" in refused("--model", "demo", *BOX, "--context", "128k")
     for flag in ("--batch=x", "--batch=", "--batch=99999999999", "--batch=1.5", "--gpu=", "--ram=", "--context="):
         refused("--model", "v4-flash", flag, code=2)
+    for flag in ("--context", "--gpu", "--ram", "--ram-size", "--cpu", "--nvme"):
+        for empty in ([flag, ""], [f"{flag}="]):
+            assert f"{flag}: a value is missing" in refused("--model", "demo", *empty)
     refused(code=2)
 
 
