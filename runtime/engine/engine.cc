@@ -54,6 +54,12 @@ int near_misses(const ModelGeometry& g, const EngineOptions& o) {
   return o.record_trace.empty() ? 0 : std::min(g.n_activated_experts, g.n_routed_experts - g.n_activated_experts);
 }
 
+std::string unused_device_settings(const EngineOptions& o) {
+  std::string unused = o.gpu_memory > 0 ? "--gpu-memory" : "";
+  if (o.gpu.experts >= 0) unused += unused.empty() ? "--experts-on-gpu" : " and --experts-on-gpu";
+  return unused;
+}
+
 // Experts that a trace keeps of a router asked ahead.
 int guesses(const ModelGeometry& g, const EngineOptions& o) {
   constexpr int kMost = 64;  // that a trace keeps
@@ -76,6 +82,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   TC_ASSIGN(const gpu::DeviceChoice choice, gpu::parse_device(o.device));
   TC_ASSIGN(std::vector<std::unique_ptr<gpu::Device>> devices, gpu::open_devices(choice, o.gpu_memory));
   engine->cpu_ = detect_cpu_features();
+  if (const std::string unused = unused_device_settings(o); devices.empty() && !unused.empty())
+    log_warn("without a device {} changes nothing", unused);
   engine->table_ =
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
   log_debug("{}; {}", engine->cpu_.model, engine->table_.to_string());

@@ -49,9 +49,15 @@ def test_run_on_the_interpreted_device(logits):
         assert "SIMT interpreter 0: layers 0-5" in err, err
     assert run("run", "--model", DEMO, *question, "--device", "simt:2", "--quiet", "--max-tokens", 2)[1] == ""
     _, err = run("run", "--model", DEMO, "--device", "auto", *question)  # no card: the CPU does all of it
-    assert "SIMT" not in err, err
+    assert "SIMT" not in err and "without a device" not in err, err
     out, _ = run("bench", "gpu", "--device", "simt", "--shapes", "tiny", "--repetitions", 1)
     assert "4 experts, MXFP4, 8 tokens each" in out and "index scan" in out, out
+
+
+def test_settings_of_a_device_that_is_not_there_get_a_warning():
+    for flags, named in [(("--gpu-memory", "20GiB"), "--gpu-memory"), (("--experts-on-gpu", 4), "--experts-on-gpu"), (("--gpu-memory", "20GiB", "--experts-on-gpu", 0), "--gpu-memory and --experts-on-gpu")]:
+        _, err = run("run", "--model", DEMO, "--device", "none", "--prompt", "Hi", "--max-tokens", 1, *flags)
+        assert f"without a device {named} changes nothing" in err, err
 
 
 def test_device_flags_say_what_is_wrong():
