@@ -5,6 +5,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/cli/model_folder.h"
 #include "runtime/io/json_document.h"
+#include "runtime/server/wire/request_fields.h"
 #include "runtime/text/chat_encoding.h"
 #include "runtime/text/completion_parser.h"
 #include "runtime/text/detokenizer.h"
@@ -12,10 +13,18 @@
 namespace thermocline::cli {
 namespace {
 
+using server::Fields;
 using LineFunction = std::function<Result<Json>(const Json& line)>;
 
 // ASCII with \u escapes: some readers break lines at U+2028 or U+0085 too.
 std::string one_line(const Json& json) { return dump_json(json, -1, true); }
+
+// As a server reads the body of a request.
+Result<Json> read_line(const std::string& text) {
+  TC_ASSIGN(Json line, parse_bounded_json(text, {}));
+  if (!line.is_object()) return server::field_error("it", "should be a JSON object");
+  return line;
+}
 
 // Every line gets a line: the result, or {"error"} naming what is wrong with it. The exit code is 1 if one failed to be
 // read as JSON or lacks its fields; what a parser refuses is a result.
@@ -24,7 +33,7 @@ Status each_line(const LineFunction& function) {
   std::string line;
   for (size_t number = 1; std::getline(std::cin, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    Result<Json> json = parse_json(line);
+    Result<Json> json = read_line(line);
     Result<Json> out = json ? function(*json) : Result<Json>(std::move(json).error());
     if (out) {
       std::cout << one_line(*out) << '\n';
@@ -38,22 +47,17 @@ Status each_line(const LineFunction& function) {
   return status;
 }
 
-Result<std::string> string_field(const Json& line, const char* name, const std::string& fallback) {
-  if (!line.contains(name) || line[name].is_null()) return fallback;
-  return get_string(line, name);
-}
-
 Result<bool> is_thinking(const Json& line) {
-  TC_ASSIGN(const std::string mode, string_field(line, "thinking_mode", "chat"));
+  TC_ASSIGN(const std::string mode, Fields(line).text("thinking_mode", "chat"));
   if (mode != "chat" && mode != "thinking")
-    return invalid("thinking_mode is '" + mode + "'; chat and thinking are known");
+    return server::field_error("thinking_mode", "should be chat or thinking, not '" + mode.substr(0, 60) + "'");
   return mode == "thinking";
 }
 
 Status tokenize(const std::string& model) {
   TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(model)));
   return each_line([&](const Json& line) -> Result<Json> {
-    TC_ASSIGN(const std::string text, get_string(line, "text"));
+    TC_ASSIGN(const std::string text, Fields(line).required_text("text"));
     TC_ASSIGN(const std::vector<int32_t> ids, tokenizer->encode(text));
     return Json{{"ids", ids}};
   });
@@ -62,38 +66,27 @@ Status tokenize(const std::string& model) {
 Status detokenize_lines(const std::string& model) {
   TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(model)));
   return each_line([&](const Json& line) -> Result<Json> {
-    if (!line.is_object() || !line.contains("ids") || !line["ids"].is_array())
-      return invalid("field 'ids' is missing or no list");
-    std::vector<int32_t> ids;
-    for (const Json& id : line["ids"]) {
-      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer->size())
-        return invalid("ids[" + std::to_string(ids.size()) + "] = " + dump_json(id) + " is outside the vocabulary");
-      ids.push_back(id.get<int32_t>());
-    }
+    if (!Fields(line).find("ids")) return server::field_error("ids", "is missing");
+    TC_ASSIGN(const std::vector<int32_t> ids, Fields(line).token_ids("ids", tokenizer->size(), JsonLimits().values));
     TC_ASSIGN(const std::string text, detokenize(*tokenizer, ids));
     return Json{{"text", text}};
   });
 }
 
-Result<bool> bool_field(const Json& line, const char* name, bool fallback) {
-  if (!line.contains(name) || line[name].is_null()) return fallback;
-  if (!line[name].is_boolean()) return invalid("field '" + std::string(name) + "' should be true or false");
-  return line[name].get<bool>();
-}
-
 Status render(const std::string& model, bool for_generation) {
   TC_ASSIGN(const ProseConstants constants, of_model(read_prose_constants(model)));
   return each_line([&](const Json& line) -> Result<Json> {
-    if (!line.is_object() || !line.contains("messages")) return invalid("field 'messages' is missing");
+    const Fields fields(line);
+    if (!fields.find("messages")) return server::field_error("messages", "is missing");
     ChatOptions options;
     TC_ASSIGN(options.thinking, is_thinking(line));
-    TC_ASSIGN(options.reasoning_effort, string_field(line, "reasoning_effort", ""));
-    TC_ASSIGN(options.drop_thinking, bool_field(line, "drop_thinking", true));
+    TC_ASSIGN(options.reasoning_effort, fields.text("reasoning_effort", ""));
+    TC_ASSIGN(options.drop_thinking, fields.boolean("drop_thinking", true));
     if (!for_generation) {
       TC_ASSIGN(const RenderedPrompt prompt, render_chat(constants, line["messages"], options));
       return Json{{"text", prompt.text}};
     }
-    TC_ASSIGN(options.continue_final_message, bool_field(line, "continue_final_message", false));
+    TC_ASSIGN(options.continue_final_message, fields.boolean("continue_final_message", false));
     TC_ASSIGN(const RenderedPrompt prompt, render_generation_prompt(constants, line["messages"], options));
     return Json{{"text", prompt.text}, {"in_reasoning", prompt.in_reasoning}};
   });
@@ -132,7 +125,7 @@ ParsedCompletion parse_leniently(const ProseConstants& constants, const std::str
 Status parse(const std::string& model, bool lenient) {
   TC_ASSIGN(const ProseConstants constants, of_model(read_prose_constants(model)));
   return each_line([&](const Json& line) -> Result<Json> {
-    TC_ASSIGN(const std::string text, get_string(line, "text"));
+    TC_ASSIGN(const std::string text, Fields(line).required_text("text"));
     TC_ASSIGN(const bool thinking, is_thinking(line));
     if (lenient) {
       ToolProperties tools = tool_properties(line.value("tools", Json::array()));

@@ -32,15 +32,10 @@ Result<std::vector<int32_t>> encode_text(const ServedModel& model, const std::st
   return ids;
 }
 
-Result<std::string> required_text(const Json& body, const char* name) {
-  if (!Fields(body).find(name)) return field_error(name, "is missing");
-  return Fields(body).text(name, "");
-}
-
 // llama.cpp's: {content, add_special, parse_special, with_pieces} -> {tokens}.
 Result<Json> tokenize_content(const ServedModel& model, const Json& body) {
   const Fields fields(body);
-  TC_ASSIGN(const std::string content, required_text(body, "content"));
+  TC_ASSIGN(const std::string content, fields.required_text("content"));
   TC_ASSIGN(const bool bos, fields.boolean("add_special", false));
   TC_ASSIGN(const bool special, fields.boolean("parse_special", true));
   TC_ASSIGN(const bool pieces, fields.boolean("with_pieces", false));
@@ -66,7 +61,7 @@ Result<Json> counted_tokens(const ServedModel& model, const Json& body, const st
 // vLLM's: {prompt, add_special_tokens, return_token_strs} -> {count, max_model_len, tokens, token_strs}.
 Result<Json> tokenize_prompt(const ServedModel& model, const Json& body) {
   const Fields fields(body);
-  TC_ASSIGN(const std::string prompt, required_text(body, "prompt"));
+  TC_ASSIGN(const std::string prompt, fields.required_text("prompt"));
   TC_ASSIGN(const bool bos, fields.boolean("add_special_tokens", true));
   TC_ASSIGN(const bool special, fields.boolean("parse_special", true));
   TC_ASSIGN(const std::vector<int32_t> ids, encode_text(model, prompt, bos, special));

@@ -61,6 +61,11 @@ Result<std::string> Fields::text(const char* name, const std::string& fallback) 
   return value->get<std::string>();
 }
 
+Result<std::string> Fields::required_text(const char* name) const {
+  if (!find(name)) return error(name, "is missing");
+  return text(name, "");
+}
+
 Result<std::vector<std::string>> Fields::stops() const {
   constexpr size_t kMost = 16, kLongest = 4096;
   const Json* value = find("stop");

@@ -35,6 +35,7 @@ class Fields {
   Result<int64_t> integer(const char* name, int64_t fallback, int64_t low, int64_t high) const;
   Result<bool> boolean(const char* name, bool fallback) const;
   Result<std::string> text(const char* name, const std::string& fallback) const;
+  Result<std::string> required_text(const char* name) const;
   /// `stop`: a string or a list of at most 16, none of them empty or longer than 4,096 bytes.
   Result<std::vector<std::string>> stops() const;
   /// A list of token ids below `vocab`, at most `most` of them.
