@@ -11,7 +11,7 @@ if [ $# -gt 0 ]; then
   exec $PROGRAM run --model models/demo "$@"
 fi
 say "the demo model answers (a trained DeepSeek-V4 of 29 M parameters: see models/demo/README.md)"
-for prompt in "What is the capital of Norway?" "What is a thermocline?" "Tell me a story about a fox."; do
+for prompt in "What is the capital of Norway?" "What is a thermocline?" "Tell me a story."; do
   printf '\n> %s\n' "$prompt"
   $PROGRAM run --model models/demo --temperature 0 --prompt "$prompt"
 done

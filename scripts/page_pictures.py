@@ -9,7 +9,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "images"
-QUESTIONS = ["What is a thermocline?", "What is the capital of Norway?", "What is the opposite of cold?", "Tell me a story about a fox."]
+QUESTIONS = ["What is a thermocline?", "What is the capital of Norway?", "What is the opposite of cold?", "Tell me a story."]
 SEA = """The sea has three layers, **warm to cold**:
 
 1. the *mixed* layer, stirred by the wind
