@@ -322,7 +322,7 @@ Result<bool> bench_server(const ServerBenchOptions& o) {
   options.prefix_cache_bytes = 0;
   if (options.max_context == 0) options.max_context = 2 * (kPromptTokens + o.tokens);
   TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer,
-            Tokenizer::load(o.tokenizer.empty() ? o.model.model() : o.tokenizer));
+            load_tokenizer(o.tokenizer.empty() ? o.model.model() : o.tokenizer));
   TC_ASSIGN(const std::unique_ptr<Engine> engine, Engine::open(options));
   if (tokenizer->size() > engine->geometry().vocab_size) return invalid("--tokenizer has more tokens than the model");
   TC_RETURN_IF_ERROR(engine->start(*tokenizer, {}));

@@ -55,7 +55,7 @@ Result<bool> is_thinking(const Json& line) {
 }
 
 Status tokenize(const std::string& model) {
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(model)));
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, load_tokenizer(model));
   return each_line([&](const Json& line) -> Result<Json> {
     TC_ASSIGN(const std::string text, Fields(line).required_text("text"));
     TC_ASSIGN(const std::vector<int32_t> ids, tokenizer->encode(text));
@@ -64,7 +64,7 @@ Status tokenize(const std::string& model) {
 }
 
 Status detokenize_lines(const std::string& model) {
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(model)));
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, load_tokenizer(model));
   return each_line([&](const Json& line) -> Result<Json> {
     if (!Fields(line).find("ids")) return server::field_error("ids", "is missing");
     TC_ASSIGN(const std::vector<int32_t> ids, Fields(line).token_ids("ids", tokenizer->size(), JsonLimits().values));

@@ -77,4 +77,14 @@ Status check_model_folder(const fs::path& folder, bool weights) {
       inside.empty() ? suggestion(folder) : fmt::format("; did you mean {}?", (folder / inside[0]).string())));
 }
 
+Result<std::unique_ptr<Tokenizer>> load_tokenizer(const fs::path& folder) {
+  std::error_code ignored;
+  if (fs::status(folder / "tokenizer.json", ignored).type() == fs::file_type::not_found)
+    return no_model(fmt::format(
+        "{} has no tokenizer.json, and `thermocline synth` writes none: copy that of the published model there. logits "
+        "and bench step need none, bench server takes another folder's by --tokenizer DIR",
+        folder.string()));
+  return of_model(Tokenizer::load(folder));
+}
+
 }  // namespace thermocline::cli

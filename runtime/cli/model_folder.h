@@ -2,8 +2,10 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 
 #include "runtime/base/result.h"
+#include "runtime/text/tokenizer.h"
 
 namespace thermocline::cli {
 
@@ -22,5 +24,8 @@ Result<T> of_model(Result<T> result) {
   if (files && error.field.empty()) error.field = "--model";
   return error;
 }
+
+/// Its tokenizer. Errors: not_found, of --model, where it has none; those of Tokenizer::load.
+Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::filesystem::path& folder);
 
 }  // namespace thermocline::cli

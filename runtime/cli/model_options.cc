@@ -89,6 +89,7 @@ Result<EngineOptions> ModelOptions::engine_options() const {
     return invalid("unknown activations '" + activations_ + "': use exact or int8");
   options.int8_activations = activations_ == "int8";
   options.threads = threads_;
+  options.threads_source = settings_->source_of("--threads");
   options.topology = topology_;
   options.max_context = max_model_len_;
   options.direct_io = direct_io_;

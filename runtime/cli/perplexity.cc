@@ -102,7 +102,7 @@ Status perplexity(const PerplexityOptions& o) {
   TC_ASSIGN(EngineOptions options, o.model.engine_options());
   options.max_chunk = options.max_logit_rows = kChunk;
   options.quiet = o.json;
-  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, of_model(Tokenizer::load(o.model.model())));
+  TC_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, load_tokenizer(o.model.model()));
   TC_ASSIGN(const std::string text, read_text_file(o.text_path));
   TC_ASSIGN(std::vector<int32_t> ids, tokenizer->encode(text));
   TC_ASSIGN(const std::unique_ptr<Engine> engine, of_model(Engine::open(options)));

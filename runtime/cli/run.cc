@@ -55,7 +55,7 @@ class Session {
   static Result<std::unique_ptr<Session>> open(const RunOptions& o) {
     auto session = std::make_unique<Session>();
     TC_RETURN_IF_ERROR(o.model.check_architecture());
-    TC_ASSIGN(session->tokenizer_, of_model(Tokenizer::load(o.model.model())));
+    TC_ASSIGN(session->tokenizer_, load_tokenizer(o.model.model()));
     if (!o.raw) {
       TC_ASSIGN(session->constants_, of_model(read_prose_constants(o.model.model())));
     }

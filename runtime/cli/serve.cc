@@ -111,7 +111,7 @@ class Service {
     };
     systemd_.loading(0);
     TC_RETURN_IF_ERROR(o_.model.check_architecture());
-    TC_ASSIGN(tokenizer_, of_model(Tokenizer::load(o_.model.model())));
+    TC_ASSIGN(tokenizer_, load_tokenizer(o_.model.model()));
     SamplingParams defaults;
     if (!o_.no_generation_config) {
       TC_ASSIGN(defaults, of_model(server::read_sampling_defaults(o_.model.model())));

@@ -250,6 +250,14 @@ void Settings::take(CLI::Option& option, const std::vector<std::string>& values,
   g_taken += fmt::format("{}{} ({})", g_taken.empty() ? "" : ", ", option.get_name(), source);
 }
 
+std::string Settings::source_of(const std::string& name) const {
+  const CLI::Option* const option = command_.get_option(name);
+  const auto taken = taken_.find(option);
+  if (taken == taken_.end()) return name;
+  const std::string& source = taken->second.source;
+  return source.starts_with("env ") ? source.substr(4) : key_of(*option) + " in " + source.substr(5);
+}
+
 std::vector<SettingRow> Settings::rows() const {
   std::vector<SettingRow> rows;
   for (CLI::Option* option : settings_of(command_)) {

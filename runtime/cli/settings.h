@@ -37,6 +37,8 @@ class Settings {
   /// The log level that the file says now, for whoever was started without a flag or a variable for it; the default
   /// where the file no longer says one. Errors: invalid_argument, naming the file.
   Result<std::string> read_log_level() const;
+  /// Where a user changes an option: "--threads", "THERMOCLINE_THREADS" or "threads in FILE".
+  std::string source_of(const std::string& name) const;
   /// Rows of --print-config that are no option of the command: what the model says.
   void also_print(std::function<std::vector<SettingRow>()> rows) { more_rows_ = std::move(rows); }
 

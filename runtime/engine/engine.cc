@@ -88,7 +88,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
       o.numerics == Numerics::fp32 ? cpu::scalar::table() : cpu::make_kernel_table(engine->cpu_, o.max_isa);
   log_debug("{}; {}", engine->cpu_.model, engine->table_.to_string());
   if (const int best = engine->topology_.default_threads(); o.threads > 2 * best && !engine->topology_.synthetic)
-    log_warn("{} threads where {} would be best wait for each other: leave out --threads", o.threads, best);
+    log_warn("{} threads where {} would be best wait for each other: leave out {}", o.threads, best, o.threads_source);
   engine->pool_ = std::make_unique<WorkerPool>(engine->topology_, o.threads);
   const cpu::CpuContext cpu{*engine->pool_, engine->table_};
   if (!o.machine && o.calibrated) o.machine = calibrated_profile(machine_of(*engine));

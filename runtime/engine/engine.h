@@ -26,12 +26,13 @@ struct EngineOptions {
   std::filesystem::path model;
   Numerics numerics = Numerics::published;
   Isa max_isa = Isa::amx;
-  int threads = 0;             // 0: one per core this process may use
-  std::string topology;        // an hwloc description instead of this machine's, for tests
-  int64_t max_context = 0;     // 0: the model's own limit, at most kDefaultContext
-  int64_t max_chunk = 512;     // tokens of a prefill step
-  int64_t max_logit_rows = 1;  // tokens of a step whose logits can be asked for
-  int max_sequences = 1;       // sequences that run together (--max-num-seqs)
+  int threads = 0;                           // 0: one per core this process may use
+  std::string threads_source = "--threads";  // what said so, for messages
+  std::string topology;                      // an hwloc description instead of this machine's, for tests
+  int64_t max_context = 0;                   // 0: the model's own limit, at most kDefaultContext
+  int64_t max_chunk = 512;                   // tokens of a prefill step
+  int64_t max_logit_rows = 1;                // tokens of a step whose logits can be asked for
+  int max_sequences = 1;                     // sequences that run together (--max-num-seqs)
   /// Tokens the KV cache holds, of all sequences together; at least max_context, or with kv_below_context a step's
   /// chunk. 0: max_context for each of max_sequences, or as many as fit the byte budget; without one the free memory,
   /// of a device half of it: the rest is for experts.

@@ -100,7 +100,7 @@ Status MemoryPlan::check() const {
       if (row.tier == t.number && !row.advice.empty() && advice.find(row.advice) == std::string::npos)
         advice += (advice.empty() ? "" : "; or ") + row.advice;
     return Error{ErrorCode::out_of_memory,
-                 fmt::format("not enough memory on {}: {} needed, {} there; the {} do not fit\n{}{}",
+                 fmt::format("not enough memory on {}: {} needed, {} there; what does not fit: {}\n{}{}",
                              t.number == kHost ? "the host" : tier_name(t.number), size_text(planned_bytes(t.number)),
                              size_text(t.capacity), large->owner, to_string(), advice)};
   }

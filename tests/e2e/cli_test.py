@@ -244,6 +244,13 @@ def test_synth_writes_a_model_that_runs(logits, tmp_path):
     assert "already holds" in err, err
 
 
+def test_a_model_of_synth_has_no_tokenizer(tmp_path):
+    run("synth", "--like", "demo", "--layers", 1, "--out", tmp_path / "model", "--quiet")
+    for command in (["run", "--prompt", "Hi"], ["tokenize"], ["bench", "server", "--streams", 1]):
+        _, err = run(*command, "--model", tmp_path / "model", code=3)
+        assert f"{tmp_path / 'model'} has no tokenizer.json" in err and "synth" in err and "--tokenizer DIR" in err, err
+
+
 def test_text_tools_answer_line_by_line():
     lines = read_jsonl(TEXT / "chat_encoding.jsonl")[:40]
     assert [o["text"] for o in jsonl("render", DEMO, [{k: v for k, v in line.items() if k != "text"} for line in lines])] == [line["text"] for line in lines]
@@ -396,9 +403,14 @@ def test_synthetic_topologies_and_thread_counts_change_no_bit(logits):
         assert (logits(DEMO, ids, *flags)["logits"] == expected).all(), flags
 
 
-def test_too_many_threads_get_a_warning():
+def test_too_many_threads_get_a_warning(monkeypatch, tmp_path):
     _, err = run("run", "--model", DEMO, "--prompt", "hi", "--max-tokens", 1, "--threads", 4 * os.cpu_count())
-    assert f"{4 * os.cpu_count()} threads where" in err, err
+    assert f"{4 * os.cpu_count()} threads where" in err and "leave out --threads" in err, err
+    short = ("run", "--model", DEMO, "--prompt", "hi", "--max-tokens", 1)
+    (tmp_path / "box.toml").write_text(f"threads = {4 * os.cpu_count()}\n")
+    assert f"leave out threads in {tmp_path / 'box.toml'}" in run(*short, "--config", tmp_path / "box.toml")[1]
+    monkeypatch.setenv("THERMOCLINE_THREADS", str(4 * os.cpu_count()))
+    assert "leave out THERMOCLINE_THREADS" in run(*short)[1]
 
 
 def test_calibrate_keeps_a_profile_that_bench_step_predicts_from(tmp_path, monkeypatch):

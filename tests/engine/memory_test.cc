@@ -359,7 +359,7 @@ TEST(EngineOpen, RefusesBeforeItReads) {
   const auto small = Engine::open(other);
   ASSERT_FALSE(small);
   EXPECT_EQ(small.error().code, ErrorCode::out_of_memory);
-  EXPECT_NE(small.error().message.find("dense weights do not fit"), std::string::npos) << small.error().message;
+  EXPECT_NE(small.error().message.find("what does not fit: dense weights"), std::string::npos) << small.error().message;
   other = options;
   other.kv_tokens = int64_t{1} << 38;
   EXPECT_EQ(Engine::open(other).error().code, ErrorCode::out_of_memory);

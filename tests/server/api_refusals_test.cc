@@ -122,6 +122,8 @@ TEST_F(ApiTest, MalformedChatsNameTheField) {
     EXPECT_TRUE(body.contains("stream") || streamed(kChat, body).status == 400) << body;
   }
   EXPECT_EQ(post(kChat, Json::object()).param(), "messages");
+  EXPECT_EQ(chat({{"reasoning_effort", "silly"}}).error().at("message"),
+            "reasoning_effort should be none, minimal, low, medium, high, xhigh or max, not 'silly'");
   EXPECT_TRUE(backend.requests.empty());
   EXPECT_EQ(backend.counters->waiting().requests, 0);
   EXPECT_EQ(backend.counters->waiting().bytes, 0);

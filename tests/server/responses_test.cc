@@ -285,7 +285,7 @@ TEST_F(ResponsesTest, ErrorsNameTheFieldAsItWasSent) {
            {"background", true, "background is not offered"},
            {"text", {{"format", {{"type", "json_schema"}}}}, "text.format of type json_schema is not offered"},
            {"tool_choice", "required", "tool_choice that forces a call"},
-           {"reasoning", {{"effort", "huge"}}, "reasoning.effort is 'huge'"},
+           {"reasoning", {{"effort", "huge"}}, "reasoning.effort should be none, minimal"},
            {"tools", 3, "tools should be a list"},
            {"tools", Json::parse(R"([{"type":"function","name":"f","description":{}}])"), "tools[0].description"},
            {"conversation", "c", "conversation is not offered"}}) {

@@ -1,5 +1,7 @@
 #include "runtime/server/api/chat_prompt.h"
 
+#include <algorithm>
+
 #include "runtime/server/api/chat_translation.h"
 #include "runtime/server/wire/request_fields.h"
 
@@ -65,11 +67,16 @@ Result<Json> read_messages(const Json& body, ToolProperties& properties, bool& a
   return messages;
 }
 
+constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium", "high", "xhigh", "max"};
+
 Result<ChatOptions> read_options(const Json& body, bool think) {
   const Fields fields(body);
   ChatOptions options;
   options.thinking = think;
   TC_ASSIGN(std::string effort, fields.text("reasoning_effort", ""));
+  if (!effort.empty() && std::ranges::find(kEfforts, effort) == std::end(kEfforts))
+    return field_error("reasoning_effort",
+                       "should be none, minimal, low, medium, high, xhigh or max, not '" + effort.substr(0, 60) + "'");
   if (!effort.empty()) options.thinking = effort != "none" && effort != "minimal";
   if (effort == "none" || effort == "minimal") effort = "";
   if (effort == "medium") effort = "high";
