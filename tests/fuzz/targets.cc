@@ -4,8 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
+#include <sstream>
 #include <string_view>
 
+#include "runtime/cli/config_file.h"
 #include "runtime/engine/doctor.h"
 #include "runtime/engine/expert_profile.h"
 #include "runtime/engine/machine_profile_json.h"
@@ -235,7 +238,17 @@ void machine_profile(std::string_view data) {
   check(again && machine_profile_json(*again) == json);
 }
 
+void settings_file(std::string_view data) {
+  std::istringstream in{std::string(data)};
+  try {
+    for (const cli::ConfigLine& line : cli::read_config(in, "file"))
+      check(line.kind == cli::ConfigLine::Kind::list || line.values.size() == 1);
+  } catch (const std::exception&) {  // CLI11's errors are
+  }
+}
+
 constexpr std::pair<std::string_view, void (*)(std::string_view)> kTargets[] = {
+    {"settings_file", settings_file},
     {"trace", trace},
     {"trace_csv", trace_csv},
     {"expert_profile", expert_profile},
