@@ -266,7 +266,7 @@ def test_text_tools_answer_line_by_line():
     for command, line, error in [("tokenize", '{"text": "a"', "JSON ends too early, at byte 12"), ("tokenize", '{"text": a}', "not JSON at byte 9"), ("tokenize", '[{"text": "a"}]', "it should be a JSON object"),
                                  ("tokenize", '{"text": "a", "text": "b"}', "the key 'text' appears twice in one object"), ("tokenize", '{"text": ["\\ud800"]}', "text[0] holds half of a surrogate pair"), ("tokenize", '{"text": 5}', "text should be a string"),
                                  ("detokenize", "{}", "ids is missing"), ("detokenize", '{"ids": [1, 5000]}', "ids[1] should be a token id below 4093"), ("detokenize", '{"ids": [1e999]}', "ids[0] is out of range"),
-                                 ("render", '{"messages": [{"role": "user"}]}', "messages[0].content"), ("render", "7", "it should be a JSON object"), ("render", '{"messages": [], "drop_thinking": 1}', "drop_thinking should be true or false"),
+                                 ("render", '{"messages": [{"role": "user", "content": 5}]}', "messages[0].content"), ("render", "7", "it should be a JSON object"), ("render", '{"messages": [], "drop_thinking": 1}', "drop_thinking should be true or false"),
                                  ("parse", '{"text": "a", "thinking_mode": "deep"}', "thinking_mode should be chat or thinking, not 'deep'")]:
         out, err = run(command, "--model", DEMO, stdin=line + "\n", code=1)
         assert error in json.loads(out)["error"] and "line 1: " in err and "parse error" not in out + err, (line, out)
