@@ -149,5 +149,8 @@ void fill(KernelTable& table);
 namespace amx_emulated {  // the same kernels on emulated tiles, for machines without AMX
 void fill(KernelTable& table);
 }
+namespace amx_emulated_avx512 {  // with the decoders of amx: for tests on CPUs with AVX-512
+void fill(KernelTable& table);
+}
 
 }  // namespace thermocline::cpu

@@ -1,4 +1,5 @@
-// AMX GEMM micro-kernels, compiled twice: on the instructions, and on their emulation (TC_AMX_EMULATED).
+// AMX GEMM micro-kernels, compiled three times: on the instructions, on their emulation (TC_AMX_EMULATED), and on the
+// emulation with the decoders of the first, which is for tests.
 //
 // A weight tile, widened to bf16, is a B tile of TDPBF16PS: 16 column pairs x 16 rows; up to 16 tokens are an A tile as
 // they lie, and up to four of those share a weight tile. Every number of tokens goes through tiles, so there is one
@@ -18,7 +19,9 @@
 #include "kernels_cpu/prefetch.h"
 #endif
 
-#ifdef TC_AMX_EMULATED
+#if defined(TC_AMX_EMULATED) && defined(__AVX512VBMI__)
+#define TC_AMX_NAMESPACE amx_emulated_avx512
+#elif defined(TC_AMX_EMULATED)
 #define TC_AMX_NAMESPACE amx_emulated
 #else
 #define TC_AMX_NAMESPACE amx

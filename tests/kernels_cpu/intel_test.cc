@@ -71,5 +71,28 @@ TEST_F(IntelKernels, AttentionGivesTheSameBits) {
     }
 }
 
+// What decodes weights where there is AMX, on emulated tiles, against plain decoders on the same tiles.
+TEST_F(IntelKernels, DecodersForTilesGiveTheBitsOfPlainOnes) {
+  const KernelTable plain = make_kernel_table(detect_cpu_features(), Isa::amx_emulated);
+  KernelTable tiles = plain;
+  amx_emulated_avx512::fill(tiles);
+  ASSERT_NE(plain.gemm[0], tiles.gemm[0]);
+  std::mt19937 random(3);
+  for (int kind = 0; kind < kGemmKinds; ++kind)
+    for (const bool far_scales : {false, true})  // beyond what folds into bf16
+      for (const int64_t m : {1, 7, 16, 17, 40, 64}) {
+        test::RandomMatrix r = test::random_matrix(random, static_cast<GemmKind>(kind), 40, 416);
+        if (far_scales && r.matrix.scale == ScaleFormat::e8m0_rows)
+          for (uint8_t& scale : r.scales) scale = static_cast<uint8_t>(random() % 200);
+        const std::vector<float> x = test::random_floats(random, m * 416);
+        EXPECT_EQ(run(plain, r.matrix, x, m, {Activation::bf16}), run(tiles, r.matrix, x, m, {Activation::bf16}))
+            << "kind " << kind << " m " << m;
+        if (plain.gemm_int8[kind]) {
+          EXPECT_EQ(run(plain, r.matrix, x, m, {Activation::int8}), run(tiles, r.matrix, x, m, {Activation::int8}))
+              << "int8, kind " << kind << " m " << m;
+        }
+      }
+}
+
 }  // namespace
 }  // namespace thermocline::cpu
