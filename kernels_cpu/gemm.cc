@@ -112,17 +112,18 @@ GemmTile gemm_tile(const KernelTable& table, const PackedShape& w, Activation ac
 
 namespace {
 
-constexpr int64_t kRowsAtOnce = 64, kGroupsAtOnce = 8;  // 64 rows of 4096 columns are 0.5 or 1 MiB
-
-void run_part(const KernelTable& table, const GemmJob& job, int64_t first, int64_t last, int64_t begin, int64_t end) {
+// Row groups [first, last) of one job. A group comes from memory once and stays in cache while all rows pass; decoding
+// it again for every block costs less than a decoded copy of four times the bytes.
+void run_job(const KernelTable& table, const GemmJob& job, int64_t first, int64_t last) {
   const PackedMatrix& w = *job.w;
   const GemmInput& x = *job.x;
+  const int64_t blocks = x.blocks(job.rows);
   const GemmTile tile = gemm_tile(table, w, x.activation());
   alignas(64) float out[kMaxTokenBlock * kTileRows];
   for (int64_t group = first; group < last; ++group) {
     const RowGroup rows = w.row_group(group);
     const int64_t width = std::min(kTileRows, w.n - group * kTileRows);
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = 0; b < blocks; ++b) {
       const RowBlock block = x.block(job.rows, b);
       tile(rows, x.data(block), block.rows, out);
       if (job.round) ref::round_to_bf16(out, block.rows * kTileRows);
@@ -130,18 +131,6 @@ void run_part(const KernelTable& table, const GemmJob& job, int64_t first, int64
       for (int i = 0; i < block.rows; ++i) std::copy_n(out + i * kTileRows, width, y + i * job.y_stride);
     }
   }
-}
-
-// Row groups [first, last) of one job. Few rows: a group comes from memory once and stays in cache while all rows pass;
-// decoding it again for every block costs less than a decoded copy of four times the bytes. Many rows would come from
-// L3 for every group: some of them stay in L2 while a few groups pass.
-void run_job(const KernelTable& table, const GemmJob& job, int64_t first, int64_t last) {
-  const GemmInput& x = *job.x;
-  const int64_t blocks = x.blocks(job.rows), blocks_at_once = kRowsAtOnce / table.token_block;
-  for (int64_t group = first; group < last; group += kGroupsAtOnce)
-    for (int64_t block = 0; block < blocks; block += blocks_at_once)
-      run_part(table, job, group, std::min(last, group + kGroupsAtOnce), block,
-               std::min(blocks, block + blocks_at_once));
 }
 
 }  // namespace
